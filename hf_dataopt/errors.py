@@ -1,0 +1,16 @@
+"""Exceptions a caller may want to handle by name; bad arguments raise plain `ValueError` or `TypeError`."""
+
+
+class UnsupportedModelError(ValueError):
+    """The model's architecture is not one the method was written and tested for. Nothing was computed."""
+
+
+class DroppedTokensError(ValueError):
+    """A call with a compressed cache would silently lose prompt tokens or misplace them."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is needed; the message names the extra that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'hf-dataopt[{extra}]'")

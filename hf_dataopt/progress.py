@@ -1,0 +1,37 @@
+"""Progress bars that users silence the way they silence every Hugging Face bar (`HF_HUB_DISABLE_PROGRESS_BARS=1`)."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def track(
+    items: Iterable[T], description: str, *, total: int | None = None, unit: str = "it", disable: bool = False
+) -> Iterator[T]:
+    """Iterate `items` behind a progress bar on the main process.
+
+    Args:
+        items: anything iterable.
+        description: what is being done, shown left of the bar.
+        total: number of items, when `items` has no length.
+        unit: name of one item.
+        disable: show nothing.
+
+    Returns:
+        The items, unchanged.
+    """
+    from huggingface_hub.utils import tqdm
+
+    from .distributed import is_main_process
+
+    yield from tqdm(items, desc=description, total=total, unit=unit, disable=disable or not is_main_process())
+
+
+def bar(total: int, description: str, *, unit: str = "it", disable: bool = False) -> Any:
+    """A bar that is moved by hand (`.update(n)`), for work that is not a plain loop; use it as a context manager."""
+    from huggingface_hub.utils import tqdm
+
+    from .distributed import is_main_process
+
+    return tqdm(desc=description, total=total, unit=unit, disable=disable or not is_main_process())
