@@ -1,0 +1,103 @@
+"""Settings of KVzip, each with its range and the place it comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
+FIRST_REPEAT_PROMPT = "\n\nRepeat the previous context exactly."
+NEXT_REPEAT_PROMPT = "\n\nRepeat the part of the previous context exactly, starting with "
+
+_CHOICES = {
+    "level": ("pair", "pair-uniform", "head"),
+    "replay": ("exact", "local"),
+    "softmax_keys": ("chunk", "all"),
+    "ties": ("position", "reference"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVzipConfig:
+    """How a context's cache is scored and evicted.
+
+    Args:
+        keep_ratio (`float`, in (0, 1], default 0.3): share of the *context's* key-value pairs that stays; system prompt
+            and template tokens always stay on top (section 8.4.1; 0.3 is the reference's default).
+        max_kv_tokens (`int`, >= 1, optional): budget instead of `keep_ratio`: mean number of stored tokens per layer and
+            head, prefix included. A context that fits is kept whole.
+        level (`str`, default `"pair"`): `"pair"` spreads the budget over all layers and heads (non-uniform, section
+            8.4.1); `"pair-uniform"` gives every head the same number of pairs; `"head"` keeps or drops the context of a
+            head as a whole (section 8.3).
+        chunk_size (`int`, tokens, >= 1, default 2000): context tokens repeated at a time, `m` of section 8.3.4 (the text
+            says 2K, the reference code 2000). Smaller chunks need less time and memory.
+        overlap (`int`, tokens, >= 0, default 8): last tokens of the preceding chunk put into the repeat prompt (Figure 8.7).
+        replay (`str`, default `"exact"`): `"exact"` repeats with the whole cache in sight, as the text; `"local"` lets the
+            repeat pass see prefix, chunk and itself only: linear time, an approximation.
+        softmax_keys (`str`, default `"chunk"`): keys under the score's softmax: prefix, chunk and repeat input (reference
+            code), or `"all"` keys (Eq. 8.2 read literally; needs `replay="exact"`).
+        ties (`str`, default `"position"`): `"position"` keeps exactly floor(N * keep_ratio) pairs, earlier positions
+            first among equals; `"reference"` is the reference code's strict threshold, which keeps fewer.
+        prefill_chunk_size (`int`, tokens, >= 1, default 16000): context tokens per forward while prefilling.
+        task_line (`str`): instruction put before the context, as the reference code does.
+
+    Raises:
+        ValueError: a field is out of its range.
+        TypeError: a field has the wrong type.
+
+    Source: chapter 8; defaults from the reference code where it and the text differ.
+
+    Example:
+        >>> KVzipConfig(keep_ratio=0.5).to_json_string()[:17]
+        '{"keep_ratio": 0.'
+    """
+
+    keep_ratio: float = 0.3
+    max_kv_tokens: int | None = None
+    level: Literal["pair", "pair-uniform", "head"] = "pair"
+    chunk_size: int = 2000
+    overlap: int = 8
+    replay: Literal["exact", "local"] = "exact"
+    softmax_keys: Literal["chunk", "all"] = "chunk"
+    ties: Literal["position", "reference"] = "position"
+    prefill_chunk_size: int = 16_000
+    task_line: str = TASK_LINE
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep_ratio, bool) or not isinstance(self.keep_ratio, int | float):
+            raise TypeError(f"keep_ratio must be a number, got {type(self.keep_ratio).__name__}")
+        if not 0 < self.keep_ratio <= 1:
+            raise ValueError(
+                f"keep_ratio must be in (0, 1], got {self.keep_ratio}; it is the share that stays, not the share removed"
+            )
+        for name, least in (("chunk_size", 1), ("overlap", 0), ("prefill_chunk_size", 1), ("max_kv_tokens", 1)):
+            value = getattr(self, name)
+            if value is None and name == "max_kv_tokens":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.softmax_keys == "all" and self.replay == "local":
+            raise ValueError("softmax_keys='all' needs the whole cache in sight: use replay='exact'")
+
+    def to_json_string(self) -> str:
+        """The settings as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json_string(cls, text: str) -> KVzipConfig:
+        """Settings from `to_json_string`'s output.
+
+        Raises:
+            ValueError: not JSON, or a field this version does not know.
+        """
+        values: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown KVzip settings {unknown}; were they written by a newer version?")
+        return cls(**values)

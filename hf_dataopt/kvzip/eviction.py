@@ -1,0 +1,74 @@
+"""Which key-value pairs stay: the global top share of section 8.4.1 and its uniform and head-level forms."""
+
+from __future__ import annotations
+
+import torch
+
+from .config import KVzipConfig
+
+
+def keep_mask(scores: torch.Tensor, config: KVzipConfig, n_prefix: int = 0) -> torch.Tensor:
+    """Pairs that stay, for a budget over all scored layers and heads.
+
+    Args:
+        scores: (layers, KV heads, n) float, importance of every context pair, higher stays; NaN is refused.
+        config: budget (`keep_ratio` or `max_kv_tokens`), `level` and `ties`.
+        n_prefix: tokens kept in front of the context, counted by `max_kv_tokens`.
+
+    Returns:
+        (layers, KV heads, n) bool, True = stays.
+
+    Raises:
+        ValueError: scores of another rank, empty, or with NaN; a token budget that the prefix alone exceeds.
+
+    Source: section 8.4.1 (non-uniform budget), section 8.3 (head level).
+    Differs: `ties="position"` keeps floor(N * keep_ratio) pairs exactly, as the text says; the reference code's strict
+        threshold keeps one less, and far fewer where scores are equal (`ties="reference"`).
+    Cost: one sort of all scores.
+
+    Example:
+        >>> keep_mask(torch.tensor([[[0.1, 0.9, 0.5, 0.5]]]), KVzipConfig(keep_ratio=0.5))
+        tensor([[[False,  True,  True, False]]])
+    """
+    if scores.ndim != 3 or scores.numel() == 0:
+        raise ValueError(f"scores must be (layers, KV heads, tokens) and not empty, got shape {tuple(scores.shape)}")
+    if torch.isnan(scores).any():
+        raise ValueError("scores hold NaN; score the context again in float32 or check the model's weights")
+    ratio = budget_ratio(config, scores.shape[-1], n_prefix)
+    if ratio >= 1:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if config.level == "pair":
+        return _top(scores.reshape(1, -1), ratio, config.ties).reshape(scores.shape)
+    if config.level == "pair-uniform":
+        # equal budgets per head are exact in the reference code as well
+        return _top(scores.reshape(-1, scores.shape[-1]), ratio, "position").reshape(scores.shape)
+    heads = scores.amax(dim=-1)
+    if config.ties == "reference":
+        return _top(heads[..., None].expand_as(scores).reshape(1, -1), ratio, "reference").reshape(scores.shape)
+    return _top(heads.reshape(1, -1), ratio, "position").reshape(heads.shape)[..., None].expand_as(scores).contiguous()
+
+
+def budget_ratio(config: KVzipConfig, n_context: int, n_prefix: int) -> float:
+    """The share of context pairs that stays, from `keep_ratio` or from `max_kv_tokens`.
+
+    Raises:
+        ValueError: `max_kv_tokens` leaves nothing for the context.
+    """
+    if config.max_kv_tokens is None:
+        return config.keep_ratio
+    left = config.max_kv_tokens - n_prefix
+    if left < 1:
+        raise ValueError(
+            f"max_kv_tokens={config.max_kv_tokens} leaves no room beside the {n_prefix} prefix tokens; allow more"
+        )
+    return min(left / n_context, 1.0)
+
+
+def _top(scores: torch.Tensor, ratio: float, ties: str) -> torch.Tensor:
+    """True at the top `int(n * ratio)` of each row of (rows, n)."""
+    count = int(scores.shape[1] * ratio)
+    if ties == "reference":
+        threshold = scores.sort(dim=1, descending=True).values[:, max(count - 1, 0)]
+        return scores > threshold[:, None]
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
