@@ -65,5 +65,5 @@ def layer_kinds(config: Any) -> list[str]:
     """
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    names = {DynamicLayer: "full", DynamicSlidingWindowLayer: "sliding"}
+    names: dict[type, str] = {DynamicLayer: "full", DynamicSlidingWindowLayer: "sliding"}
     return [names.get(type(layer), "other") for layer in DynamicCache(config=config).layers]

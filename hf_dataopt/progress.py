@@ -21,7 +21,7 @@ def track(
     Returns:
         The items, unchanged.
     """
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     from .distributed import is_main_process
 
@@ -30,7 +30,7 @@ def track(
 
 def bar(total: int, description: str, *, unit: str = "it", disable: bool = False) -> Any:
     """A bar that is moved by hand (`.update(n)`), for work that is not a plain loop; use it as a context manager."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     from .distributed import is_main_process
 

@@ -78,8 +78,9 @@ def _attend_in_blocks(
     for start in range(0, rows, block):
         logits = (grouped[..., start : start + block, :] @ key_t).float() * scale
         if causal:
-            visible = torch.arange(length, device=query.device) <= (
-                torch.arange(start, min(start + block, rows), device=query.device)[:, None]
+            visible = (
+                torch.arange(length, device=query.device)
+                <= (torch.arange(start, min(start + block, rows), device=query.device)[:, None])
             )
             logits = logits.masked_fill(~visible, torch.finfo(torch.float32).min)
         elif mask is not None:
@@ -195,7 +196,9 @@ def routed_attention(
     if layer is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("softcap") is not None:
-        raise ValueError("this model soft-caps its attention logits, which a compressed cache cannot do; use a plain cache")
+        raise ValueError(
+            "this model soft-caps its attention logits, which a compressed cache cannot do; use a plain cache"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = layer.attend(query, key, value, attention_mask, scale)
     return output.transpose(1, 2).contiguous(), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -89,9 +89,11 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, context: str, config: KVzip
     Source: section 8.3.4; the wording of the prompts is the reference code's.
     """
     if not isinstance(context, str):
-        raise TypeError(f"context must be a str, got {type(context).__name__}; decode token ids first or use KVzipPrompt")
+        raise TypeError(
+            f"context must be a str, got {type(context).__name__}; decode token ids first or use KVzipPrompt"
+        )
     if getattr(tokenizer, "chat_template", None):
-        rendered = tokenizer.apply_chat_template(
+        rendered: Any = tokenizer.apply_chat_template(
             [{"role": "user", "content": config.task_line + _SENTINEL}], tokenize=False, add_generation_prompt=True
         )
         if rendered.count(_SENTINEL) != 1:

@@ -5,6 +5,7 @@ Section 8.3.2 (Eq. 8.2) and section 8.3.4 (chunked scoring, Figure 8.7).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from dataclasses import dataclass
@@ -143,17 +144,15 @@ def score_context(
     attach(model)
     scores = torch.zeros(
         len(prefilled.scored_layers),
-        prefilled.cache.layers[prefilled.scored_layers[0]].keys.shape[1],
+        text_config(model).num_key_value_heads,
         prefilled.n_context,
         device=decoder.device,
     )
     with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown:
         for start, end, ids in prompt.repeat_inputs(config.chunk_size, config.overlap):
             cache = _ReplayCache(prefilled, config, start, end, scores)
-            try:
+            with contextlib.suppress(_AllScored):
                 decoder(input_ids=ids.to(decoder.device)[None], past_key_values=cache, use_cache=True)
-            except _AllScored:
-                pass
             shown.update(end - start)
     return scores
 
@@ -186,7 +185,7 @@ class _ReplayLayer(DynamicLayer):
 
     def __init__(
         self,
-        full: DynamicLayer,
+        full: Any,
         n_prefix: int,
         start: int,
         end: int,

@@ -1,0 +1,411 @@
+"""KVzip, chapter 8: compress a context's cache once, answer any number of questions from it.
+
+The story: encode the context (`scoring.prefill`), let the model repeat it and keep the attention each pair receives
+(`scoring.score_context`, Eq. 8.2), keep the top share over all layers and heads (`eviction.keep_mask`, section 8.4.1), and
+free the rest. What stays is ragged, so the layers below compute their own attention (`attention.attend_ragged`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from ..errors import DroppedTokensError
+from .attention import RoutedCache, attach, attend, attend_ragged, merge, tag
+from .config import KVzipConfig
+from .eviction import keep_mask
+from .prompt import KVzipPrompt, build_prompt, question_ids
+from .scoring import PrefilledContext, check_supported, prefill, score_context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RaggedContext:
+    """What one layer keeps of a context; never changed, so every fork of a cache shares it.
+
+    Args:
+        keys, values: (sum of lengths, d), the KV heads one after the other, each in order of position, keys after RoPE.
+        lengths: kept pairs of each KV head, prefix included.
+        n_tokens: tokens the context had (its logical length).
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    lengths: list[int]
+    n_tokens: int
+
+    @classmethod
+    def evict(cls, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> RaggedContext:
+        """Copy the pairs that stay out of a full layer.
+
+        Args:
+            keys, values: (1, KV heads, n, d).
+            keep: (KV heads, n) bool.
+
+        Returns:
+            A context that holds memory for the kept pairs only.
+        """
+        kept = keep.to(keys.device)
+        return cls(keys[0][kept], values[0][kept], kept.sum(dim=1).tolist(), keep.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the kept keys and values."""
+        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RaggedContext:
+        return self
+
+
+class KVzipLayer(DynamicLayer):
+    """One global-attention layer: a shared ragged context and a dense tail of the tokens that came after it."""
+
+    def __init__(self, context: RaggedContext) -> None:
+        super().__init__()
+        self.context = context
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append to the tail and hand the tail to the model, marked so that attention comes back to `attend`."""
+        keys, values = super().update(key_states, value_states)
+        return tag(keys, self), values
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """Attention (B, H, q, d) over the kept context, all of it visible, and the tail under its causal mask."""
+        context = attend_ragged(query, self.context.keys, self.context.values, self.context.lengths, scale=scale)
+        # transformers leaves the mask out where plain causality says it all: a first tail, or a single new token
+        causal = mask is None and query.shape[2] > 1
+        tail = attend(query, key, value, scale=scale, mask=mask, causal=causal)
+        return merge([context, tail])[0]
+
+    @property
+    def n_tail(self) -> int:
+        """Tokens after the context."""
+        return self.keys.shape[-2] if self.keys is not None and self.keys.numel() else 0
+
+    def get_seq_length(self) -> int:
+        """Logical length: all tokens ever seen, evicted or not."""
+        return self.context.n_tokens + self.n_tail
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Masks cover the tail only; it starts where the context ended."""
+        return self.n_tail + query_length, self.context.n_tokens
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens of the tail (negative count, as transformers has it).
+
+        Raises:
+            ValueError: more tokens than the tail has; a compressed context cannot be cut.
+        """
+        if abs(tokens_to_remove) > self.n_tail:
+            raise ValueError(
+                f"cannot remove {abs(tokens_to_remove)} tokens: {self.n_tail} came after the compressed context, which cannot "
+                "be cut; compress a shorter context instead"
+            )
+        super().crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        """Forget the tail; the compressed context stays."""
+        self.keys = self.values = None
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorder the tail's rows; the context is the same in all of them."""
+        if self.n_tail:
+            super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat the tail's rows; the context is shared by all of them."""
+        if self.n_tail:
+            super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Select the tail's rows."""
+        if self.n_tail:
+            super().batch_select_indices(indices)
+
+
+class KVzipCache(RoutedCache):
+    """A context's compressed key-value cache for `generate`, made once and reused for any question.
+
+    Build it with `from_context` (or `from_scores`), then give each request its own `fork()`. `get_seq_length()` is the
+    logical length: positions go on where the full context ended, although each layer and head stores its own number of
+    pairs. The evicted pairs are freed.
+
+    Args:
+        layers (`list`): one cache layer per model layer.
+        prompt (`KVzipPrompt`): token sequences of the compressed context.
+        config (`KVzipConfig`): how it was compressed.
+        tokenizer (`PreTrainedTokenizerBase`, optional): lets `inputs` take questions as text.
+
+    Source: chapter 8.
+    Differs: see `KVzipConfig` and `scoring.score_context`.
+    Cost: memory of `nbytes`; a decoded token attends to the kept pairs only.
+
+    Example:
+        ```python
+        cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3)
+        for question in questions:
+            output = model.generate(**cache.inputs(question), max_new_tokens=32)
+        ```
+    """
+
+    def __init__(
+        self,
+        layers: list[Any],
+        prompt: KVzipPrompt,
+        config: KVzipConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        super().__init__(layers)
+        self.prompt, self.config, self.tokenizer = prompt, config, tokenizer
+        # layers as they stand right after compression; forks and `reset` start from copies of them
+        self._pristine = [copy.copy(layer) for layer in layers]
+
+    @classmethod
+    def from_context(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        context: str,
+        keep_ratio: float | None = None,
+        *,
+        config: KVzipConfig | None = None,
+        head_scores: torch.Tensor | None = None,
+        progress: bool = True,
+    ) -> KVzipCache:
+        """Prefill, score and evict in one go.
+
+        Args:
+            model (`PreTrainedModel`): Llama, Mistral, Qwen2, Qwen3 or Gemma 3 (text) with global-attention layers.
+            tokenizer (`PreTrainedTokenizerBase`): its tokenizer; the chat template gives prefix and suffix.
+            context (`str`): the text that later questions are about.
+            keep_ratio (`float`, in (0, 1], optional): overrides the one in `config`.
+            config (`KVzipConfig`, optional): all other settings.
+            head_scores (`torch.Tensor` (scored layers, KV heads), optional): static importance of every head (see
+                `head_scores.py`): no scoring pass, whole heads are kept or dropped (section 8.4.2).
+            progress (`bool`, default `True`): show bars.
+
+        Returns:
+            The compressed cache.
+
+        Raises:
+            UnsupportedModelError: another model type; nothing was computed.
+            TypeError, ValueError: a bad context or setting.
+
+        Cost: about two to three prefills at the default chunk size (`replay="local"`: about one more prefill).
+        """
+        config = config or KVzipConfig()
+        if keep_ratio is not None:
+            config = replace(config, keep_ratio=keep_ratio)
+        if head_scores is not None:
+            config = replace(config, level="head")
+        check_supported(model)
+        prompt = build_prompt(tokenizer, context, config)
+        prefilled = prefill(model, prompt, config, progress=progress)
+        if head_scores is None:
+            scores = score_context(prefilled, config, progress=progress)
+        else:
+            scores = head_scores[..., None].expand(*head_scores.shape, prefilled.n_context)
+        return cls.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
+
+    @classmethod
+    def from_scores(
+        cls,
+        prefilled: PrefilledContext,
+        scores: torch.Tensor,
+        config: KVzipConfig | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        free: bool = False,
+    ) -> KVzipCache:
+        """Evict by scores that are already there, so that one prefill serves several budgets.
+
+        Args:
+            prefilled (`PrefilledContext`): the full cache.
+            scores (`torch.Tensor` (scored layers, KV heads, context tokens)): importance, higher stays.
+            config (`KVzipConfig`, optional): budget, level and ties.
+            tokenizer (`PreTrainedTokenizerBase`, optional): lets `inputs` take questions as text.
+            free (`bool`, default `False`): release each layer of the full cache as soon as it is compressed; `prefilled`
+                is then used up.
+
+        Returns:
+            The compressed cache.
+
+        Raises:
+            ValueError: scores that do not fit the cache, or a cache that was used up.
+        """
+        config = config or KVzipConfig()
+        full: list[Any] = prefilled.cache.layers
+        first = full[prefilled.scored_layers[0]]
+        if first.keys is None:
+            raise ValueError("this prefilled context was used up by an earlier free=True; prefill again")
+        expected = (len(prefilled.scored_layers), first.keys.shape[1], prefilled.n_context)
+        if tuple(scores.shape) != expected:
+            raise ValueError(
+                f"scores must be (scored layers, KV heads, context tokens) = {expected}, got {tuple(scores.shape)}"
+            )
+        keep = keep_mask(scores, config, prefilled.n_prefix)
+        always = keep.new_ones(keep.shape[1], prefilled.n_prefix)
+        layers: list[Any] = []
+        for index, layer in enumerate(full):
+            if index not in prefilled.scored_layers:
+                layers.append(copy.copy(layer))
+                continue
+            kept = torch.cat([always, keep[prefilled.scored_layers.index(index)]], dim=1)
+            layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept)))
+            if free:
+                layer.keys = layer.values = None
+        attach(prefilled.model)
+        return cls(layers, prefilled.prompt, config, tokenizer)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Prepare another instance of the same model for this cache (`from_context` prepares its own).
+
+        Raises:
+            UnsupportedModelError: see `from_context`.
+            ValueError: the model has other layers than the cache.
+        """
+        if check_supported(model) != self.scored_layers:
+            raise ValueError(
+                "the model's global-attention layers are not those of this cache; use the model that made it"
+            )
+        attach(model)
+
+    def fork(self) -> KVzipCache:
+        """A cache for one request: the compressed context shared, not copied; what follows it starts empty."""
+        return KVzipCache([copy.copy(layer) for layer in self._pristine], self.prompt, self.config, self.tokenizer)
+
+    def inputs(self, question: str | Sequence[str] | torch.Tensor) -> dict[str, Any]:
+        """Everything `generate` needs for questions about the context: `model.generate(**cache.inputs(question))`.
+
+        Args:
+            question (`str`, sequence of `str`, or `torch.Tensor`): text goes into the user's turn, after the context; a
+                batch of texts is padded between context and question. A tensor holds the ids of one question, (q,) or
+                (1, q) int64, or a full prompt that starts with the context's ids.
+
+        Returns:
+            `input_ids` (B, context + question), `attention_mask` of the same shape, and `past_key_values`, a fresh fork.
+
+        Raises:
+            TypeError: neither text nor ids.
+            ValueError: empty question, or text without a tokenizer.
+        """
+        rows = self._question_rows(question)
+        context = self.ids[0]
+        longest = max(row.numel() for row in rows)
+        ids = torch.zeros(len(rows), context.numel() + longest, dtype=torch.int64)
+        mask = torch.ones_like(ids)
+        for index, row in enumerate(rows):
+            pad = longest - row.numel()
+            ids[index, : context.numel()] = context
+            ids[index, context.numel() + pad :] = row
+            mask[index, context.numel() : context.numel() + pad] = 0
+        device = self.device
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "past_key_values": self.fork()}
+
+    def _question_rows(self, question: str | Sequence[str] | torch.Tensor) -> list[torch.Tensor]:
+        if isinstance(question, torch.Tensor):
+            row = question.reshape(-1).cpu() if question.ndim == 1 or question.shape[0] == 1 else None
+            if row is None or row.dtype != torch.int64:
+                raise TypeError(
+                    f"question ids must be int64 of shape (q,) or (1, q), got {question.dtype} {tuple(question.shape)}"
+                )
+            n = self.ids.shape[1]
+            if row.numel() > n and torch.equal(row[:n], self.ids[0]):
+                row = row[n:]
+            rows = [row]
+        else:
+            texts = [question] if isinstance(question, str) else list(question)
+            if not texts or not all(isinstance(text, str) for text in texts):
+                raise TypeError("a question must be a str, a non-empty sequence of str, or a tensor of ids")
+            if self.tokenizer is None:
+                raise ValueError("this cache has no tokenizer; pass question ids, or set `cache.tokenizer`")
+            rows = [question_ids(self.tokenizer, self.prompt.suffix_ids, text) for text in texts]
+        if min(row.numel() for row in rows) == 0:
+            raise ValueError("the question has no tokens")
+        return rows
+
+    def verify(self, input_ids: torch.Tensor) -> None:
+        """Check that full prompts of your own begin with the tokens this cache stands for.
+
+        Args:
+            input_ids (`torch.Tensor` (B, n) int64): what you are going to pass to `generate` with a fork.
+
+        Raises:
+            DroppedTokensError: they do not; `generate` would replace your first tokens by the cached ones without a word.
+        """
+        n = self.ids.shape[1]
+        if input_ids.ndim != 2 or input_ids.shape[1] <= n or not (input_ids[:, :n].cpu() == self.ids).all():
+            raise DroppedTokensError(
+                f"these ids do not start with the {n} tokens of the compressed context (`cache.ids`); build the prompt as "
+                "`torch.cat([cache.ids, question_ids], dim=1)` or use `cache.inputs(question)`"
+            )
+
+    def reset(self) -> None:
+        """Back to the compressed context: all that came after it is forgotten."""
+        self.layers = [copy.copy(layer) for layer in self._pristine]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KVzipCache:
+        """An independent cache with the same tail; the compressed context, which never changes, stays shared."""
+        other = self.fork()
+        other.layers = copy.deepcopy(self.layers, memo)
+        return other
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """Prefix and context ids, (1, n) int64: every full prompt for this cache starts with them."""
+        return self.prompt.ids[None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the kept pairs are."""
+        return self._contexts()[0].keys.device
+
+    @property
+    def scored_layers(self) -> list[int]:
+        """Indices of the layers that were scored and evicted."""
+        return [index for index, layer in enumerate(self._pristine) if isinstance(layer, KVzipLayer)]
+
+    @property
+    def stored_lengths(self) -> list[list[int]]:
+        """Kept pairs per scored layer and KV head, prefix included."""
+        return [list(context.lengths) for context in self._contexts()]
+
+    @property
+    def context_nbytes(self) -> int:
+        """Bytes of the compressed context in the scored layers, prefix included."""
+        return sum(context.nbytes for context in self._contexts())
+
+    @property
+    def full_context_nbytes(self) -> int:
+        """Bytes the same layers held before eviction."""
+        return sum(
+            2 * context.n_tokens * len(context.lengths) * context.keys.shape[1] * context.keys.element_size()
+            for context in self._contexts()
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values held: compressed context, sliding windows, and this fork's own tail."""
+        layers: list[Any] = self.layers
+        dense = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
+        return self.context_nbytes + sum(tensor.numel() * tensor.element_size() for tensor in dense)
+
+    @property
+    def full_nbytes(self) -> int:
+        """`nbytes` had nothing been evicted."""
+        return self.nbytes - self.context_nbytes + self.full_context_nbytes
+
+    def _contexts(self) -> list[RaggedContext]:
+        return [layer.context for layer in self._pristine if isinstance(layer, KVzipLayer)]
