@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import DroppedTokensError
 from .attention import RoutedCache, attach, attend, attend_ragged, merge, tag
@@ -133,6 +133,26 @@ class KVzipLayer(DynamicLayer):
         """Select the tail's rows."""
         if self.n_tail:
             super().batch_select_indices(indices)
+
+
+class KVzipSlidingLayer(DynamicSlidingWindowLayer):
+    """One sliding-window layer (Gemma 3): kept whole; one context serves a batch of requests here too."""
+
+    @classmethod
+    def of(cls, layer: DynamicSlidingWindowLayer) -> KVzipSlidingLayer:
+        """The same window as a layer of this class; tensors are shared, `update` never writes into them."""
+        ours = cls(layer.sliding_window)
+        ours.__dict__.update(layer.__dict__)
+        return ours
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the stock layer; the context's window is expanded to the batch of the new tokens first."""
+        batch = key_states.shape[0]
+        if self.keys is not None and self.values is not None and self.keys.shape[0] == 1 < batch:
+            self.keys, self.values = self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1)
+        return super().update(key_states, value_states, *args, **kwargs)
 
 
 class KVzipCache(RoutedCache):
@@ -260,7 +280,7 @@ class KVzipCache(RoutedCache):
         layers: list[Any] = []
         for index, layer in enumerate(full):
             if index not in prefilled.scored_layers:
-                layers.append(copy.copy(layer))
+                layers.append(KVzipSlidingLayer.of(layer))
                 continue
             kept = torch.cat([always, keep[prefilled.scored_layers.index(index)]], dim=1)
             layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept)))
