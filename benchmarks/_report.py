@@ -1,0 +1,68 @@
+"""What every benchmark writes: one JSON file with date, hardware, versions and rows, and the same rows as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / ".data"  # fetched from packages, never committed
+RESULTS = HERE / "results"
+
+
+def hardware() -> str:
+    """Processor, cores, threads in use, and the GPU if there is one."""
+    import torch
+
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s){gpu}"
+
+
+def write(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
+    """Write `benchmarks/results/NAME.json` and print the rows as a table."""
+    packages = ("torch", "transformers", "numpy")
+    record = {
+        "benchmark": name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": hardware(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+        "command": " ".join(["python", *sys.argv]),
+        **about,
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    show(name, rows)
+    print(f"written to {path.relative_to(HERE.parent)}")
+    return path
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows (all with the same keys) as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    Console(width=140).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,152 @@
+"""Answers from compressed caches: KVzip (exact and local replay), random eviction, keep-last, at several ratios.
+
+Contexts are Debian package records; each is compressed once, without knowing the questions. An answer's NLL is the mean over
+its tokens, teacher-forced; it matches exactly when every token is the most likely one (what greedy decoding would write).
+Finished contexts are kept in a file, so a run that was stopped goes on where it was.
+
+    python benchmarks/kvzip_quality.py            # 12 contexts x 8 questions, about 20 minutes on one core
+    python benchmarks/kvzip_quality.py --smoke
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import torch
+from _report import DATA, write
+from contexts import Question, debian_context
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt.demo_model import load_demo_model
+from hf_dataopt.kvzip.baselines import random_scores, recency_scores
+from hf_dataopt.kvzip.prompt import build_prompt, question_ids
+from hf_dataopt.kvzip.scoring import prefill, score_context
+from hf_dataopt.seeding import generator
+
+RATIOS = (0.7, 0.5, 0.3, 0.2, 0.1)
+# records per context: 430 to 2,000 tokens
+SIZES = (6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28)
+
+
+@torch.no_grad()
+def answer_nll(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: KVzipCache, question: Question
+) -> tuple[float, bool]:
+    """Mean NLL of the answer's tokens after the question, and whether each of them is the most likely one."""
+    start = tokenizer(question.start, add_special_tokens=False)["input_ids"]
+    answer = torch.tensor(tokenizer(question.answer, add_special_tokens=False)["input_ids"])
+    asked = question_ids(tokenizer, cache.prompt.suffix_ids, question.text)
+    ids = torch.cat([asked, torch.tensor(start), answer])[None]
+    logits = model(ids, past_key_values=cache.fork()).logits[0, -answer.numel() - 1 : -1].float()
+    nll = torch.nn.functional.cross_entropy(logits, answer)
+    return nll.item(), bool((logits.argmax(-1) == answer).all())
+
+
+def one_context(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: int, seed: int, n_questions: int
+) -> dict[str, object]:
+    """All methods and ratios on one context; every method evicts from the same prefill."""
+    context, questions = debian_context(records, n_questions, seed)
+    config = KVzipConfig()
+    prefilled = prefill(model, build_prompt(tokenizer, context, config), config)
+    scores = {
+        "kvzip": score_context(prefilled, config, progress=False),
+        "kvzip chunk 512": score_context(prefilled, replace(config, chunk_size=512), progress=False),
+        "kvzip local 512": score_context(prefilled, replace(config, replay="local", chunk_size=512), progress=False),
+    }
+    shape = tuple(scores["kvzip"].shape)
+    scores["random"] = random_scores(shape, generator(seed))
+    scores["keep-last"] = recency_scores(shape)
+    rows = []
+    for method, values in [("full", scores["kvzip"]), *scores.items()]:
+        for ratio in (1.0,) if method == "full" else RATIOS:
+            cache = KVzipCache.from_scores(prefilled, values, replace(config, keep_ratio=ratio))
+            results = [answer_nll(model, tokenizer, cache, question) for question in questions]
+            share = cache.context_nbytes / cache.full_context_nbytes
+            rows.append(
+                {"method": method, "ratio": ratio, "bytes": share, "nll": [r[0] for r in results], "match": [r[1] for r in results]}
+            )
+    return {"seed": seed, "records": records, "tokens": prefilled.n_context, "rows": rows}
+
+
+def interval(difference: np.ndarray, rng: np.random.Generator) -> list[float]:
+    """95 % bootstrap interval of a mean over questions."""
+    draws = rng.choice(difference, (2000, difference.size)).mean(axis=1)
+    return [round(float(value), 3) for value in np.percentile(draws, [2.5, 97.5])]
+
+
+def summarise(contexts: list[dict]) -> list[dict]:
+    """One row per method and ratio, with the NLL's excess over the full cache and its share of random eviction's."""
+    nll, match, held = defaultdict(list), defaultdict(list), defaultdict(list)
+    for context in contexts:
+        for row in context["rows"]:
+            key = (row["method"], row["ratio"])
+            nll[key] += row["nll"]
+            match[key] += row["match"]
+            held[key].append(row["bytes"])
+    full = np.array(nll["full", 1.0])
+    rng = np.random.default_rng(0)
+    rows = []
+    for (method, ratio), values in nll.items():
+        excess = np.array(values) - full
+        against_random = excess.mean() / (np.array(nll["random", ratio]) - full).mean() if ratio < 1 else None
+        rows.append(
+            {
+                "method": method,
+                "keep_ratio": ratio,
+                "bytes": float(np.mean(held[method, ratio])),
+                "NLL": float(np.mean(values)),
+                "exact match": float(np.mean(match[method, ratio])),
+                "excess NLL": float(excess.mean()),
+                "95 %": str(interval(excess, rng)),
+                "excess / random's": None if against_random is None else float(against_random),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
+    parser.add_argument("--contexts", type=int, default=len(SIZES))
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--restart", action="store_true", help="forget the contexts of an earlier run")
+    parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = load_demo_model(args.model)
+    if args.smoke:
+        from _report import show
+
+        show("smoke", summarise([one_context(model, tokenizer, 3, 0, 2)]))
+        return
+    done_file = DATA / f"kvzip_quality_{(args.model or 'smollm2').replace('/', '_')}.jsonl"
+    if args.restart:
+        done_file.unlink(missing_ok=True)
+    done = [json.loads(line) for line in done_file.read_text().splitlines()] if done_file.exists() else []
+    for seed, records in list(enumerate(SIZES[: args.contexts]))[len(done) :]:
+        start = time.time()
+        done.append(one_context(model, tokenizer, records, seed, args.questions))
+        with done_file.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+        print(f"context {seed + 1}/{args.contexts}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True)
+    tokens = [context["tokens"] for context in done]
+    write(
+        "kvzip_quality",
+        summarise(done),
+        model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
+        contexts=len(done),
+        questions_per_context=args.questions,
+        context_tokens=[min(tokens), max(tokens)],
+        seeds=list(range(len(done))),
+    )
+
+
+if __name__ == "__main__":
+    main()
