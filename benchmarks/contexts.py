@@ -42,7 +42,9 @@ def debian_records() -> list[dict[str, str]]:
         found = sorted(lists.glob("*main_binary-*_Packages*"), key=lambda path: path.stat().st_size)
         if not found:
             raise RuntimeError("apt-get update fetched no package lists; is a Debian mirror configured?")
-        text = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", found[-1]], check=True, capture_output=True).stdout
+        text = subprocess.run(
+            ["/usr/lib/apt/apt-helper", "cat-file", found[-1]], check=True, capture_output=True
+        ).stdout
         packages.write_bytes(text)
     records = []
     for stanza in packages.read_text(encoding="utf-8", errors="replace").split("\n\n"):

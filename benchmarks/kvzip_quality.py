@@ -30,8 +30,8 @@ from hf_dataopt.kvzip.scoring import prefill, score_context
 from hf_dataopt.seeding import generator
 
 RATIOS = (0.7, 0.5, 0.3, 0.2, 0.1)
-# records per context: 430 to 2,000 tokens
-SIZES = (6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28)
+# records per context, some 70 to 80 tokens each
+SIZES = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 
 
 @torch.no_grad()
@@ -70,7 +70,13 @@ def one_context(
             results = [answer_nll(model, tokenizer, cache, question) for question in questions]
             share = cache.context_nbytes / cache.full_context_nbytes
             rows.append(
-                {"method": method, "ratio": ratio, "bytes": share, "nll": [r[0] for r in results], "match": [r[1] for r in results]}
+                {
+                    "method": method,
+                    "ratio": ratio,
+                    "bytes": share,
+                    "nll": [r[0] for r in results],
+                    "match": [r[1] for r in results],
+                }
             )
     return {"seed": seed, "records": records, "tokens": prefilled.n_context, "rows": rows}
 
@@ -135,7 +141,9 @@ def main() -> None:
         done.append(one_context(model, tokenizer, records, seed, args.questions))
         with done_file.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
-        print(f"context {seed + 1}/{args.contexts}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True)
+        print(
+            f"context {seed + 1}/{args.contexts}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True
+        )
     tokens = [context["tokens"] for context in done]
     write(
         "kvzip_quality",

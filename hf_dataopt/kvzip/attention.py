@@ -7,6 +7,8 @@ that carry one of our caches and for no other call.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +24,54 @@ ATTENTION_NAME = "hf_dataopt_kvzip_sdpa"
 _TAG = "_hf_dataopt_layer"
 # rows x keys that the portable path holds at a time, in elements (64 MB in float32)
 _BLOCK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class RaggedContext:
+    """What one layer keeps of a context; never changed, so every fork of a cache shares it.
+
+    Args:
+        keys, values: (sum of lengths, d), the KV heads one after the other, each in order of position, keys after RoPE.
+        lengths: kept pairs of each KV head, prefix included.
+        n_tokens: tokens the context had (its logical length).
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    lengths: list[int]
+    n_tokens: int
+
+    @classmethod
+    def evict(cls, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> RaggedContext:
+        """Copy the pairs that stay out of a full layer.
+
+        Args:
+            keys, values: (1, KV heads, n, d).
+            keep: (KV heads, n) bool.
+
+        Returns:
+            A context that holds memory for the kept pairs only.
+        """
+        kept = keep.to(keys.device)
+        return cls(keys[0][kept], values[0][kept], kept.sum(dim=1).tolist(), keep.shape[1])
+
+    @cached_property
+    def key_heads(self) -> list[torch.Tensor]:
+        """Views of `keys` per KV head, (1, 1, length, d)."""
+        return [part[None, None] for part in self.keys.split(self.lengths)]
+
+    @cached_property
+    def value_heads(self) -> list[torch.Tensor]:
+        """Views of `values` per KV head, (1, 1, length, d)."""
+        return [part[None, None] for part in self.values.split(self.lengths)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the kept keys and values."""
+        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RaggedContext:
+        return self
 
 
 def attend(
@@ -92,15 +142,12 @@ def _attend_in_blocks(
     return output.reshape(batch, heads, rows, -1), lse.reshape(batch, heads, rows)
 
 
-def attend_ragged(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: list[int], *, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend_ragged(query: torch.Tensor, context: RaggedContext, *, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of every query over all kept pairs of its KV head, where heads keep different numbers of pairs.
 
     Args:
         query: (B, H, q, d). All batch rows share the one context, which is never repeated.
-        keys, values: (sum of lengths, d), the heads one after the other.
-        lengths: pairs of each KV head.
+        context: the kept pairs.
         scale: factor on the logits.
 
     Returns:
@@ -110,35 +157,38 @@ def attend_ragged(
     Cost: O(B H q d * kept pairs per head), no padding; on CUDA in half precision one variable-length kernel.
     """
     batch, heads, rows, dim = query.shape
-    kv_heads = len(lengths)
+    kv_heads = len(context.lengths)
     group = heads // kv_heads
     # a head's queries over batch and group are the rows of one problem: the context is read once for all of them
-    by_head = query.reshape(batch, kv_heads, group, rows, dim).transpose(0, 1).reshape(kv_heads, -1, dim)
+    by_head = (
+        query.reshape(batch, kv_heads, group * rows, dim)
+        .transpose(0, 1)
+        .reshape(kv_heads, 1, batch * group * rows, dim)
+    )
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled():
-        output, lse = _varlen(by_head, keys, values, lengths, scale)
+        output, lse = _varlen(by_head[:, 0], context, scale)
     else:
-        parts = []
-        for one, key, value in zip(by_head, keys.split(lengths), values.split(lengths), strict=True):
-            parts.append(attend(one[None, None], key[None, None], value[None, None], scale=scale))
-        output = torch.cat([part[0][0] for part in parts])
-        lse = torch.cat([part[1][0] for part in parts])
-    output = output.reshape(kv_heads, batch, group, rows, dim).transpose(0, 1).reshape(batch, heads, rows, dim)
-    return output, lse.reshape(kv_heads, batch, group, rows).transpose(0, 1).reshape(batch, heads, rows)
+        parts = [
+            attend(one, key, value, scale=scale)
+            for one, key, value in zip(by_head.split(1), context.key_heads, context.value_heads, strict=True)
+        ]
+        output, lse = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    output = output.reshape(kv_heads, batch, group * rows, dim).transpose(0, 1).reshape(batch, heads, rows, dim)
+    return output, lse.reshape(kv_heads, batch, group * rows).transpose(0, 1).reshape(batch, heads, rows)
 
 
-def _varlen(
-    by_head: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: list[int], scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _varlen(by_head: torch.Tensor, context: RaggedContext, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`attend_ragged` in one variable-length kernel: a KV head plays a sequence, its queries are that sequence's tokens."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     kv_heads, rows, dim = by_head.shape
+    lengths = context.lengths
     cu_query = torch.arange(0, (kv_heads + 1) * rows, rows, dtype=torch.int32, device=by_head.device)
     cu_key = torch.tensor([0, *lengths], dtype=torch.int32, device=by_head.device).cumsum(0, dtype=torch.int32)
     output, lse = varlen_attn(
         by_head.reshape(-1, 1, dim),
-        keys[:, None],
-        values[:, None],
+        context.keys[:, None],
+        context.values[:, None],
         cu_query,
         cu_key,
         rows,
@@ -152,22 +202,20 @@ def _varlen(
     return output, lse.float().reshape(kv_heads, rows).masked_fill(empty, float("-inf"))
 
 
-def merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One attention over the union of disjoint key sets, from the attention over each.
+def merge(
+    one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One attention over the union of two disjoint key sets, from the attention over each.
 
     Args:
-        parts: outputs (B, H, q, d) and log-sum-exps (B, H, q); at least one part sees a key in every row.
+        one, other: outputs (B, H, q, d) and log-sum-exps (B, H, q); in every row at least one of them sees a key.
 
     Returns:
         Output and log-sum-exp over all keys, shaped like one part.
     """
-    if len(parts) == 1:
-        return parts[0]
-    lse = torch.logsumexp(torch.stack([part[1] for part in parts]), dim=0)
-    output = torch.zeros_like(parts[0][0], dtype=torch.float32)
-    for part, part_lse in parts:
-        output += part.float() * torch.exp(part_lse - lse)[..., None]
-    return output.to(parts[0][0].dtype), lse
+    # softmax over two numbers is a sigmoid of their difference: three small kernels per decoded token and layer
+    weight = torch.sigmoid(other[1] - one[1]).unsqueeze(-1).to(one[0].dtype)
+    return torch.lerp(one[0], other[0], weight), torch.logaddexp(one[1], other[1])
 
 
 def tag(key: torch.Tensor, layer: Any) -> torch.Tensor:

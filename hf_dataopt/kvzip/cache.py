@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import DroppedTokensError
-from .attention import RoutedCache, attach, attend, attend_ragged, merge, tag
+from .attention import RaggedContext, RoutedCache, attach, attend, attend_ragged, merge, tag
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .prompt import KVzipPrompt, build_prompt, question_ids
@@ -24,44 +24,6 @@ from .scoring import PrefilledContext, check_supported, prefill, score_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class RaggedContext:
-    """What one layer keeps of a context; never changed, so every fork of a cache shares it.
-
-    Args:
-        keys, values: (sum of lengths, d), the KV heads one after the other, each in order of position, keys after RoPE.
-        lengths: kept pairs of each KV head, prefix included.
-        n_tokens: tokens the context had (its logical length).
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    lengths: list[int]
-    n_tokens: int
-
-    @classmethod
-    def evict(cls, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> RaggedContext:
-        """Copy the pairs that stay out of a full layer.
-
-        Args:
-            keys, values: (1, KV heads, n, d).
-            keep: (KV heads, n) bool.
-
-        Returns:
-            A context that holds memory for the kept pairs only.
-        """
-        kept = keep.to(keys.device)
-        return cls(keys[0][kept], values[0][kept], kept.sum(dim=1).tolist(), keep.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the kept keys and values."""
-        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RaggedContext:
-        return self
 
 
 class KVzipLayer(DynamicLayer):
@@ -82,11 +44,11 @@ class KVzipLayer(DynamicLayer):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         """Attention (B, H, q, d) over the kept context, all of it visible, and the tail under its causal mask."""
-        context = attend_ragged(query, self.context.keys, self.context.values, self.context.lengths, scale=scale)
+        context = attend_ragged(query, self.context, scale=scale)
         # transformers leaves the mask out where plain causality says it all: a first tail, or a single new token
         causal = mask is None and query.shape[2] > 1
         tail = attend(query, key, value, scale=scale, mask=mask, causal=causal)
-        return merge([context, tail])[0]
+        return merge(context, tail)[0]
 
     @property
     def n_tail(self) -> int:

@@ -212,22 +212,24 @@ class _ReplayLayer(DynamicLayer):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         """Output (1, H, q, d) of the repeat input; its scores go to `target` on the way."""
-        parts = [attend(query, key, value, scale=scale, causal=True)]
+        result = attend(query, key, value, scale=scale, causal=True)
         # prefix and chunk are neighbours in the first chunk: one kernel instead of two
         near = [(0, self.end)] if self.start == self.n_prefix else [(0, self.n_prefix), (self.start, self.end)]
-        parts += [self._attend_cached(query, scale, *span) for span in near]
-        exact = self.config.replay == "exact"
+        for span in near:
+            result = merge(result, self._attend_cached(query, scale, *span))
         if self.config.softmax_keys == "chunk":
-            self._score(query, merge(parts)[1], scale)
-        if exact and not (self.last and self.config.softmax_keys == "chunk"):
+            self._score(query, result[1], scale)
+            if self.last:
+                raise _AllScored
+        if self.config.replay == "exact":
             # all that is neither prefix nor chunk
-            parts += [self._attend_cached(query, scale, *span) for span in self._far()]
-        output, lse = merge(parts)
+            for span in self._far():
+                result = merge(result, self._attend_cached(query, scale, *span))
         if self.config.softmax_keys == "all":
-            self._score(query, lse, scale)
-        if self.last:
-            raise _AllScored
-        return output
+            self._score(query, result[1], scale)
+            if self.last:
+                raise _AllScored
+        return result[0]
 
     def _far(self) -> list[tuple[int, int]]:
         spans = [(self.n_prefix, self.start), (self.end, self.get_seq_length())]

@@ -1,0 +1,210 @@
+"""What compression costs and what the compressed cache saves, against a plain `DynamicCache` of the same model.
+
+Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time per
+token with the compressed cache over the full one, at 2k, 4k and 8k. Memory: peak of compression over the peak of prefilling,
+each in a process of its own. One thread, medians, the two sides in turn.
+
+    python benchmarks/kvzip_speed.py              # about 25 minutes on one core
+    python benchmarks/kvzip_speed.py --smoke
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _report import show, write
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt.demo_model import load_demo_model
+from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
+from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
+
+# kvpress 0.5.5's KVzip on the same model, one thread, from an earlier study (it needs transformers below 5.3)
+KVPRESS_COMPRESSION = {1024: 3.1, 2048: 4.5, 4096: 4.6}
+_TOKEN = torch.tensor([[17]])
+SETTINGS = {
+    "exact, chunk 2000": KVzipConfig(),
+    "exact, chunk 512": KVzipConfig(chunk_size=512),
+    "local, chunk 512": KVzipConfig(chunk_size=512, replay="local"),
+}
+
+
+def context_of(tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> KVzipPrompt:
+    """Made-up records, cut to exactly `n_tokens` context tokens."""
+    rng = random.Random(0)
+    lines = []
+    while len(lines) * 12 < n_tokens:
+        lines.append(f"item {rng.randrange(10_000)}: shelf {rng.randrange(100)}, price {rng.randrange(1_000)}.")
+    prompt = build_prompt(tokenizer, "\n".join(lines), KVzipConfig())
+    return replace(prompt, context_ids=prompt.context_ids[:n_tokens])
+
+
+def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU time of one call, and what it returned."""
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result
+
+
+def compression(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: list[int], repeats: int
+) -> list[dict[str, Any]]:
+    """Scoring and eviction over prefill; the settings take turns so that all see the same machine."""
+    rows = []
+    for n in lengths:
+        prompt = context_of(tokenizer, n)
+        times: dict[str, list[float]] = {name: [] for name in ["prefill", *SETTINGS]}
+        for _ in range(repeats):
+            seconds, prefilled = cpu_seconds(lambda prompt=prompt: prefill(model, prompt, progress=False))
+            times["prefill"].append(seconds)
+            for name, config in SETTINGS.items():
+                seconds, _ = cpu_seconds(
+                    lambda prefilled=prefilled, config=config: KVzipCache.from_scores(
+                        prefilled, score_context(prefilled, config, progress=False), config
+                    )
+                )
+                times[name].append(seconds)
+        base = statistics.median(times["prefill"])
+        for name in SETTINGS:
+            seconds = statistics.median(times[name])
+            ratio = statistics.median(a / b for a, b in zip(times[name], times["prefill"], strict=True))
+            rows.append(
+                {
+                    "tokens": n,
+                    "setting": name,
+                    "prefill CPU-s": base,
+                    "compress CPU-s": seconds,
+                    "compress / prefill": ratio,
+                    "kvpress": KVPRESS_COMPRESSION.get(n),
+                }
+            )
+    return rows
+
+
+def uniform_noise(prefilled: PrefilledContext) -> torch.Tensor:
+    """Scores for timing: non-uniform budgets over heads, as KVzip's are."""
+    layers, heads = len(prefilled.scored_layers), prefilled.cache.layers[prefilled.scored_layers[0]].keys.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(layers, heads, 1, generator=generator) + 0.5
+    return torch.rand(layers, heads, prefilled.n_context, generator=generator) * weight
+
+
+@torch.no_grad()
+def decoding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: list[int], tokens: int
+) -> list[dict[str, Any]]:
+    """Milliseconds per decoded token; full and compressed caches take turns token by token."""
+    rows = []
+    for n in lengths:
+        prefilled = prefill(model, context_of(tokenizer, n), progress=False)
+        scores = uniform_noise(prefilled)
+        caches: dict[str, Any] = {"full": copy.deepcopy(prefilled.cache)}
+        for ratio in (0.3, 0.1):
+            caches[str(ratio)] = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=ratio))
+        times: dict[str, list[float]] = {name: [] for name in caches}
+        for _ in range(tokens):
+            for name, cache in caches.items():
+                seconds, _ = cpu_seconds(lambda cache=cache: model(_TOKEN, past_key_values=cache))
+                times[name].append(seconds)
+        full = statistics.median(times["full"])
+        for name in ("0.3", "0.1"):
+            ms = statistics.median(times[name])
+            rows.append(
+                {
+                    "tokens": n,
+                    "keep_ratio": float(name),
+                    "full ms": 1e3 * full,
+                    "compressed ms": 1e3 * ms,
+                    "compressed / full": ms / full,
+                    "bytes": caches[name].context_nbytes / caches[name].full_context_nbytes,
+                }
+            )
+    return rows
+
+
+def peak_memory(n: int, setting: str | None, model_name: str | None) -> float:
+    """Peak resident megabytes of a fresh process that prefills and, with a setting, compresses."""
+    command = [sys.executable, __file__, "--child", str(n)]
+    command += ["--setting", setting] if setting else []
+    command += ["--model", model_name] if model_name else []
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(output.splitlines()[-1])["peak_mb"])
+
+
+def child(n: int, setting: str | None, model_name: str | None) -> None:
+    """One side of `peak_memory`: the peak counts from after the model is loaded."""
+    model, tokenizer = load_demo_model(model_name)
+    prompt = context_of(tokenizer, n)
+    prefill(model, context_of(tokenizer, 16), progress=False)  # first-call buffers
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
+    before = _status("VmRSS")
+    config = SETTINGS[setting] if setting else KVzipConfig()
+    prefilled = prefill(model, prompt, config, progress=False)
+    if setting:
+        scores = score_context(prefilled, config, progress=False)
+        KVzipCache.from_scores(prefilled, scores, config, free=True)
+    print(json.dumps({"peak_mb": (_status("VmHWM") - before) / 1024}))
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(key)))
+
+
+def memory(lengths: list[int], model_name: str | None) -> list[dict[str, Any]]:
+    """Peak of prefill alone and of prefill with compression, in megabytes above the loaded model."""
+    rows = []
+    for n in lengths:
+        base = peak_memory(n, None, model_name)
+        for setting in SETTINGS:
+            peak = peak_memory(n, setting, model_name)
+            rows.append(
+                {
+                    "tokens": n,
+                    "setting": setting,
+                    "prefill MB": base,
+                    "with compression MB": peak,
+                    "over MB": peak - base,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true", help="small sizes, nothing written")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--setting", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.child:
+        child(args.child, args.setting, args.model)
+        return
+    model, tokenizer = load_demo_model(args.model)
+    if args.smoke:
+        show("compression", compression(model, tokenizer, [128], 1))
+        show("decoding", decoding(model, tokenizer, [128], 3))
+        return
+    about = {"model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)", "seed": 0}
+    write("kvzip_speed_compression", compression(model, tokenizer, [1024, 2048, 4096], args.repeats), **about)
+    write("kvzip_speed_decoding", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
+    write("kvzip_speed_memory", memory([2048], args.model), **about)
+
+
+if __name__ == "__main__":
+    main()
