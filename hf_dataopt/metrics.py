@@ -142,6 +142,7 @@ def _counts(
     if not wanted.any() or (need_negatives and wanted.all()):
         raise ValueError(f"{int(wanted.sum())} of {wanted.size} labels are 1; both kinds are needed to rank them")
     order = np.argsort(-values, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(values[order]) != 0), values.size - 1)
+    ranked = values[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), values.size - 1)
     found = np.cumsum(wanted[order])[last].astype(np.float64)
     return found, last + 1 - found

@@ -7,7 +7,7 @@ from hf_dataopt.metrics import tnr_at_tpr
 
 
 class TNRAtTPR(evaluate.Metric):
-    """True-negative rate at a wanted true-positive rate; `compute(references=0/1, prediction_scores=higher is more suspicious)`."""
+    """True-negative rate at a wanted true-positive rate; `compute(references=0/1, prediction_scores=..., tpr=0.95)`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

