@@ -115,6 +115,12 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, context: str, config: KVzip
 
 
 def question_ids(tokenizer: PreTrainedTokenizerBase, prompt_suffix: torch.Tensor, question: str) -> torch.Tensor:
-    """Ids of a question asked right after the context: `"\\n\\n"`, the question, the suffix. 1-D int64."""
+    """Ids of a question asked right after the context: `"\\n\\n"`, the question, the suffix. 1-D int64.
+
+    Raises:
+        ValueError: the question is empty.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty; ask something about the context")
     ids = tokenizer("\n\n" + question.strip(), add_special_tokens=False)["input_ids"]
     return torch.cat([torch.tensor(ids, dtype=torch.int64), prompt_suffix.cpu()])

@@ -1,0 +1,160 @@
+"""Attention with log-sum-exp, in parts and over ragged heads, equals dense attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from hf_dataopt.kvzip import attention
+from hf_dataopt.kvzip.attention import RaggedContext, attend, attend_ragged, merge
+
+from ..reference.kvzip import dense_attention
+
+SCALE = 0.3
+
+
+def tensors(batch: int, heads: int, kv_heads: int, rows: int, length: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(rows * 100 + length)
+    query = torch.randn(batch, heads, rows, 16, generator=generator)
+    key = torch.randn(batch, kv_heads, length, 16, generator=generator)
+    value = torch.randn(batch, kv_heads, length, 16, generator=generator)
+    return query, key, value
+
+
+@pytest.fixture(params=["fused", "blocks"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways through `attend`: the fused CPU kernel, and plain operations in blocks of a few rows."""
+    if request.param == "blocks":
+        monkeypatch.setattr(attention, "has_cpu_flash", lambda: False)
+        monkeypatch.setattr(attention, "_BLOCK_ELEMENTS", 200)
+    return request.param
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 9), (7, 7), (5, 12)])
+def test_attend_equals_dense(path: str, heads: int, kv_heads: int, rows: int, length: int) -> None:
+    query, key, value = tensors(2, heads, kv_heads, rows, length)
+    output, lse = attend(query, key, value, scale=SCALE)
+    expected, expected_lse = dense_attention(query, key, value, SCALE)
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "causal"])
+def test_attend_under_a_mask(path: str, kind: str) -> None:
+    query, key, value = tensors(2, 6, 2, 6, 6)
+    visible = torch.ones(6, 6, dtype=torch.bool).tril()
+    options: dict[str, Any] = {"causal": True}
+    if kind != "causal":
+        mask = visible[None, None]
+        options = {"mask": mask if kind == "bool" else torch.where(mask, 0.0, torch.finfo(torch.float32).min)}
+    output, lse = attend(query, key, value, scale=SCALE, **options)
+    expected, expected_lse = dense_attention(query, key, value, SCALE, visible.expand(2, 6, 6, 6))
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
+
+
+def test_a_row_that_sees_nothing_does_not_spoil_a_merge(path: str) -> None:
+    """Padding queries see no tail token; merged with a context they must give the context's attention."""
+    query, key, value = tensors(1, 4, 2, 3, 5)
+    mask = torch.ones(1, 1, 3, 5, dtype=torch.bool)
+    mask[..., 1, :] = False
+    tail = attend(query, key, value, scale=SCALE, mask=mask)
+    _, key2, value2 = tensors(1, 4, 2, 3, 8)
+    context = attend(query, key2, value2, scale=SCALE)
+    merged, _ = merge(context, tail)
+    torch.testing.assert_close(merged[:, :, 1], context[0][:, :, 1])
+    assert torch.isfinite(merged).all()
+
+
+def test_merge_of_parts_is_the_whole(path: str) -> None:
+    query, key, value = tensors(2, 6, 2, 4, 11)
+    parts = [attend(query, key[:, :, a:b], value[:, :, a:b], scale=SCALE) for a, b in ((0, 2), (2, 7), (7, 11))]
+    output, lse = merge(merge(parts[0], parts[1]), parts[2])
+    whole, whole_lse = attend(query, key, value, scale=SCALE)
+    torch.testing.assert_close(output, whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lse, whole_lse, atol=1e-5, rtol=0)
+    # extreme logits stay finite
+    hot = attend(query * 1e3, key, value, scale=SCALE)
+    assert torch.isfinite(merge(hot, parts[0])[0]).all()
+
+
+def ragged_case(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, RaggedContext]:
+    query, key, value = tensors(3, 2 * len(lengths), len(lengths), 5, max(lengths))
+    keep = torch.tensor([[index < length for index in range(max(lengths))] for length in lengths])
+    keep = keep[:, torch.randperm(max(lengths), generator=torch.Generator().manual_seed(0))]
+    return query, key, value, keep, RaggedContext.evict(key[:1], value[:1], keep)
+
+
+@pytest.mark.parametrize("lengths", [[4, 9, 1], [6, 6], [12], [5, 0, 3]])
+def test_ragged_equals_masked_dense(path: str, lengths: list[int]) -> None:
+    query, key, value, keep, context = ragged_case(lengths)
+    assert context.lengths == lengths and context.n_tokens == max(lengths)
+    output, lse = attend_ragged(query, context, scale=SCALE)
+    visible = keep.repeat_interleave(2, 0)[None, :, None, :].expand(3, -1, 5, -1)
+    expected, expected_lse = dense_attention(
+        query, key[:1].expand(3, -1, -1, -1), value[:1].expand(3, -1, -1, -1), SCALE, visible
+    )
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
+    seen = visible.any(-1)
+    torch.testing.assert_close(output.double()[seen], expected[seen], atol=1e-5, rtol=0)
+    assert torch.equal(output[~seen], torch.zeros_like(output[~seen]))
+
+
+def test_evicting_holds_memory_for_the_kept_pairs_only() -> None:
+    *_, context = ragged_case([4, 9, 1])
+    assert context.nbytes == 2 * 14 * 16 * 4
+
+
+def test_variable_length_kernel_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU in the tests: a stand-in with the kernel's signature and documented meaning checks what CUDA would be given."""
+    import torch.nn.attention.varlen as varlen
+
+    def stand_in(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        return_aux: Any,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and return_aux.lse
+        assert max_q == cu_seq_q.diff().max() and max_k == cu_seq_k.diff().max()
+        output = torch.full_like(query, math.nan)  # rows the kernel does not write stay undefined
+        lse = torch.full((query.shape[1], query.shape[0]), math.nan)
+        spans = zip(cu_seq_q[:-1], cu_seq_q[1:], cu_seq_k[:-1], cu_seq_k[1:], strict=True)
+        for q0, q1, k0, k1 in spans:
+            if k1 == k0:
+                continue
+            part = [t.transpose(0, 1)[None] for t in (query[q0:q1], key[k0:k1], value[k0:k1])]
+            out, log = dense_attention(*part, scale)
+            output[q0:q1], lse[:, q0:q1] = out[0].transpose(0, 1).float(), log[0].float()
+        return output, lse
+
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    query, *_, context = ragged_case([5, 0, 3])
+    by_head = query.reshape(3, 3, 10, 16).transpose(0, 1).reshape(3, 30, 16)
+    output, lse = attention._varlen(by_head, context, SCALE)
+    expected, expected_lse = attend_ragged(query, context, scale=SCALE)
+    output = output.reshape(3, 3, 10, 16).transpose(0, 1).reshape(expected.shape)
+    lse = lse.reshape(3, 3, 10).transpose(0, 1).reshape(expected_lse.shape)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lse, expected_lse, atol=1e-5, rtol=0)
+
+
+def test_gradients_flow_through_the_portable_path() -> None:
+    query, key, value = tensors(1, 4, 2, 3, 6)
+    query.requires_grad_()
+    output, _ = attend(query, key, value, scale=SCALE)
+    (gradient,) = torch.autograd.grad(output.square().sum(), query)
+    twin = query.detach().clone().requires_grad_()
+    expected, _ = dense_attention(twin, key, value, SCALE)
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), twin)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,123 @@
+"""`hf-dataopt kvzip` and its part of the demo, on a tiny model saved in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_dataopt.cli import main
+
+from ..models import byte_tokenizer, tiny_model
+from .conftest import CONTEXT
+
+QUESTIONS = ["What colour is the key of room 12?", "Who has the key of room 3?"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    # byte tokens: the demo's text is longer than the 1,024 positions the other tests need
+    tiny_model("llama", max_position_embeddings=32_768).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def call(model_folder: Path, tmp_path: Path) -> list[str]:
+    text = tmp_path / "context.txt"
+    text.write_text(CONTEXT, encoding="utf-8")
+    asked = [word for question in QUESTIONS for word in ("--question", question)]
+    fixed = ["--device", "cpu", "--max-new-tokens", "6", "--chunk-size", "32"]
+    return ["kvzip", "--model", str(model_folder), "--context", str(text), *asked, *fixed]
+
+
+def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_result_reports_sizes_and_one_answer_per_question(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = json_of([*call, "--keep-ratio", "0.3"], capsys)
+    assert result["context_tokens"] == len(CONTEXT)
+    # 3 layers, 2 heads of 8 float32 values, keys and values
+    pair = 3 * 2 * 2 * 8 * 4
+    assert result["full_bytes"] == pair * (result["prefix_tokens"] + len(CONTEXT))
+    kept = result["prefix_tokens"] * 6 + int(0.3 * 6 * len(CONTEXT))
+    assert result["compressed_bytes"] == pair // 6 * kept
+    assert [row["question"] for row in result["answers"]] == QUESTIONS
+    assert all("answer_full" not in row for row in result["answers"])
+
+
+def test_nothing_evicted_answers_as_the_full_cache(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = json_of([*call, "--keep-ratio", "1.0", "--compare-full"], capsys)
+    assert result["compressed_bytes"] == result["full_bytes"]
+    for row in result["answers"]:
+        assert row["answer"] == row["answer_full"]
+
+
+def test_the_full_answers_are_those_of_plain_generate(
+    call: list[str], model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hf_dataopt.demo_model import load_demo_model
+    from hf_dataopt.kvzip.config import KVzipConfig
+    from hf_dataopt.kvzip.prompt import build_prompt, question_ids
+
+    result = json_of([*call, "--keep-ratio", "0.1", "--compare-full"], capsys)
+    model, tokenizer = load_demo_model(str(model_folder))
+    prompt = build_prompt(tokenizer, CONTEXT, KVzipConfig())
+    for row in result["answers"]:
+        ids = torch.cat([prompt.ids, question_ids(tokenizer, prompt.suffix_ids, row["question"])])[None]
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        assert row["answer_full"] == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_a_token_budget_bounds_the_bytes(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = json_of([*call, "--max-kv-tokens", "150", "--replay", "local"], capsys)
+    pair = 3 * 2 * 2 * 8 * 4
+    assert result["compressed_bytes"] <= pair * 150 < result["full_bytes"]
+
+
+def test_tables_show_the_questions(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*call, "--compare-full"]) == 0
+    shown = capsys.readouterr().out
+    assert "compressed cache" in shown and "full cache" in shown
+    assert "room 12" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--keep-ratio", "1.5"], "keep_ratio must be in (0, 1]"),
+        (["--chunk-size", "0"], "chunk_size must be at least 1"),
+        (["--max-kv-tokens", "0"], "max_kv_tokens must be at least 1"),
+        (["--question", " "], "question"),
+    ],
+)
+def test_bad_settings_fail_with_their_reason(
+    call: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*call, *extra]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_context_is_refused(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(call[call.index("--context") + 1]).write_text("")
+    assert main(call) == 1
+    assert "no tokens" in capsys.readouterr().err
+
+
+def test_a_binary_context_is_refused(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(call[call.index("--context") + 1]).write_bytes(b"\xff\xfe\x00\x80")
+    assert main(call) == 1
+    assert "UTF-8" in capsys.readouterr().err
+
+
+def test_demo_section_runs_on_any_model(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["demo", "--section", "kvzip", "--smoke", "--model", str(model_folder)]
+    result = json_of([*arguments, "--output-dir", str(tmp_path / "out")], capsys)["kvzip"]
+    assert 0 < result["compressed_bytes"] < 0.6 * result["full_bytes"]
+    assert result["answers"] and all({"answer", "answer_full"} <= row.keys() for row in result["answers"])

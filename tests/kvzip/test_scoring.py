@@ -1,0 +1,90 @@
+"""Scores equal Eq. 8.2 taken from the model's own attention weights; scoring leaves no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from hf_dataopt.kvzip.config import KVzipConfig
+from hf_dataopt.kvzip.prompt import build_prompt
+from hf_dataopt.kvzip.scoring import check_supported, prefill, score_context
+
+from ..models import byte_tokenizer, tiny_model
+from ..reference.kvzip import scores_of_attention
+from .conftest import CONTEXT, Compressed
+
+
+def test_one_chunk_is_eq_8_2_of_eager_attention(compressed: Compressed) -> None:
+    """Prefix, context and repeat input in one eager forward; its attention weights are the A of Eq. 8.2."""
+    config = KVzipConfig()
+    prompt = build_prompt(compressed.tokenizer, CONTEXT, config)
+    model = tiny_model(compressed.family)
+    scores = score_context(prefill(model, prompt, config), config, progress=False)
+    [(start, end, ids)] = prompt.repeat_inputs(config.chunk_size, config.overlap)
+    assert (start, end) == (0, prompt.context_ids.numel())
+    model.set_attn_implementation("eager")
+    whole = torch.cat([prompt.ids, ids])[None]
+    with torch.no_grad():
+        weights = model(whole, output_attentions=True).attentions
+    first, last = prompt.prefix_ids.numel(), prompt.ids.numel()
+    expected = [scores_of_attention(weights[layer][0, :, last:], 2, first, last) for layer in check_supported(model)]
+    torch.testing.assert_close(scores, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_scoring_leaves_the_cache_and_the_model_as_they_were(compressed: Compressed) -> None:
+    config = KVzipConfig(chunk_size=20)
+    model = tiny_model(compressed.family)
+    prefilled = prefill(model, build_prompt(compressed.tokenizer, CONTEXT, config), config)
+    before = [(layer.keys.clone(), layer.values.clone(), layer.get_seq_length()) for layer in prefilled.cache.layers]
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = model(ids, output_hidden_states=True).hidden_states[-1]
+    score_context(prefilled, config, progress=False)
+    for layer, (keys, values, length) in zip(prefilled.cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+        assert layer.get_seq_length() == length
+    with torch.no_grad():
+        assert torch.equal(model(ids, output_hidden_states=True).hidden_states[-1], expected)
+        # the full cache still continues the context
+        continued = model(ids, past_key_values=prefilled.cache).logits
+        whole = torch.cat([prefilled.prompt.ids[None], ids], dim=1)
+        plain = model(whole, past_key_values=DynamicCache(config=model.config)).logits[:, -3:]
+    torch.testing.assert_close(continued, plain, atol=1e-4, rtol=0)
+
+
+def test_local_replay_of_a_single_chunk_is_exact(compressed: Compressed) -> None:
+    """With one chunk there is nothing outside of prefix and chunk, so both replays see the same keys."""
+    exact = score_context(compressed.prefilled, KVzipConfig(), progress=False)
+    local = score_context(compressed.prefilled, KVzipConfig(replay="local"), progress=False)
+    assert torch.equal(exact, local)
+
+
+def test_local_replay_of_several_chunks_is_near(llama: Compressed) -> None:
+    exact = score_context(llama.prefilled, KVzipConfig(chunk_size=30), progress=False)
+    local = score_context(llama.prefilled, KVzipConfig(chunk_size=30, replay="local"), progress=False)
+    assert not torch.equal(exact, local)
+    assert torch.equal(exact[0], local[0]), "the first layer's queries do not depend on what was attended to"
+    assert torch.corrcoef(torch.stack([exact.flatten(), local.flatten()]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 41, 42, 83, 84, 1000])
+def test_any_chunk_size_scores_every_token(llama: Compressed, chunk_size: int) -> None:
+    scores = score_context(llama.prefilled, KVzipConfig(chunk_size=chunk_size), progress=False)
+    assert scores.shape == (3, 2, len(CONTEXT))
+    assert (scores > 0).all() and (scores <= 1).all()
+
+
+def test_blocks_of_the_maximum_do_not_change_it(llama: Compressed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hf_dataopt.kvzip import scoring
+
+    whole = score_context(llama.prefilled, KVzipConfig(), progress=False)
+    monkeypatch.setattr(scoring, "_SCORE_BLOCK_ELEMENTS", 500)
+    torch.testing.assert_close(score_context(llama.prefilled, KVzipConfig(), progress=False), whole)
+
+
+def test_scoring_with_one_kv_head() -> None:
+    """Multi-query attention crashes the reference code (facts 1.7, item 13)."""
+    model = tiny_model("llama", num_key_value_heads=1)
+    prefilled = prefill(model, build_prompt(byte_tokenizer(), CONTEXT, KVzipConfig()))
+    assert score_context(prefilled, progress=False).shape == (3, 1, len(CONTEXT))

@@ -1,0 +1,33 @@
+"""Chapter 8 written out slowly: dense attention, a loop per head, masks instead of eviction."""
+
+from __future__ import annotations
+
+import torch
+
+
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, visible: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention and log-sum-exp in float64; query (B, H, q, d), key and value (B, Hkv, n, d), visible (B, H, q, n)."""
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1).double(), value.repeat_interleave(group, 1).double()
+    logits = query.double() @ key.transpose(-1, -2) * scale
+    if visible is not None:
+        logits = logits.masked_fill(~visible, float("-inf"))
+    return torch.softmax(logits, dim=-1) @ value, torch.logsumexp(logits, dim=-1)
+
+
+def scores_of_attention(weights: torch.Tensor, kv_heads: int, start: int, end: int) -> torch.Tensor:
+    """Eq. 8.2 from attention weights (H, q, n) of one layer: max over group and queries; (KV heads, end - start)."""
+    grouped = weights.reshape(kv_heads, -1, weights.shape[-1])
+    return grouped[:, :, start:end].amax(dim=1)
+
+
+def top_share(scores: torch.Tensor, ratio: float) -> torch.Tensor:
+    """The floor(N * ratio) best of all pairs, one at a time, earlier position first among equals."""
+    flat = scores.flatten().tolist()
+    order = sorted(range(len(flat)), key=lambda index: (-flat[index], index))
+    keep = torch.zeros(len(flat), dtype=torch.bool)
+    for index in order[: int(len(flat) * ratio)]:
+        keep[index] = True
+    return keep.reshape(scores.shape)
