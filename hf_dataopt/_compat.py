@@ -5,6 +5,8 @@ Each with the reason why the public surface is not enough.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +34,17 @@ def cpu_flash(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention output (B, H, q, d) and log-sum-exp (B, H, q), float32, of one fused CPU kernel; fewer KV heads are fine."""
     return getattr(torch.ops.aten, _CPU_FLASH)(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)
+
+
+def varlen_kernel() -> Any | None:
+    """torch's public variable-length attention where it can return the log-sum-exp, else None (older torch)."""
+    try:
+        from torch.nn.attention.varlen import AuxRequest, varlen_attn
+    except ImportError:
+        return None
+    if not {"return_aux", "scale"} <= set(inspect.signature(varlen_attn).parameters):
+        return None
+    return functools.partial(varlen_attn, return_aux=AuxRequest(lse=True))
 
 
 def set_attention(config: Any, name: str | None) -> str | None:

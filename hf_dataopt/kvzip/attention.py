@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .._compat import cpu_flash, decoder_of, has_cpu_flash, set_attention
+from .._compat import cpu_flash, decoder_of, has_cpu_flash, set_attention, varlen_kernel
 from ..errors import DroppedTokensError
 
 # "sdpa" in the name: transformers' support checks look for it
@@ -165,8 +165,10 @@ def attend_ragged(query: torch.Tensor, context: RaggedContext, *, scale: float) 
         .transpose(0, 1)
         .reshape(kv_heads, 1, batch * group * rows, dim)
     )
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled():
-        output, lse = _varlen(by_head[:, 0], context, scale)
+    half_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    kernel = varlen_kernel() if half_on_cuda and not torch.is_grad_enabled() else None
+    if kernel is not None:
+        output, lse = _varlen(kernel, by_head[:, 0], context, scale)
     else:
         parts = [
             attend(one, key, value, scale=scale)
@@ -177,15 +179,15 @@ def attend_ragged(query: torch.Tensor, context: RaggedContext, *, scale: float) 
     return output, lse.reshape(kv_heads, batch, group * rows).transpose(0, 1).reshape(batch, heads, rows)
 
 
-def _varlen(by_head: torch.Tensor, context: RaggedContext, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _varlen(
+    kernel: Any, by_head: torch.Tensor, context: RaggedContext, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`attend_ragged` in one variable-length kernel: a KV head plays a sequence, its queries are that sequence's tokens."""
-    from torch.nn.attention.varlen import AuxRequest, varlen_attn
-
     kv_heads, rows, dim = by_head.shape
     lengths = context.lengths
     cu_query = torch.arange(0, (kv_heads + 1) * rows, rows, dtype=torch.int32, device=by_head.device)
     cu_key = torch.tensor([0, *lengths], dtype=torch.int32, device=by_head.device).cumsum(0, dtype=torch.int32)
-    output, lse = varlen_attn(
+    output, lse = kernel(
         by_head.reshape(-1, 1, dim),
         context.keys[:, None],
         context.values[:, None],
@@ -194,7 +196,6 @@ def _varlen(by_head: torch.Tensor, context: RaggedContext, scale: float) -> tupl
         rows,
         max(lengths),
         scale=scale,
-        return_aux=AuxRequest(lse=True),
     )
     # a head without pairs: the kernel leaves its rows undefined
     empty = torch.tensor([length == 0 for length in lengths], device=by_head.device)[:, None]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import pytest
 import torch
 
+from hf_dataopt._compat import varlen_kernel
 from hf_dataopt.kvzip import attention
 from hf_dataopt.kvzip.attention import RaggedContext, attend, attend_ragged, merge
 
@@ -113,6 +115,7 @@ def test_variable_length_kernel_is_called_right(monkeypatch: pytest.MonkeyPatch)
     """No GPU in the tests: a stand-in with the kernel's signature and documented meaning checks what CUDA would be given."""
     import torch.nn.attention.varlen as varlen
 
+    @functools.wraps(varlen.varlen_attn)
     def stand_in(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -141,7 +144,7 @@ def test_variable_length_kernel_is_called_right(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
     query, *_, context = ragged_case([5, 0, 3])
     by_head = query.reshape(3, 3, 10, 16).transpose(0, 1).reshape(3, 30, 16)
-    output, lse = attention._varlen(by_head, context, SCALE)
+    output, lse = attention._varlen(varlen_kernel(), by_head, context, SCALE)
     expected, expected_lse = attend_ragged(query, context, scale=SCALE)
     output = output.reshape(3, 3, 10, 16).transpose(0, 1).reshape(expected.shape)
     lse = lse.reshape(3, 3, 10).transpose(0, 1).reshape(expected_lse.shape)

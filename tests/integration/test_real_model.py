@@ -1,0 +1,88 @@
+"""KVzip on SmolLM2-135M-Instruct, the real model that comes in a package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt.demo_model import INSTALL, load_demo_model, packaged_model_file
+from hf_dataopt.kvzip.command import demo_context
+from hf_dataopt.kvzip.prompt import build_prompt
+from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
+
+pytestmark = [
+    pytest.mark.real_model,
+    pytest.mark.skipif(packaged_model_file() is None, reason=f"no packaged model: {INSTALL}"),
+    # one worker loads the model once
+    pytest.mark.xdist_group("real_model"),
+]
+RATIO = 0.3
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[tuple[Any, Any]]:
+    yield load_demo_model()
+
+
+@pytest.fixture(scope="module")
+def prefilled(loaded: tuple[Any, Any]) -> PrefilledContext:
+    """A context of 2,000 tokens."""
+    model, tokenizer = loaded
+    context, _ = demo_context(60, 1, seed=0)
+    prompt = build_prompt(tokenizer, context, KVzipConfig())
+    assert prompt.context_ids.numel() > 2000
+    object.__setattr__(prompt, "context_ids", prompt.context_ids[:2000])
+    return prefill(model, prompt, progress=False)
+
+
+def test_nothing_evicted_is_the_plain_cache(loaded: tuple[Any, Any], prefilled: PrefilledContext) -> None:
+    model, tokenizer = loaded
+    scores = torch.rand(30, 3, 2000)
+    cache = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=1.0), tokenizer=tokenizer)
+    inputs = cache.inputs("Which package is the largest?")
+    with torch.no_grad():
+        new = inputs["input_ids"][:, 2000 + prefilled.n_prefix :]
+        ours = model(new, past_key_values=cache.fork()).logits
+        plain = model(inputs["input_ids"]).logits[:, -new.shape[1] :]
+    torch.testing.assert_close(ours, plain, atol=1e-3, rtol=0)
+    generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    expected = model.generate(inputs["input_ids"], max_new_tokens=8, do_sample=False)
+    assert generated.tolist() == expected.tolist()
+
+
+def test_scores_find_what_answers_need_and_bytes_are_freed(
+    loaded: tuple[Any, Any], prefilled: PrefilledContext
+) -> None:
+    """At 0.3 a version number in the context stays far more likely than after random eviction."""
+    model, tokenizer = loaded
+    config = KVzipConfig(keep_ratio=RATIO, replay="local", chunk_size=512)
+    scores = score_context(prefilled, config, progress=False)
+    context = tokenizer.decode(prefilled.prompt.context_ids)
+    records = [record.split("\n") for record in context.split("\n\n")[2:-2:12]]
+
+    def nll(cache: KVzipCache) -> float:
+        total = 0.0
+        for name, version, *_ in records:
+            answer = " " + version.removeprefix("Version: ")
+            question = f"What is the Version of {name.removeprefix('Package: ')}?"
+            asked = cache.inputs(question)["input_ids"][:, cache.get_seq_length() :]
+            target = torch.tensor([tokenizer("The Version is" + answer)["input_ids"]])
+            n = len(tokenizer(answer)["input_ids"])
+            with torch.no_grad():
+                logits = model(torch.cat([asked, target], 1), past_key_values=cache.fork()).logits[0, -n - 1 : -1]
+            total += torch.nn.functional.cross_entropy(logits, target[0, -n:]).item()
+        return total / len(records)
+
+    def evicted(values: torch.Tensor, ratio: float) -> KVzipCache:
+        return KVzipCache.from_scores(prefilled, values, KVzipConfig(keep_ratio=ratio), tokenizer=tokenizer)
+
+    kvzip = evicted(scores, RATIO)
+    share = kvzip.context_nbytes / kvzip.full_context_nbytes
+    assert share <= 0.32, f"{share:.3f} of the full cache is held"
+    noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
+    full, ours, random = nll(evicted(scores, 1.0)), nll(kvzip), nll(evicted(noise, RATIO))
+    assert ours - full < 0.2 * (random - full), f"full {full:.2f}, KVzip {ours:.2f}, random {random:.2f}"
