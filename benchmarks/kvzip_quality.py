@@ -81,9 +81,23 @@ def one_context(
     return {"seed": seed, "records": records, "tokens": prefilled.n_context, "rows": rows}
 
 
-def interval(difference: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """95 % bootstrap interval of a mean over questions."""
-    draws = rng.choice(difference, (2000, difference.size)).mean(axis=1)
+def interval(difference: np.ndarray, n_contexts: int, base: np.ndarray | None = None) -> list[float]:
+    """95 % bootstrap interval of a mean, or of its ratio to another mean.
+
+    Whole contexts are drawn, since questions on one context are not independent.
+
+    Args:
+        difference: (contexts * questions,) values, context by context.
+        n_contexts: contexts.
+        base: same shape as `difference`, the denominator's values, optional.
+
+    Returns:
+        Lower and upper end.
+    """
+    chosen = np.random.default_rng(0).integers(n_contexts, size=(2000, n_contexts))
+    draws = difference.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
+    if base is not None:
+        draws = draws / base.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
     return [round(float(value), 3) for value in np.percentile(draws, [2.5, 97.5])]
 
 
@@ -97,11 +111,12 @@ def summarise(contexts: list[dict]) -> list[dict]:
             match[key] += row["match"]
             held[key].append(row["bytes"])
     full = np.array(nll["full", 1.0])
-    rng = np.random.default_rng(0)
     rows = []
     for (method, ratio), values in nll.items():
         excess = np.array(values) - full
-        against_random = excess.mean() / (np.array(nll["random", ratio]) - full).mean() if ratio < 1 else None
+        random_excess = np.array(nll["random", ratio]) - full if ratio < 1 else None
+        against_random = None if random_excess is None else excess.mean() / random_excess.mean()
+        spread = None if random_excess is None else str(interval(excess, len(contexts), random_excess))
         rows.append(
             {
                 "method": method,
@@ -110,8 +125,9 @@ def summarise(contexts: list[dict]) -> list[dict]:
                 "NLL": float(np.mean(values)),
                 "exact match": float(np.mean(match[method, ratio])),
                 "excess NLL": float(excess.mean()),
-                "95 %": str(interval(excess, rng)),
+                "95 %": str(interval(excess, len(contexts))),
                 "excess / random's": None if against_random is None else float(against_random),
+                "its 95 %": spread,
             }
         )
     return rows

@@ -3,6 +3,8 @@
 python examples/kvzip_generate.py                                  # packaged SmolLM2-135M-Instruct, made-up records
 python examples/kvzip_generate.py --model Qwen/Qwen3-0.6B --context report.txt --question "Who wrote it?"
 python examples/kvzip_generate.py --smoke                          # a tiny random model: seconds, nothing downloaded
+
+The packaged model is small and errs; `--keep-ratio 1.0` shows what it answers when nothing is evicted.
 """
 
 from __future__ import annotations
