@@ -21,7 +21,7 @@ demo: $(BIN)/.demo-installed
 	$(BIN)/hf-dataopt demo $(ARGS)
 
 test: $(BIN)/.test-installed
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(BIN)/.test-installed
 	$(BIN)/ruff check .

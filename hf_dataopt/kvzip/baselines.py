@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
-def random_scores(shape: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
+def random_scores(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Random eviction: uniform scores, each layer and head on its own.
 
     Args:
@@ -15,10 +17,10 @@ def random_scores(shape: tuple[int, int, int], generator: torch.Generator) -> to
     Returns:
         float32 of that shape in [0, 1).
     """
-    return torch.rand(shape, generator=generator)
+    return torch.rand(*shape, generator=generator)
 
 
-def recency_scores(shape: tuple[int, int, int]) -> torch.Tensor:
+def recency_scores(shape: Sequence[int]) -> torch.Tensor:
     """Keep-last: a pair's position is its score, so that every head keeps the end of the context.
 
     Args:
@@ -27,4 +29,4 @@ def recency_scores(shape: tuple[int, int, int]) -> torch.Tensor:
     Returns:
         float32 of that shape in (0, 1].
     """
-    return (torch.arange(1, shape[-1] + 1) / shape[-1]).expand(shape).contiguous()
+    return (torch.arange(1, shape[-1] + 1) / shape[-1]).expand(*shape).contiguous()

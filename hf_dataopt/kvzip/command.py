@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
+    from .config import KVzipConfig
 
 HELP = "compress a context's key-value cache once, answer several questions from it (KVzip)"
 EXAMPLES = [
@@ -18,23 +19,21 @@ EXAMPLES = [
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --replay local --json",
 ]
 
-_WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "heron",
-    "iris",
-    "kelp",
-    "lotus",
-    "otter",
-    "pine",
+# A made-up text, so that a right answer has come out of the context and not out of the model.
+DEMO_CONTEXT = """Maria Lopez works on the third floor and her phone is 4471. John Smith sits on the second floor, phone 2093. \
+The kitchen code is 8842. Lunch is at 12:30 on weekdays. The printer is called Gutenberg and stands beside Maria's desk. The \
+cat of the house is called Bismarck. The wireless password is seahorse77. The office opened in 1987. The founder of the \
+company is Greta Lindqvist. The garden has a pond with 14 turtles. The yearly party is in October. The bus to the station is \
+number 36. The bicycle of Omar Haddad is yellow. The meeting room on the first floor is called Vesuvius. The coffee machine \
+was bought in Trieste. The plant in the corridor is a lemon tree. The guard at night is Pavel Novak."""
+DEMO_QUESTIONS = [
+    ("What is the name of the printer?", "Gutenberg"),
+    ("What is the wireless password?", "seahorse77"),
+    ("Who is the founder of the company?", "Greta Lindqvist"),
+    ("What is the number of the bus to the station?", "36"),
+    ("Who is the guard at night?", "Pavel Novak"),
+    ("What is the name of the meeting room?", "Vesuvius"),
 ]
-_KINDS = ["tools", "viewer", "daemon", "utils", "mapper", "player", "server", "parser"]
-_PEOPLE = ["Noor Rahman", "Hugo Weber", "Ines Costa"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +77,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the context as UTF-8 text: {error}") from error
     model, tokenizer = _load(args.model, args.dtype, args.device)
-    return answer(model, tokenizer, context, args.question, config, args.max_new_tokens, args.compare_full)
+    compare = ("full",) if args.compare_full else ()
+    return answer(model, tokenizer, context, args.question, config, args.max_new_tokens, compare)
 
 
 def answer(
@@ -86,11 +86,26 @@ def answer(
     tokenizer: Any,
     context: str,
     questions: list[str],
-    config: Any,
+    config: KVzipConfig,
     max_new_tokens: int = 64,
-    compare_full: bool = False,
+    compare: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Prefill, compress and answer every question, with times and sizes."""
+    """Prefill, compress and answer every question, with times and sizes.
+
+    Args:
+        model, tokenizer: a supported language model.
+        context: the text the questions are about.
+        questions: asked one by one, each of a fork of its own.
+        config: how to compress.
+        max_new_tokens: length of an answer.
+        compare: `"full"` answers from the full cache too, `"random"` from one evicted at random to the same size.
+
+    Returns:
+        Sizes, seconds and answers, ready for JSON.
+    """
+    from ..progress import track
+    from ..seeding import generator
+    from .baselines import random_scores
     from .cache import KVzipCache
     from .config import KVzipConfig
     from .prompt import build_prompt
@@ -101,17 +116,24 @@ def answer(
     prefilled = prefill(model, build_prompt(tokenizer, context, config), config)
     prefilled_at = time.perf_counter()
     scores = score_context(prefilled, config)
-    full: KVzipCache | None = None
-    if compare_full:
-        full = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=1.0), tokenizer=tokenizer)
+    others = {}
+    if "full" in compare:
+        others["answer_full"] = KVzipCache.from_scores(
+            prefilled, scores, KVzipConfig(keep_ratio=1.0), tokenizer=tokenizer
+        )
+    if "random" in compare:
+        noise = random_scores(scores.shape, generator(0)).to(scores.device)
+        others["answer_random"] = KVzipCache.from_scores(prefilled, noise, config, tokenizer=tokenizer)
     cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
     compressed_at = time.perf_counter()
-    rows = []
-    for question in questions:
-        row = {"question": question, "answer": _generate(model, tokenizer, cache, question, max_new_tokens)}
-        if full is not None:
-            row["answer_full"] = _generate(model, tokenizer, full, question, max_new_tokens)
-        rows.append(row)
+    rows = [
+        {"question": question}
+        | {
+            name: _generate(model, tokenizer, one, question, max_new_tokens)
+            for name, one in {"answer": cache, **others}.items()
+        }
+        for question in track(questions, "Answering", unit="question")
+    ]
     return {
         "context_tokens": cache.prompt.context_ids.numel(),
         "prefix_tokens": cache.prompt.prefix_ids.numel(),
@@ -162,6 +184,7 @@ def show(result: dict[str, Any], console: Any) -> None:
         "expected": "right answer",
         "answer_full": "full cache",
         "answer": "compressed cache",
+        "answer_random": "as small, random",
     }
     keys = [key for key in titles if key in rows[0]]
     for key in keys:
@@ -171,36 +194,24 @@ def show(result: dict[str, Any], console: Any) -> None:
     console.print(table)
 
 
-def demo_context(n_records: int, n_questions: int, seed: int) -> tuple[str, list[tuple[str, str]]]:
-    """Records of made-up software packages, and questions on them with their answers.
-
-    Versions and sizes cannot be guessed, so a right answer has come out of the context.
-    """
-    rng = random.Random(seed)
-    names = rng.sample([f"{word}-{kind}" for word in _WORDS for kind in _KINDS], n_records)
-    records, questions = [], []
-    for name in names:
-        version = f"{rng.randrange(1, 9)}.{rng.randrange(20)}.{rng.randrange(9)}-{rng.randrange(1, 9)}"
-        size = str(rng.randrange(100, 9999))
-        maintainer = rng.choice(_PEOPLE)
-        records.append(f"Package: {name}\nVersion: {version}\nInstalled-Size: {size}\nMaintainer: {maintainer}")
-        field, value = rng.choice([("Version", version), ("Installed-Size", size)])
-        questions.append((f"What is the {field} of the package {name}?", value))
-    return "\n\n".join(records), rng.sample(questions, n_questions)
-
-
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
-    """The demo's section: one context, six questions (two with `--smoke`), full and compressed cache side by side."""
+    """The demo's section: one context, six questions (two with `--smoke`), full and compressed cache side by side.
+
+    A third column answers from a cache of the same size whose pairs were chosen at random.
+    """
     from .config import KVzipConfig
 
-    context, asked = demo_context(10, 2 if args.smoke else 6, args.seed)
+    asked = DEMO_QUESTIONS[:2] if args.smoke else DEMO_QUESTIONS
     args.console.print("loading the language model (a minute at most) ...")
     model, tokenizer = _load(args.model, "float32", None)
     config = KVzipConfig(keep_ratio=0.3)
-    result = answer(model, tokenizer, context, [question for question, _ in asked], config, 24, compare_full=True)
+    questions = [question for question, _ in asked]
+    result = answer(model, tokenizer, DEMO_CONTEXT, questions, config, 20, compare=("full", "random"))
     for row, (_, expected) in zip(result["answers"], asked, strict=True):
         row["expected"] = expected
     show(result, args.console)
     if args.model is None:
-        args.console.print("A model of 135M parameters errs with the full cache too; compare the last two columns.")
+        args.console.print(
+            "A model of 135M parameters errs with the full cache too: compare the columns with each other."
+        )
     return result
