@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.demo_model import load_demo_model
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
-from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
+from hf_dataopt.kvzip.scoring import prefill, score_context
 
 # kvpress 0.5.5's KVzip on the same model, one thread, from an earlier study (it needs transformers below 5.3)
 KVPRESS_COMPRESSION = {1024: 3.1, 2048: 4.5, 4096: 4.6}
@@ -94,14 +94,6 @@ def compression(
     return rows
 
 
-def uniform_noise(prefilled: PrefilledContext) -> torch.Tensor:
-    """Scores for timing: non-uniform budgets over heads, as KVzip's are."""
-    layers, heads = len(prefilled.scored_layers), prefilled.cache.layers[prefilled.scored_layers[0]].keys.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.rand(layers, heads, 1, generator=generator) + 0.5
-    return torch.rand(layers, heads, prefilled.n_context, generator=generator) * weight
-
-
 @torch.no_grad()
 def decoding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: list[int], tokens: int
@@ -110,7 +102,8 @@ def decoding(
     rows = []
     for n in lengths:
         prefilled = prefill(model, context_of(tokenizer, n), progress=False)
-        scores = uniform_noise(prefilled)
+        # real scores, so that the budgets differ between heads as they do in use
+        scores = score_context(prefilled, SETTINGS["local, chunk 512"], progress=False)
         caches: dict[str, Any] = {"full": copy.deepcopy(prefilled.cache)}
         for ratio in (0.3, 0.1):
             caches[str(ratio)] = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=ratio))
@@ -187,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--part", choices=["compression", "decoding", "memory", "all"], default="all")
     parser.add_argument("--smoke", action="store_true", help="small sizes, nothing written")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
@@ -201,9 +195,12 @@ def main() -> None:
         show("decoding", decoding(model, tokenizer, [128], 3))
         return
     about = {"model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)", "seed": 0}
-    write("kvzip_speed_compression", compression(model, tokenizer, [1024, 2048, 4096], args.repeats), **about)
-    write("kvzip_speed_decoding", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
-    write("kvzip_speed_memory", memory([2048], args.model), **about)
+    if args.part in ("compression", "all"):
+        write("kvzip_speed_compression", compression(model, tokenizer, [1024, 2048, 4096], args.repeats), **about)
+    if args.part in ("decoding", "all"):
+        write("kvzip_speed_decoding", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
+    if args.part in ("memory", "all"):
+        write("kvzip_speed_memory", memory([2048], args.model), **about)
 
 
 if __name__ == "__main__":
