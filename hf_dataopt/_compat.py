@@ -63,10 +63,14 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
+def causal_model_of(model: Any) -> PreTrainedModel:
+    """The model that `generate` belongs to, under PEFT's wrappers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def decoder_of(model: Any) -> PreTrainedModel:
     """The module that runs the transformer layers, under PEFT wrappers and language-model heads."""
-    if hasattr(model, "get_base_model"):  # a PeftModel
-        model = model.get_base_model()
+    model = causal_model_of(model)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     return model if decoder is None else decoder
 

@@ -7,6 +7,8 @@ that carry one of our caches and for no other call.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .._compat import cpu_flash, decoder_of, has_cpu_flash, set_attention, varlen_kernel
+from .._compat import causal_model_of, cpu_flash, decoder_of, has_cpu_flash, set_attention, varlen_kernel
 from ..errors import DroppedTokensError
 
 # "sdpa" in the name: transformers' support checks look for it
@@ -270,6 +272,9 @@ class RoutedCache(Cache):
             raise ValueError("this model does not route attention to the cache; call `cache.attach(model)` first")
         return super().update(*args, **kwargs)
 
+    def check_prompt(self, input_ids: torch.Tensor) -> None:
+        """Refuse full prompts, (B, n) int64, that do not begin with the tokens the cache stands for."""
+
     def check_call(self, n_new: int, attention_mask: Any) -> None:
         """Refuse a forward whose tokens and mask do not continue the cache.
 
@@ -311,6 +316,9 @@ def attach(model: Any) -> None:
         return
     decoder.register_forward_pre_hook(_route, with_kwargs=True)
     decoder.register_forward_hook(_restore, with_kwargs=True, always_call=True)
+    language_model: Any = causal_model_of(model)
+    if hasattr(language_model, "prepare_inputs_for_generation"):
+        language_model.prepare_inputs_for_generation = _checking_prompts(language_model.prepare_inputs_for_generation)
 
 
 def detach(model: Any) -> None:
@@ -319,6 +327,22 @@ def detach(model: Any) -> None:
     for hooks, function in ((decoder._forward_pre_hooks, _route), (decoder._forward_hooks, _restore)):
         for key in [key for key, hook in hooks.items() if hook is function]:
             del hooks[key]
+    vars(causal_model_of(model)).pop("prepare_inputs_for_generation", None)
+
+
+def _checking_prompts(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """`prepare_inputs_for_generation` with a look at the full prompt: `generate` cuts the cached part off unread."""
+
+    @functools.wraps(prepare)
+    def checked(input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
+        cache = kwargs.get("past_key_values")
+        # a length to cut to means that the ids are a full prompt, not new ids beside a full-length mask
+        full_prompt = next_sequence_length is not None and kwargs.get("is_first_iteration")
+        if isinstance(cache, RoutedCache) and full_prompt and kwargs.get("inputs_embeds") is None:
+            cache.check_prompt(input_ids)
+        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+
+    return checked
 
 
 def _route(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

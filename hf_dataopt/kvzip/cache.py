@@ -318,8 +318,8 @@ class KVzipCache(RoutedCache):
             raise ValueError("the question has no tokens")
         return rows
 
-    def verify(self, input_ids: torch.Tensor) -> None:
-        """Check that full prompts of your own begin with the tokens this cache stands for.
+    def check_prompt(self, input_ids: torch.Tensor) -> None:
+        """Check that full prompts begin with the tokens this cache stands for; `generate` calls it on prepared models.
 
         Args:
             input_ids (`torch.Tensor` (B, n) int64): what you are going to pass to `generate` with a fork.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,6 +275,8 @@ class TestRefusals:
     def test_new_ids_without_full_mask(self, llama: Compressed) -> None:
         with pytest.raises(DroppedTokensError, match="cache.inputs"):
             llama.model.generate(new_ids("a question"), past_key_values=llama.cache(0.5).fork(), max_new_tokens=2)
+        with pytest.raises(DroppedTokensError, match="no token is left"):
+            llama.model(new_ids("")[:, :0], past_key_values=llama.cache(0.5))
         with pytest.raises(DroppedTokensError, match="mask covers 2 tokens"):
             llama.model(new_ids("ab"), attention_mask=torch.ones(1, 2), past_key_values=llama.cache(0.5))
 
@@ -288,11 +291,18 @@ class TestRefusals:
     def test_prompt_with_another_context(self, llama: Compressed) -> None:
         cache = llama.cache(0.5)
         good = torch.cat([cache.ids, new_ids("why?")], dim=1)
-        cache.verify(good)
+        cache.check_prompt(good)
         bad = good.clone()
         bad[0, 3] += 1
         with pytest.raises(DroppedTokensError, match="do not start with"):
-            cache.verify(bad)
+            cache.check_prompt(bad)
+        with pytest.raises(DroppedTokensError, match="do not start with"):
+            llama.model.generate(bad, past_key_values=cache.fork(), max_new_tokens=2)
+        # longer than the context, so that `generate` alone would take them for a full prompt
+        question = new_ids("a long question, " * 20)
+        with pytest.raises(DroppedTokensError, match="do not start with"):
+            llama.model.generate(question, past_key_values=cache.fork(), max_new_tokens=2)
+        assert llama.model.generate(good, past_key_values=cache.fork(), max_new_tokens=2).shape[1] == good.shape[1] + 2
         assert torch.equal(cache.inputs(good)["input_ids"], good)
 
     @pytest.mark.parametrize("question", [3, [], ["a", 2], torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3)])
@@ -327,3 +337,41 @@ def test_layers_are_ours(compressed: Compressed) -> None:
         index in cache.scored_layers for index in range(len(cache.layers))
     ]
     assert cache.scored_layers == ([1, 2] if compressed.family == "gemma3" else [0, 1, 2])
+
+
+def test_several_turns_in_one_fork(compressed: Compressed) -> None:
+    """A conversation goes on in the same fork, as with a stock cache."""
+    cache = compressed.cache(0.5).fork()
+    ids = torch.cat([cache.ids, new_ids("first?")], dim=1)
+    for _ in range(2):
+        # with a mask, since a random model may write the padding token, which `generate` would mask by itself
+        mask = torch.ones_like(ids)
+        ids = compressed.model.generate(
+            ids, attention_mask=mask, past_key_values=cache, max_new_tokens=3, do_sample=False
+        )
+        ids = torch.cat([ids, new_ids("next?")], dim=1)
+    with torch.no_grad():
+        n = cache.get_seq_length()
+        step = compressed.model(ids[:, n:], past_key_values=cache).logits
+        again = compressed.cache(0.5).fork()
+        at_once = compressed.model(ids[:, again.get_seq_length() :], past_key_values=again).logits
+    torch.testing.assert_close(step, at_once[:, -step.shape[1] :], atol=1e-4, rtol=0)
+
+
+def test_under_peft() -> None:
+    """A LoRA-wrapped model compresses and generates; the base model underneath is the one that is prepared."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    cache = KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, keep_ratio=1.0, progress=False)
+    inputs = cache.inputs(QUESTIONS[0])
+    ours = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    assert ours.tolist() == model.generate(input_ids=inputs["input_ids"], max_new_tokens=5, do_sample=False).tolist()
+
+
+def test_a_prepared_model_can_be_copied_and_saved(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, progress=False)
+    twin = copy.deepcopy(model)
+    twin.save_pretrained(tmp_path)
+    assert twin.generate(new_ids("a"), max_new_tokens=2).shape == (1, 3)
