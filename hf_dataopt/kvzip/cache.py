@@ -102,9 +102,14 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
 
     @classmethod
     def of(cls, layer: DynamicSlidingWindowLayer) -> KVzipSlidingLayer:
-        """The same window as a layer of this class; tensors are shared, `update` never writes into them."""
+        """A copy of the window as a layer of this class.
+
+        The stock layer keeps its window as a view into the keys of the whole prefill, which would all stay in memory.
+        """
         ours = cls(layer.sliding_window)
         ours.__dict__.update(layer.__dict__)
+        if layer.keys is not None and layer.values is not None:
+            ours.keys, ours.values = layer.keys.clone(), layer.values.clone()
         return ours
 
     def update(
@@ -382,7 +387,7 @@ class KVzipCache(RoutedCache):
         """Bytes of all keys and values held: compressed context, sliding windows, and this fork's own tail."""
         layers: list[Any] = self.layers
         dense = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
-        return self.context_nbytes + sum(tensor.numel() * tensor.element_size() for tensor in dense)
+        return self.context_nbytes + sum(tensor.untyped_storage().nbytes() for tensor in dense)
 
     @property
     def full_nbytes(self) -> int:

@@ -183,6 +183,15 @@ def test_evicted_pairs_are_freed() -> None:
     assert not alive
 
 
+def test_sliding_windows_do_not_keep_the_whole_prefill_alive() -> None:
+    model, tokenizer = tiny_model("gemma3"), byte_tokenizer()
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT * 10, keep_ratio=0.3, progress=False)
+    window = cache.layers[0]
+    assert window.keys.shape[-2] == 15
+    assert window.keys.untyped_storage().nbytes() == 15 * 2 * 8 * 4
+    assert cache.nbytes == cache.context_nbytes + 2 * 15 * 2 * 8 * 4
+
+
 def test_max_kv_tokens_bounds_what_is_stored() -> None:
     model, tokenizer = tiny_model("qwen2"), byte_tokenizer()
     config = KVzipConfig(max_kv_tokens=150)
