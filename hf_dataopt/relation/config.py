@@ -1,0 +1,158 @@
+"""Settings of the relation graph, each with its range and the place it comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+_CHOICES = {
+    "similarity": ("cosine", "rbf"),
+    "threshold": ("relative", "absolute", "quantile", "noise_rate"),
+    "on_cycle": ("best", "last"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (1e-3, 64.0),
+    "outlier_temperature": (1e-3, 64.0),
+    "rbf_gamma": (1e-6, 1e6),
+    "edge_cutoff": (0.0, 1.0),
+    "max_noisy_share": (0.0, 1.0),
+    "skip_share": (0.0, 1.0),
+    "outlier_epsilon": (0.0, 1.0),
+    "max_memory_gb": (1e-3, 1e4),
+}
+_LEAST = {"max_passes": 1, "outlier_reference": 1, "partition_size": 2, "seed": 0}
+_OPTIONAL = ("outlier_reference", "partition_size", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationConfig:
+    """How the relation graph is built, cut and scored.
+
+    Args:
+        temperature (`float`, > 0, default 4): `t` of Eq. 5.4 for label errors (reference code; the text saturates at 6).
+        similarity (`str`, default `"cosine"`): `s` of Eq. 5.4: truncated cosine, or `"rbf"`,
+            `exp(-rbf_gamma |f - f'|^2)` on unit-length features (Table 5.7; the text gives neither scale nor gamma).
+        rbf_gamma (`float`, > 0, default 1): width of the RBF similarity.
+        compatibility (`bool`, default True): multiply by `c = p.p'` (Eq. 5.5).
+        edge_cutoff (`float`, [0, 1], default 0.03): edges with `s c` at or below it are dropped, before the power
+            (reference code; the text has none: 0).
+        diagonal (`bool`, default False): keep `r(i, i)` as the reference code does; the text sets it to 0.
+        threshold (`str`, default `"relative"`): how lambda of Eq. 5.2 is set. `"absolute"`: lambda itself (text);
+            `"relative"`: share of the largest |score|, taken anew at every pass (reference code); `"quantile"`: quantile
+            of the initial scores; `"noise_rate"`: the expected share of wrong labels is taken at every pass.
+        threshold_value (`float`, default 0.05): the number that `threshold` reads.
+        max_noisy_share (`float`, [0, 1], default 0.3): the noisy set never holds more than this share of the rows.
+        skip_share (`float`, [0, 1], default 0.5): when more than this share of the initial scores speaks against its
+            own label, no set is formed (a warning says so) and the initial scores stand. 1 never skips.
+        max_passes (`int`, >= 1, default 100): most passes of Algorithm 4; 1 is the reference code.
+        on_cycle (`str`, default `"best"`): set-level updates may cycle; `"best"` takes the set of the cycle with the
+            largest objective, `"last"` the one the loop would hold after `max_passes`.
+        outlier_temperature (`float`, > 0, default 1): `t` of the outlier score's kernel.
+        outlier_reference (`int`, >= 1, default 5000): size of the uniform random reference set S of section 5.3.3; None:
+            all rows.
+        outlier_epsilon (`float`, default 1e-6): added to the sum before it is inverted (reference code; text 0).
+        partition_size (`int`, >= 2, optional): rows of one random partition, `k` of section 5.3.2: O(n k) work.
+        dtype (`str`, default `"float32"`): of the two products; sums are float32 within a tile and float64 over tiles.
+        device (`str`, optional): where tiles are computed; default CPU.
+        max_memory_gb (`float`, default 0.06): working memory of one process on top of inputs and per-row vectors; picks
+            the tile.
+        seed (`int`, >= 0, default 0): draws reference set and partitions.
+
+    Raises:
+        ValueError: a field is out of its range.
+        TypeError: a field has the wrong type.
+
+    Source: chapter 5; defaults from the reference code where it and the text differ, except `diagonal`, the bounds on
+        the noisy set, and passes until convergence.
+
+    Example:
+        >>> RelationConfig(temperature=6).temperature
+        6
+    """
+
+    temperature: float = 4.0
+    similarity: Literal["cosine", "rbf"] = "cosine"
+    rbf_gamma: float = 1.0
+    compatibility: bool = True
+    edge_cutoff: float = 0.03
+    diagonal: bool = False
+    threshold: Literal["relative", "absolute", "quantile", "noise_rate"] = "relative"
+    threshold_value: float = 0.05
+    max_noisy_share: float = 0.3
+    skip_share: float = 0.5
+    max_passes: int = 100
+    on_cycle: Literal["best", "last"] = "best"
+    outlier_temperature: float = 1.0
+    outlier_reference: int | None = 5000
+    outlier_epsilon: float = 1e-6
+    partition_size: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    max_memory_gb: float = 0.06
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, (low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), low, high)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name in ("compatibility", "diagonal"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        high = math.inf if self.threshold == "absolute" else 1.0
+        _check_number("threshold_value", self.threshold_value, 0.0, high)
+
+    @classmethod
+    def dissertation(cls, threshold_value: float, **changes: Any) -> RelationConfig:
+        """The text read literally: absolute lambda (no value is given there), no cut-off, no bound, until convergence."""
+        text: dict[str, Any] = {
+            "threshold": "absolute",
+            "edge_cutoff": 0.0,
+            "max_noisy_share": 1.0,
+            "skip_share": 1.0,
+            "on_cycle": "last",
+            "outlier_epsilon": 0.0,
+        }
+        return cls(**{**text, "threshold_value": threshold_value, **changes})
+
+    @classmethod
+    def reference(cls, **changes: Any) -> RelationConfig:
+        """The reference code: diagonal kept, one refinement, relative lambda of 0.05, no bound on the noisy set."""
+        code: dict[str, Any] = {"diagonal": True, "max_passes": 1, "max_noisy_share": 1.0, "skip_share": 1.0}
+        return cls(**{**code, "on_cycle": "last", **changes})
+
+    def to_json_string(self) -> str:
+        """The settings as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json_string(cls, text: str) -> RelationConfig:
+        """Settings from `to_json_string`'s output.
+
+        Raises:
+            ValueError: not JSON, or a field this version does not know.
+        """
+        values: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown relation settings {unknown}; were they written by a newer version?")
+        return cls(**values)
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
