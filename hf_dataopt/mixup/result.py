@@ -1,0 +1,35 @@
+"""What a mixup method returns: the mixed batch, and everything one needs to see how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixResult:
+    """A mixed batch of B outputs.
+
+    Args:
+        images: (B, C, H, W) mixed inputs, dtype and device of the inputs.
+        targets: (B, classes) soft labels, float32, rows sum to 1.
+        sources: (B, M) int64: the inputs of each output, by their place in the batch; M = 2 for Puzzle Mix (itself and
+            its partner), the batch size or less for Co-Mixup.
+        masks: (B, M, h, w) float32 on the grid: share of input m at each cell; sums to 1 over M.
+        ratios: (B, M) float32: weight of each input in the target; sums to 1 over M.
+        plans: (B, M, h w) int64 or None: cell of the input that is seen at each cell (transport); None: none moved.
+        energies: (B,) float64 or None: objective of each mask's problem.
+        unmixed: (B,) bool: outputs left as they were (zero or non-finite saliency, or no partner).
+        saliency: (B, h, w) or None: saliency of the inputs on the grid.
+    """
+
+    images: Tensor
+    targets: Tensor
+    sources: Tensor
+    masks: Tensor
+    ratios: Tensor
+    unmixed: Tensor
+    plans: Tensor | None = None
+    energies: Tensor | None = None
+    saliency: Tensor | None = None
