@@ -20,6 +20,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "edge_cutoff": (0.0, 1.0),
     "max_noisy_share": (0.0, 1.0),
     "skip_share": (0.0, 1.0),
+    "outlier_share": (0.0, 0.999),
     "outlier_epsilon": (0.0, 1.0),
     "max_memory_gb": (1e-3, 1e4),
 }
@@ -53,6 +54,7 @@ class RelationConfig:
         outlier_temperature (`float`, > 0, default 1): `t` of the outlier score's kernel.
         outlier_reference (`int`, >= 1, default 5000): size of the uniform random reference set S of section 5.3.3; None:
             all rows.
+        outlier_share (`float`, [0, 1), default 0.01): part of the rows that `is_outlier` marks; ours, the text ranks only.
         outlier_epsilon (`float`, default 1e-6): added to the sum before it is inverted (reference code; text 0).
         partition_size (`int`, >= 2, optional): rows of one random partition, `k` of section 5.3.2: O(n k) work.
         dtype (`str`, default `"float32"`): of the two products; sums are float32 within a tile and float64 over tiles.
@@ -87,6 +89,7 @@ class RelationConfig:
     on_cycle: Literal["best", "last"] = "best"
     outlier_temperature: float = 1.0
     outlier_reference: int | None = 5000
+    outlier_share: float = 0.01
     outlier_epsilon: float = 1e-6
     partition_size: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
