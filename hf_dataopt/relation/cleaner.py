@@ -21,6 +21,7 @@ from .. import distributed
 from ..progress import say
 from ..seeding import generator
 from .checkpoint import PassCheckpoint
+from .combined import combined_parts, ranks
 from .config import RelationConfig
 from .graph import RelationGraph
 from .label_noise import LabelNoise, find_label_noise
@@ -104,6 +105,9 @@ class RelationCleaner:
         noise = [result.noise for result in found]
         scores = np.mean([one.scores for one in noise], axis=0)
         noisy = noise[0].noisy if len(noise) == 1 else scores > np.mean([one.threshold for one in noise])
+        parts: dict[str, NDArray[np.float64]] = {}
+        if config.score == "combined":
+            scores, noisy, parts = _combine(graphs, scores, _Work(work, "neighbours", quiet))
         outlier = np.mean([result.outlier for result in found], axis=0)
         report = RelationReport(
             config=config,
@@ -118,6 +122,7 @@ class RelationCleaner:
             outlier_score=outlier,
             is_outlier=is_outlier(outlier, config.outlier_share)[0],
             reference=[Reference.of(graph, reference, *view) for graph, view in zip(graphs, views, strict=True)],
+            parts=parts,
             summary={"checkpoints": [result.about for result in found]},
         )
         report.attach(graphs)
@@ -204,6 +209,28 @@ def _joined(parts: list[Index], solved: list[LabelNoise], count: int) -> LabelNo
         noisy[part] = one.noisy
     level = float(np.mean([one.threshold * count / len(part) for part, one in zip(parts, solved, strict=True)]))
     return LabelNoise(scores, noisy, level)
+
+
+def _combine(
+    graphs: list[RelationGraph], relation: NDArray[np.float64], work: _Work
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+    """The combined score, the rows it flags, and the ranks it is made of.
+
+    Flagged are rows that model and nearest rows would both label otherwise (in most checkpoints), the worst
+    `max_noisy_share` of all rows at most.
+    """
+    config = graphs[0].config
+    found = [
+        combined_parts(graph, config.neighbours, checkpoint=work.keep(graph, str(k)), quiet=work.quiet)
+        for k, graph in enumerate(graphs)
+    ]
+    parts = {name: np.mean([one[name] for one, _ in found], axis=0) for name in found[0][0]}
+    scores = np.mean(list(parts.values()), axis=0)
+    noisy = np.mean([disagreed for _, disagreed in found], axis=0) > 0.5
+    kept = np.argsort(np.where(noisy, -scores, 1.0), kind="stable")[: int(config.max_noisy_share * len(scores))]
+    bounded = np.zeros_like(noisy)
+    bounded[kept] = noisy[kept]
+    return scores, bounded, {**parts, "relation": ranks(relation)}
 
 
 def graphs_of(

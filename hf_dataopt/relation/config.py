@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 _CHOICES = {
+    "score": ("label_noise", "combined"),
     "similarity": ("cosine", "rbf"),
     "threshold": ("relative", "absolute", "quantile", "noise_rate"),
     "on_cycle": ("best", "last"),
@@ -24,7 +25,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "outlier_epsilon": (0.0, 1.0),
     "max_memory_gb": (1e-3, 1e4),
 }
-_LEAST = {"max_passes": 1, "outlier_reference": 1, "partition_size": 2, "seed": 0}
+_LEAST = {"neighbours": 1, "max_passes": 1, "outlier_reference": 1, "partition_size": 2, "seed": 0}
 _OPTIONAL = ("outlier_reference", "partition_size", "device")
 
 
@@ -33,6 +34,9 @@ class RelationConfig:
     """How the relation graph is built, cut and scored.
 
     Args:
+        score (`str`, default `"label_noise"`): what `label_noise_score` holds: the score s of Algorithm 4, or `"combined"`,
+            the mean rank of loss, margin and the votes of the nearest rows (ours; see `combined.py`).
+        neighbours (`int`, >= 1, default 10): edges a row keeps for `score="combined"`.
         temperature (`float`, > 0, default 4): `t` of Eq. 5.4 for label errors (reference code; the text saturates at 6).
         similarity (`str`, default `"cosine"`): `s` of Eq. 5.4: truncated cosine, or `"rbf"`,
             `exp(-rbf_gamma |f - f'|^2)` on unit-length features (Table 5.7; the text gives neither scale nor gamma).
@@ -75,6 +79,8 @@ class RelationConfig:
         6
     """
 
+    score: Literal["label_noise", "combined"] = "label_noise"
+    neighbours: int = 10
     temperature: float = 4.0
     similarity: Literal["cosine", "rbf"] = "cosine"
     rbf_gamma: float = 1.0

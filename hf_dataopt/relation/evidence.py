@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ class Evidence:
         conflicting_labels: (k,) their label codes.
         conflicting_relations: (k,) float32, in [-1, 0).
         supporting, supporting_labels, supporting_relations: the same for positive relations, in (0, 1].
+        ranks: the row's ranks in [0, 1] of the parts of `score="combined"`; empty otherwise.
     """
 
     row: int
@@ -30,6 +31,7 @@ class Evidence:
     supporting: NDArray[np.int64]
     supporting_labels: NDArray[np.int64]
     supporting_relations: NDArray[np.float32]
+    ranks: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, for JSON."""
@@ -37,7 +39,13 @@ class Evidence:
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
-def evidence_of(row: int, relations: NDArray[np.float32], labels: NDArray[np.int64], count: int) -> Evidence:
+def evidence_of(
+    row: int,
+    relations: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    count: int,
+    ranks: dict[str, float] | None = None,
+) -> Evidence:
     """The strongest `count` relations of both signs.
 
     Args:
@@ -45,6 +53,7 @@ def evidence_of(row: int, relations: NDArray[np.float32], labels: NDArray[np.int
         relations: (n,) `r(row, j)`, 0 at j = row.
         labels: (n,) codes.
         count: how many of each, >= 1.
+        ranks: copied into the result.
 
     Raises:
         ValueError: count < 1.
@@ -67,4 +76,5 @@ def evidence_of(row: int, relations: NDArray[np.float32], labels: NDArray[np.int
         supporting=support,
         supporting_labels=labels[support],
         supporting_relations=relations[support],
+        ranks=ranks or {},
     )

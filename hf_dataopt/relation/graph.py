@@ -131,14 +131,14 @@ class RelationGraph:
             taken.append(time.perf_counter() - start)
         return min(taken) * (self.tile_rows / len(rows)) ** 2
 
-    def row(self, i: int, *, temperature: float | None = None) -> NDArray[np.float32]:
-        """`r(i, j)` for every j (Eq. 5.1), 0 at j = i; (n,) float32."""
+    def row(self, i: int, *, temperature: float | None = None, signed: bool = True) -> NDArray[np.float32]:
+        """`r(i, j)` (Eq. 5.1) or the bare kernel for every j, 0 at j = i; (n,) float32."""
         values = np.zeros(len(self), np.float32)
         temperature = self.config.temperature if temperature is None else temperature
 
         def add(kernel: Tensor, left: Tile, right: Tile, rows: Index, columns: Index) -> None:
             kernel = power_(kernel, temperature)
-            if left.labels is not None and right.labels is not None:
+            if signed and left.labels is not None and right.labels is not None:
                 kernel = sign_(kernel, left.labels, right.labels)
             values[columns] = kernel[0].cpu().numpy()
 
@@ -146,10 +146,35 @@ class RelationGraph:
         self._visit(job, self, np.array([i]), np.arange(len(self)), alone=True)
         return values
 
-    def row_similarity(self, i: int) -> NDArray[np.float32]:
-        """`s(f_i, f_j)` for every j without compatibility, sign and cut-off; (n,) float32."""
+    def features_only(self) -> RelationGraph:
+        """The graph of `s(f, f')` alone: no compatibility, no cut-off."""
         bare = replace(self.config, compatibility=False, edge_cutoff=0.0)
-        return RelationGraph(self.features, None, None, bare, self.centre).row(i, temperature=1.0)
+        return RelationGraph(self.features, None, self.labels, bare, self.centre)
+
+    def visit_all(
+        self,
+        add: Callable[[Tensor, Tile, Tile, Index, Index], None],
+        sums: Tensor,
+        *,
+        checkpoint: PassCheckpoint | None = None,
+        quiet: bool = False,
+    ) -> NDArray[np.float64]:
+        """Call `add(kernel before the power, row tile, column tile, row numbers, column numbers)` on every tile.
+
+        Args:
+            add: writes what it finds for its rows into `sums`; the tiles of a stripe come in the order of `order`.
+            sums: (n,) float64 zeros, kept by `checkpoint`.
+            checkpoint: where finished stripes are kept.
+            quiet: no progress bar.
+
+        Returns:
+            (n,) `sums`, added over the processes.
+
+        Cost: 2 n^2 (d + C) operations.
+        """
+        job = _Pass(add, sums, not self.config.diagonal, checkpoint, quiet)
+        self._visit(job, self, self.order, self.order)
+        return _sum_over_processes(sums).numpy()
 
     def _bytes(self, tile: int, width: int) -> int:
         copies = 1 if self.dtype == torch.float32 and self.device.type == "cpu" else 2

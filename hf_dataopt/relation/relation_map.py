@@ -56,7 +56,10 @@ def draw_relation_map(graphs: list[RelationGraph], row: int, *, title: str, max_
     if len(graphs) > 1:
         spread, name = values.std(axis=0), "standard deviation over checkpoints"
     else:
-        spread, name = graphs[0].row_similarity(row).astype(np.float64), "feature similarity (one checkpoint)"
+        spread, name = (
+            graphs[0].features_only().row(row, temperature=1.0, signed=False),
+            "feature similarity (one checkpoint)",
+        )
     shown = _picked(mean, row, max_points)
     figure = Figure(figsize=(5, 3.8), layout="constrained")
     axes: Any = figure.add_subplot()

@@ -49,6 +49,8 @@ class RelationReport:
         outlier_score: (n,) float64 of section 5.3.3.
         is_outlier: (n,) bool.
         reference: features and probabilities of the reference set S, for rows that were not in the graph.
+        parts: with `score="combined"`: (n,) ranks in [0, 1] of `loss`, `margin`, `neighbours` (their mean is the score)
+            and of the relation score itself.
         summary: objective (Eq. 5.2), lambda, passes and how they stopped, one entry per checkpoint.
 
     Source: chapter 5.
@@ -71,6 +73,7 @@ class RelationReport:
     outlier_score: NDArray[np.float64]
     is_outlier: NDArray[np.bool_]
     reference: list[Reference]
+    parts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     _graphs: list[RelationGraph] | None = field(default=None, repr=False)
 
@@ -190,7 +193,8 @@ class RelationReport:
             count: how many of each.
 
         Returns:
-            An `Evidence`: rows, labels and relation values (Eq. 5.1; mean over the checkpoints).
+            An `Evidence`: rows, labels and relation values (Eq. 5.1; mean over the checkpoints), and the ranks of the
+            combined score where that was asked for.
 
         Raises:
             ValueError: no such row, or a loaded report without its dataset.
@@ -200,7 +204,9 @@ class RelationReport:
         """
         graphs = self._need_graphs()
         self._check_row(row)
-        return evidence_of(row, np.mean([graph.row(row) for graph in graphs], axis=0), self.labels, count)
+        relations = np.mean([graph.row(row) for graph in graphs], axis=0)
+        ranks = {name: float(values[row]) for name, values in self.parts.items()}
+        return evidence_of(row, relations, self.labels, count, ranks)
 
     def relation_map(self, row: int, *, max_points: int = 3000) -> Figure:
         """Mean and spread of a row's relation values over the checkpoints, as a picture.
@@ -273,6 +279,7 @@ class RelationReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        arrays |= {f"part.{name}": values for name, values in self.parts.items()}
         for k, one in enumerate(self.reference):
             arrays |= {f"reference.{k}.{name}": value for name, value in one.arrays().items()}
         about = {
@@ -317,6 +324,7 @@ class RelationReport:
                 columns=columns,
                 label_values=about["label_values"],
                 label_names=about["label_names"],
+                parts={name[5:]: values for name, values in arrays.items() if name.startswith("part.")},
                 summary=about["summary"],
                 reference=[Reference.from_arrays(arrays, k, *names) for k, names in enumerate(columns)],
                 **dict[str, Any]((name, arrays[name]) for name in _ARRAYS),
