@@ -64,14 +64,14 @@ def outlier_scores(
 
 
 def is_outlier(scores: NDArray[Any], share: float = 0.01) -> tuple[NDArray[np.bool_], float]:
-    """Rows above the (1 - share) quantile of their scores, and that level.
+    """The `share` of the rows with the highest scores (fewer where the last ones tie), and the level they exceed.
 
     Raises:
         ValueError: share outside [0, 1).
     """
     if not 0 <= share < 1:
         raise ValueError(f"share must be in [0, 1), got {share}; it is the part of the rows to call outliers")
-    level = float(np.quantile(scores, 1 - share, method="higher")) if len(scores) else 0.0
+    level = float(np.sort(scores)[-1 - int(share * len(scores))]) if len(scores) else 0.0
     return scores > level, level
 
 

@@ -262,7 +262,7 @@ class RelationReport:
     def _annotate_outliers(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         scores = self.score_outliers(batch, quiet=True)
         level = self.outlier_score[~self.is_outlier].max(initial=0.0)
-        return {"outlier_score": scores, "is_outlier": scores > level}
+        return {"outlier_score": scores.tolist(), "is_outlier": (scores > level).tolist()}
 
     def attach(self, graphs: list[RelationGraph]) -> None:
         """Give the report the graph over its dataset, which evidence, maps and new suggestions read."""
