@@ -26,7 +26,9 @@ def track(
 
     from .distributed import is_main_process
 
-    yield from tqdm(items, desc=description, total=total, unit=unit, disable=disable or not is_main_process())
+    yield from tqdm(
+        items, desc=description, total=total, unit=unit, delay=0.5, disable=disable or not is_main_process()
+    )
 
 
 def bar(total: int, description: str, *, unit: str = "it", disable: bool = False) -> Any:
@@ -35,7 +37,7 @@ def bar(total: int, description: str, *, unit: str = "it", disable: bool = False
 
     from .distributed import is_main_process
 
-    return tqdm(desc=description, total=total, unit=unit, disable=disable or not is_main_process())
+    return tqdm(desc=description, total=total, unit=unit, delay=0.5, disable=disable or not is_main_process())
 
 
 def say(message: str) -> None:

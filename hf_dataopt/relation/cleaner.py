@@ -123,7 +123,7 @@ class RelationCleaner:
             is_outlier=is_outlier(outlier, config.outlier_share)[0],
             reference=[Reference.of(graph, reference, *view) for graph, view in zip(graphs, views, strict=True)],
             parts=parts,
-            summary={"checkpoints": [result.about for result in found]},
+            summary={"checkpoints": [result.about for result in found], "processes": distributed.world_size()},
         )
         report.attach(graphs)
         if output_dir is not None and distributed.is_main_process():

@@ -174,7 +174,7 @@ class RelationGraph:
         """
         job = _Pass(add, sums, not self.config.diagonal, checkpoint, quiet)
         self._visit(job, self, self.order, self.order)
-        return _sum_over_processes(sums).numpy()
+        return _sum_over_processes(sums, self.device).numpy()
 
     def _bytes(self, tile: int, width: int) -> int:
         copies = 1 if self.dtype == torch.float32 and self.device.type == "cpu" else 2
@@ -274,7 +274,7 @@ class RelationGraph:
                 sums[stripes[s]] += row_sum
                 if checkpoint:
                     checkpoint.save(finished, state, force=finished == len(mine))
-        return _sum_over_processes(state["sums"]).numpy()
+        return _sum_over_processes(state["sums"], self.device).numpy()
 
     def sums_against(
         self,
@@ -315,7 +315,7 @@ class RelationGraph:
 
         job = _Pass(add, sums, queries is None and not self.config.diagonal, checkpoint, quiet)
         self._visit(job, source, source.order, self.order[mask[self.order]])
-        return _sum_over_processes(sums).numpy()
+        return _sum_over_processes(sums, self.device).numpy()
 
     def votes_against(
         self,
@@ -359,7 +359,7 @@ class RelationGraph:
         mask[voters] = True
         job = _Pass(add, votes, True, checkpoint, quiet)
         self._visit(job, self, np.asarray(rows, np.int64), self.order[mask[self.order]])
-        return _sum_over_processes(votes).numpy()
+        return _sum_over_processes(votes, self.device).numpy()
 
     def _visit(self, job: _Pass, source: RelationGraph, rows: Index, subset: Index, *, alone: bool = False) -> None:
         """Call `job.add` on every tile of `rows` of `source` against `subset` of this graph; finished stripes are kept.
@@ -431,13 +431,13 @@ def _refuse(wrong: NDArray[np.bool_], start: int, what: str) -> None:
         )
 
 
-def _sum_over_processes(values: Tensor) -> Tensor:
+def _sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
     """Sum of float64 vectors over the processes of `accelerate launch` or `torchrun`."""
     if distributed.world_size() == 1:
         return values
     from accelerate import PartialState
 
-    state = PartialState()
-    moved = values.to(state.device if state.device.type == "cuda" else "cpu")
+    state = PartialState(cpu=device.type == "cpu")
+    moved = values.to(state.device)
     torch.distributed.all_reduce(moved)
     return moved.cpu()

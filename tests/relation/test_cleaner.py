@@ -345,23 +345,13 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     case.dataset().save_to_disk(tmp_path / "d")
     script = tmp_path / "fit.py"
     script.write_text(FIT)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run(
-        [*launch, str(script), str(tmp_path / "d"), str(tmp_path / "two"), "fast"],
-        env=_environment(), check=True, capture_output=True,
-    )  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    fit = [str(script), str(tmp_path / "d"), str(tmp_path / "two"), "fast"]
+    subprocess.run([*launch, *fit], env=_environment(), check=True, capture_output=True)
     two = RelationReport.load(tmp_path / "two")
     one = RelationCleaner(score="combined").fit(case.dataset(), quiet=True)
+    assert two.summary["processes"] == 2
     np.testing.assert_allclose(two.label_noise_score, one.label_noise_score, rtol=1e-5)
     np.testing.assert_allclose(two.outlier_score, one.outlier_score, rtol=1e-5)
     np.testing.assert_array_equal(two.is_label_error, one.is_label_error)
