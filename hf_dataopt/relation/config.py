@@ -47,7 +47,8 @@ class RelationConfig:
         diagonal (`bool`, default False): keep `r(i, i)` as the reference code does; the text sets it to 0.
         threshold (`str`, default `"relative"`): how lambda of Eq. 5.2 is set. `"absolute"`: lambda itself (text);
             `"relative"`: share of the largest |score|, taken anew at every pass (reference code); `"quantile"`: quantile
-            of the initial scores; `"noise_rate"`: the expected share of wrong labels is taken at every pass.
+            of the initial scores; `"noise_rate"`: the expected share of wrong labels is taken at every pass, positive
+            scores only.
         threshold_value (`float`, default 0.05): the number that `threshold` reads.
         max_noisy_share (`float`, [0, 1], default 0.3): the noisy set never holds more than this share of the rows.
         skip_share (`float`, [0, 1], default 0.5): when more than this share of the initial scores speaks against its

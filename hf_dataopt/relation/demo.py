@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError
 
 NOISE = 0.2
-CHECKPOINTS = (3, 6)  # epochs at which features are read: a temporal ensemble of two
-EPOCHS = 6
+STEPS = 300
+CHECKPOINTS = (150, 300)  # steps after which features are read: a temporal ensemble of two
 
 
 def clean_digits(folder: Path, seed: int, *, rows: int | None = None) -> dict[str, Any]:
@@ -33,17 +34,21 @@ def clean_digits(folder: Path, seed: int, *, rows: int | None = None) -> dict[st
 
     train, wrong, test = _noisy_digits(seed, rows)
     model, data = _network(seed), train
-    for number, epoch in enumerate(CHECKPOINTS):
-        _train(model, train, epoch - (CHECKPOINTS[number - 1] if number else 0), seed + number)
-        data = data.map(FeatureExtractor(model, column="pixels", suffix=f"_{epoch}"), batched=True, desc="Features")
+    for step in _train(model, train, seed):
+        data = data.map(FeatureExtractor(model, column="pixels", suffix=f"_{step}"), batched=True, desc="Features")
     before = _accuracy(model, test)
-    report = RelationCleaner().fit(
-        data,
-        features_column=[f"features_{epoch}" for epoch in CHECKPOINTS],
-        probs_column=[f"probs_{epoch}" for epoch in CHECKPOINTS],
-    )
+    report = (
+        RelationCleaner()
+        .fit(
+            data,
+            features_column=[f"features_{step}" for step in CHECKPOINTS],
+            probs_column=[f"probs_{step}" for step in CHECKPOINTS],
+        )
+        .rethreshold(noise_rate=NOISE)
+    )  # as a user would who knows roughly how many labels are wrong
     cleaned = _network(seed)
-    _train(cleaned, report.filter(train), EPOCHS, seed)
+    for _ in _train(cleaned, report.filter(train), seed):
+        pass
     folder.mkdir(parents=True, exist_ok=True)
     write_page(report, data, folder / "report.html")
     paths = {"report": str(folder / "report.html")}
@@ -125,7 +130,8 @@ def _network(seed: int) -> Any:
         return ResNetForImageClassification(config)
 
 
-def _train(model: Any, data: Any, epochs: int, seed: int) -> None:
+def _train(model: Any, data: Any, seed: int) -> Iterator[int]:
+    """Train `STEPS` steps; stops at every checkpoint, in evaluation mode, and says which."""
     import torch
 
     from ..progress import track
@@ -133,16 +139,21 @@ def _train(model: Any, data: Any, epochs: int, seed: int) -> None:
 
     columns = data.with_format("torch")
     pixels, labels = columns["pixels"][:], columns["label"][:]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    draws = generator(seed)
-    model.train()
-    for _ in track(range(epochs), "Training", unit="epoch"):
-        for rows in torch.randperm(len(labels), generator=draws).split(64):
-            loss = torch.nn.functional.cross_entropy(model(pixel_values=pixels[rows]).logits, labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    model.eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=STEPS)
+    draws, rows = generator(seed), torch.empty(0, dtype=torch.long)
+    for step in track(range(1, STEPS + 1), "Training", unit="step"):
+        if len(rows) < 64:
+            rows = torch.randperm(len(labels), generator=draws)
+        batch, rows = rows[:64], rows[64:]
+        loss = torch.nn.functional.cross_entropy(model.train()(pixel_values=pixels[batch]).logits, labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step in CHECKPOINTS:
+            model.eval()
+            yield step
 
 
 def _accuracy(model: Any, data: Any) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .config import RelationConfig
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
-from .label_noise import select
+from .label_noise import select, top_share
 from .outlier import Reference, is_outlier
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class RelationReport:
         """The same scores with other cuts; nothing is computed again.
 
         Args:
-            noise_rate: share of rows to call label errors, [0, 1]; at most rows with a positive score.
+            noise_rate: share of rows to call label errors, [0, 1]: the highest scores, whatever their sign.
             threshold: lambda: rows with a larger score.
             quantile: lambda as a quantile of the scores, [0, 1].
             outlier_share: share of rows to call outliers, [0, 1).
@@ -173,7 +173,10 @@ class RelationReport:
         for name, value in given.items():
             rule: Any = name
             config = replace(self.config, threshold=rule, threshold_value=value)
-            changed.is_label_error = select(self.label_noise_score, config)[0]
+            if name == "noise_rate":
+                changed.is_label_error = top_share(self.label_noise_score, min(value, self.config.max_noisy_share))[0]
+            else:
+                changed.is_label_error = select(self.label_noise_score, config)[0]
             changed._suggest_new()
         if outlier_share is not None:
             changed.is_outlier = is_outlier(self.outlier_score, outlier_share)[0]
