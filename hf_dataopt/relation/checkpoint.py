@@ -26,7 +26,7 @@ class PassCheckpoint:
         every_seconds: least time between two writes.
     """
 
-    def __init__(self, path: Path | None, key: str, every_seconds: float = 10.0) -> None:
+    def __init__(self, path: Path | None, key: str, every_seconds: float = 1.0) -> None:
         self.path, self.key, self.every_seconds = path, key, every_seconds
         self._written = time.monotonic()
 
