@@ -26,7 +26,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "adversarial_step": (0.0, 1.0),
 }
 _LEAST = {"n_labels": 2, "neighbourhood": 1, "transport_block": 1, "transport_rounds": 1}
-_OPTIONAL = ("transport_block", "transport_rounds")
+_OPTIONAL = {"transport_block": (None,), "transport_rounds": (None, "grid")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class PuzzleMixConfig:
         transport (`bool`, default True): move salient cells to visible places (section 3.4.2).
         transport_cost (`float`, > 0, default 0.8): xi of Eq. 3.5.
         transport_block (`int`, >= 1, pixels, optional): cells moved are cut to about this size where the mask's are larger.
-        transport_rounds (`int`, >= 1, optional): None runs Algorithm 1 to convergence; a number is the reference code's
-            fixed count of rounds (it uses the grid size).
+        transport_rounds (`int`, >= 1, or `"grid"`, optional): None runs Algorithm 1 to convergence; a number is the
+            reference code's fixed count of rounds; `"grid"` as many as a side of the grid has cells (what it uses).
         transport_axis (`str`, default `"both"`): `"height"` or `"width"` moves cells along that axis only (spectrograms).
         transport_mask (`str`, default `"visible"`): z of Eq. 3.5: `"visible"` rounds every visible share up to 1
             (reference code), `"share"` is the text.
@@ -86,7 +86,7 @@ class PuzzleMixConfig:
     transport: bool = True
     transport_cost: float = 0.8
     transport_block: int | None = None
-    transport_rounds: int | None = None
+    transport_rounds: int | Literal["grid"] | None = None
     transport_axis: Literal["both", "height", "width"] = "both"
     transport_mask: Literal["visible", "share"] = "visible"
     probability: float = 1.0
@@ -104,7 +104,7 @@ class PuzzleMixConfig:
         for name, (low, high) in _RANGES.items():
             _check_number(name, getattr(self, name), low, high)
         for name, least in _LEAST.items():
-            if getattr(self, name) is not None or name not in _OPTIONAL:
+            if getattr(self, name) not in _OPTIONAL.get(name, ()):
                 _check_int(name, getattr(self, name), least)
         if self.n_labels > 4:
             raise ValueError(f"n_labels must be 2, 3 or 4, got {self.n_labels}")

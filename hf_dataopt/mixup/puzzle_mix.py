@@ -323,15 +323,12 @@ def _plans(mask: Tensor, pooled: Tensor, partner: Tensor, mixable: Tensor, confi
         length = h if config.transport_axis == "height" else w
         s, z = (np.ascontiguousarray(part.transpose(along)).reshape(-1, length) for part in (s, z))
         lines, shape = (s, z), (1, length)
-    moved = masked_transport(
-        *lines, grid_distances(*shape), cost=config.transport_cost, rounds=config.transport_rounds
-    )
+    rounds = max(shape) if config.transport_rounds == "grid" else config.transport_rounds
+    moved = masked_transport(*lines, grid_distances(*shape), cost=config.transport_cost, rounds=rounds)
     if config.transport_axis == "height":
-        place = moved.reshape(-1, w, h).transpose(0, 2, 1)
-        moved = np.where(place < 0, -1, place * w + np.arange(w))
+        moved = moved.reshape(-1, w, h).transpose(0, 2, 1) * w + np.arange(w)
     elif config.transport_axis == "width":
-        place = moved.reshape(-1, h, w)
-        moved = np.where(place < 0, -1, place + w * np.arange(h)[:, None])
+        moved = moved.reshape(-1, h, w) + w * np.arange(h)[:, None]
     plans[chosen] = torch.from_numpy(np.ascontiguousarray(moved.reshape(-1, 2, h * w)))
     return plans.to(mask.device)
 
@@ -348,9 +345,7 @@ def _move(mixed: Tensor, images: Tensor, under: tuple[Tensor, Tensor, Tensor], r
     pixels = images.flatten(2)
     blocks = []
     for source, plan in ((partner[sample], plans[sample, 1, cell]), (sample, plans[sample, 0, cell])):
-        places = cell_pixels(plan.clamp(min=0), cell, rows, columns)
-        block = pixels[source[:, None], :, places]
-        blocks.append(torch.where(plan[:, None, None] < 0, torch.zeros_like(block), block))
+        blocks.append(pixels[source[:, None], :, cell_pixels(plan, cell, rows, columns)])
     weight = flat[sample, cell][:, None, None].to(images.dtype)
     target = cell_pixels(cell, cell, rows, columns)
     mixed.flatten(2)[sample[:, None], :, target] = torch.lerp(blocks[0], blocks[1], weight)

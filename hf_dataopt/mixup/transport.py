@@ -46,7 +46,7 @@ def masked_transport(
         distances: (n, n) float32 from `grid_distances`; 0 on the diagonal, positive elsewhere.
         cost: xi of Eq. 3.5, > 0 (`t_eps` of the reference code), default 0.8.
         rounds: None: until convergence. A number: that many rounds of the reference code's variant (losers get +1, no
-            v(1 - Pi) term); cells without a source get -1.
+            v(1 - Pi) term); cells that it leaves without a source get their own.
 
     Returns:
         (P, n) int64 source cell of each cell; a permutation of each row unless `rounds` is given.
@@ -220,4 +220,4 @@ def _reference_rounds(cost: Floats, rounds: int) -> Cells:
         source = np.where(target[winner] == everyone, winner, -1)
         lost = source[target] != everyone
         cost[everyone[lost], target[lost]] += 1
-    return source
+    return np.where(source < 0, everyone, source)
