@@ -10,6 +10,7 @@ from ..errors import MissingExtraError
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 _INTEGER_TOP = float(2**29)  # largest capacity; scipy's flows are int32
+_BOUND_ROUNDS = 4
 _CELLS_PER_CALL = 16384  # a call searches its whole graph in every phase: small calls stay in the cache
 
 
@@ -173,19 +174,23 @@ def _descend(problem: _Grids) -> Labels:
 
 
 def _best_responses(unary: Floats, down: Floats, right: Floats, weight: Floats, start: int) -> Labels:
-    """Fixed point of simultaneous best responses from all cells at `start` (0 or K-1): a bound of every optimum."""
+    """Simultaneous best responses from all cells at `start` (0 or K-1): after any number of rounds a bound of every optimum."""
     count = unary.shape[-1]
     labels = np.full(unary.shape[:3], start, dtype=np.int64)
     steps = np.arange(count)
-    own = unary + weight[..., None] * steps**2
-    active = np.arange(len(unary))
-    while len(active):
-        pull = _around(down[active], right[active], labels[active])
-        cost = own[active] - 2 * pull[..., None] * steps
-        best = count - 1 - cost[..., ::-1].argmin(-1) if start else cost.argmin(-1)
-        changed = (best != labels[active]).any((1, 2))
-        labels[active] = best
-        active = active[changed]
+    own = np.ascontiguousarray(np.moveaxis(unary + weight[..., None] * steps**2, -1, 0))
+    rise = np.diff(own, axis=0)
+    for _ in range(_BOUND_ROUNDS):
+        pull = 2 * _around(down, right, labels)
+        best, least, level = np.zeros_like(labels), 0.0, np.zeros_like(pull)
+        for k in range(1, count):
+            level = level + rise[k - 1] - pull
+            better = level <= least if start else level < least
+            best = np.where(better, k, best)
+            least = np.where(better, level, least)
+        if (best == labels).all():
+            break
+        labels = best
     return labels
 
 

@@ -14,7 +14,7 @@ from .cells import Axis, border_strips, cell_means, cell_pixels, upsample
 from .config import PuzzleMixConfig
 from .graph_cut import grid_energy, solve_masks, solve_masks_pygco
 from .result import MixResult
-from .transport import grid_distances, masked_transport
+from .transport import masked_transport
 
 _PRIOR_EPSILON = 1e-8  # inside the logarithm, as in the reference code
 
@@ -104,8 +104,8 @@ def puzzle_mix(
     _check_batch(images, targets, saliency, shown, config)
     with torch.no_grad():
         saliency = saliency.detach().float()
-        usable = torch.isfinite(saliency).all(-1).all(-1) & (saliency >= 0).all(-1).all(-1) & (saliency.sum((1, 2)) > 0)
-        usable &= torch.isfinite(saliency.sum((1, 2)))
+        total = saliency.sum((1, 2))
+        usable = torch.isfinite(total) & (total > 0) & (saliency.amin((1, 2)) >= 0)
         if draws is None:
             draws = draw(usable.cpu(), config, generator)
         partner = draws.partner.to(images.device)
@@ -324,7 +324,7 @@ def _plans(mask: Tensor, pooled: Tensor, partner: Tensor, mixable: Tensor, confi
         s, z = (np.ascontiguousarray(part.transpose(along)).reshape(-1, length) for part in (s, z))
         lines, shape = (s, z), (1, length)
     rounds = max(shape) if config.transport_rounds == "grid" else config.transport_rounds
-    moved = masked_transport(*lines, grid_distances(*shape), cost=config.transport_cost, rounds=rounds)
+    moved = masked_transport(*lines, shape, cost=config.transport_cost, rounds=rounds)
     if config.transport_axis == "height":
         moved = moved.reshape(-1, w, h).transpose(0, 2, 1) * w + np.arange(w)
     elif config.transport_axis == "width":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Cells = NDArray[np.int64]
-_COSTS_AT_ONCE = 1 << 20  # candidate costs looked at in one piece
+_COSTS_AT_ONCE = 1 << 19  # candidate costs looked at in one piece
+_NEAR = 24  # columns looked at first: squared distances up to 8 cells away from a border
 
 
 def grid_distances(rows: int, columns: int) -> Floats:
@@ -31,8 +34,15 @@ def grid_distances(rows: int, columns: int) -> Floats:
     return (squared / max(1, (max(rows, columns) - 1) ** 2)).astype(np.float32)
 
 
+@lru_cache(maxsize=32)
+def _structure(rows: int, columns: int) -> tuple[Floats, Cells]:
+    """Distances, and every cell's other cells from near to far."""
+    distances = grid_distances(rows, columns)
+    return distances, np.argsort(distances, axis=1, kind="stable")[:, 1:]
+
+
 def masked_transport(
-    saliency: Floats, mask: Floats, distances: Floats, *, cost: float = 0.8, rounds: int | None = None
+    saliency: Floats, mask: Floats, grid: tuple[int, int], *, cost: float = 0.8, rounds: int | None = None
 ) -> Cells:
     """The cell that moves to each cell, by Algorithm 1 run to convergence.
 
@@ -43,7 +53,7 @@ def masked_transport(
     Args:
         saliency: (P, n) float32 >= 0 of each problem's cells.
         mask: (P, n) float32 in [0, 1]: the z_j. The reference code rounds up: any visible share counts as 1.
-        distances: (n, n) float32 from `grid_distances`; 0 on the diagonal, positive elsewhere.
+        grid: rows and columns of the cells, rows * columns = n; (1, n) for transport along a line.
         cost: xi of Eq. 3.5, > 0 (`t_eps` of the reference code), default 0.8.
         rounds: None: until convergence. A number: that many rounds of the reference code's variant (losers get +1, no
             v(1 - Pi) term); cells that it leaves without a source get their own.
@@ -64,35 +74,35 @@ def masked_transport(
     Example:
         >>> import numpy as np
         >>> saliency, mask = np.array([[0.9, 0.1, 0.0]], dtype=np.float32), np.array([[0, 1, 1]], dtype=np.float32)
-        >>> masked_transport(saliency, mask, grid_distances(1, 3), cost=0.1).tolist()
+        >>> masked_transport(saliency, mask, (1, 3), cost=0.1).tolist()
         [[2, 0, 1]]
     """
     saliency, mask = np.asarray(saliency, dtype=np.float32), np.asarray(mask, dtype=np.float32)
-    n = saliency.shape[-1]
-    if saliency.ndim != 2 or mask.shape != saliency.shape or distances.shape != (n, n):
+    if saliency.ndim != 2 or mask.shape != saliency.shape or saliency.shape[1] != grid[0] * grid[1]:
         raise ValueError(
-            f"saliency {saliency.shape}, mask {mask.shape} and distances {distances.shape} do not fit; "
-            f"needed are (problems, n), (problems, n) and (n, n)"
+            f"saliency {saliency.shape}, mask {mask.shape} and grid {grid} do not fit; "
+            f"needed are (problems, n), (problems, n) and rows * columns = n"
         )
     if not cost > 0:
         raise ValueError(f"cost must be positive, got {cost}; without it any far cell would do")
     if not np.isfinite(saliency).all():
         raise ValueError("saliency must be finite; leave samples with non-finite saliency out")
+    distances, near = _structure(*grid)
     priced = np.float32(cost) * distances
     if rounds is not None:
         return np.stack([_reference_rounds(priced - np.outer(s, z), rounds) for s, z in zip(saliency, mask, strict=True)])
     if ((mask == 0) | (mask == 1)).all():
-        return _sparse(saliency, mask > 0, priced)
+        return _sparse(saliency, mask > 0, priced, near)
     return np.stack([_dense(priced - np.outer(s, z)) for s, z in zip(saliency, mask, strict=True)])
 
 
-def _sparse(saliency: Floats, visible: NDArray[np.bool_], priced: Floats) -> Cells:
+def _sparse(saliency: Floats, visible: NDArray[np.bool_], priced: Floats, near: Cells) -> Cells:
     """Deferred acceptance over the pairs that can change a visible column, then over what is left."""
     problems, n = saliency.shape
     source = np.broadcast_to(np.arange(n), (problems, n)).copy()
     if n == 1:
         return source
-    problem, row, column, price = _candidates(saliency, visible, priced)
+    problem, row, column, price = _candidates(saliency, visible, priced, near)
     if not len(row):
         return source
     holder = np.where(visible, np.arange(n), -1)
@@ -116,25 +126,33 @@ def _sparse(saliency: Floats, visible: NDArray[np.bool_], priced: Floats) -> Cel
 
 
 def _candidates(
-    saliency: Floats, visible: NDArray[np.bool_], priced: Floats
+    saliency: Floats, visible: NDArray[np.bool_], priced: Floats, near: Cells
 ) -> tuple[Cells, Cells, Cells, NDArray[np.float32]]:
-    """Pairs (row, column) cheaper than the visible column's own cell (ties go to the lower row)."""
+    """Pairs (row, column) cheaper than the visible column's own cell (ties go to the lower row).
+
+    A row can only gain where the way costs less than its saliency beyond the weakest visible cell, which for most rows
+    leaves a few columns around it.
+    """
     problems, n = saliency.shape
-    nearest = np.where(np.eye(n, dtype=bool), np.inf, priced).min()
-    weakest = np.where(visible, saliency, np.inf).min(1, keepdims=True)
-    rows = np.flatnonzero(saliency - nearest >= weakest)
-    own = np.where(visible, -saliency, np.float32(-np.inf))
+    sorted_price = np.take_along_axis(priced, near, 1)
+    spare = saliency - np.where(visible, saliency, np.inf).min(1, keepdims=True)
+    own = np.where(visible, -saliency, np.float32(-np.inf)).astype(np.float32)
+    width = min(_NEAR, n - 1)
+    few = (spare >= sorted_price[:, 0]) & (spare < sorted_price[:, width - 1])
     found = []
-    step = max(1, _COSTS_AT_ONCE // n)
-    for first in range(0, len(rows), step):
-        problem, row = np.divmod(rows[first : first + step], n)
-        price = priced[row] - saliency[problem, row][:, None]
-        limit = own[problem]
-        hit, column = np.nonzero(price <= limit)
-        keep = (price[hit, column] < limit[hit, column]) | (row[hit] < column)
-        keep &= row[hit] != column
-        hit, column = hit[keep], column[keep]
-        found.append((problem[hit], row[hit], column, price[hit, column]))
+    for chosen, reach in ((few, width), (spare >= sorted_price[:, width - 1], n - 1)):
+        rows = np.flatnonzero(chosen)
+        step = max(1, _COSTS_AT_ONCE // n)
+        for first in range(0, len(rows), step):
+            problem, row = np.divmod(rows[first : first + step], n)
+            column = near[row, :reach]
+            price = sorted_price[row, :reach] - saliency[problem, row][:, None]
+            limit = own[problem[:, None], column]
+            hit = np.flatnonzero(price <= limit)
+            price, limit, column = price.ravel()[hit], limit.ravel()[hit], column.ravel()[hit]
+            problem, row = problem[hit // reach], row[hit // reach]
+            keep = (price < limit) | (row < column)
+            found.append((problem[keep], row[keep], column[keep], price[keep]))
     if not found:
         nothing = np.empty(0, dtype=np.int64)
         return nothing, nothing, nothing, np.empty(0, dtype=np.float32)
