@@ -64,7 +64,9 @@ def plot_mixup(
     )
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
-        axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])
+        for spine in axis.spines.values():
+            spine.set(linewidth=0.4, color="0.6")
     for row in range(rows):
         order = result.ratios[row].argsort(descending=True, stable=True)[:inputs].tolist()
         order = sorted(order)
