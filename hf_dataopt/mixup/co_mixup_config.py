@@ -38,12 +38,15 @@ class CoMixupConfig:
         omega (`float`, [0, 1], default 0.001): weight of the distance between salient objects in A.
         sweeps (`int`, >= 1, default 4): T of Algorithm 3 (the read-me: 3 saves time).
         resolve (`bool`, default True): before the last sweep, outputs with the same set of inputs are pushed apart.
+        keep_best (`bool`, default True): in the last sweep an output keeps, of its old labels and those found with the hard
+            and the soft penalty, the ones with the least Eq. 4.1. False: the last sweep is like the others, as in the
+            reference code.
         distance_window, distance_stride (`int`, >= 1, pixels, default 8 and 1): the salient object is the window with the
             largest mean saliency.
         strict (`bool`, default False): follow the text where the reference code departs from it: smoothness 1 - z'z, every
             half-and-half pair is a label in every sweep, multinomial prior with one Dirichlet draw per output, one scalar
             clip max(tau', v'o), raw distances between the most salient cells, stopping on Eq. 4.1, no `resolve`,
-            no `tau_type`.
+            `keep_best` or `tau_type`.
 
     Raises:
         ValueError: a field is out of its range.
@@ -68,6 +71,7 @@ class CoMixupConfig:
     omega: float = 0.001
     sweeps: int = 4
     resolve: bool = True
+    keep_best: bool = True
     distance_window: int = 8
     distance_stride: int = 1
     strict: bool = False
@@ -88,7 +92,7 @@ class CoMixupConfig:
                 raise TypeError(f"{name} must be an int, got {type(count).__name__}")
             if count < least:
                 raise ValueError(f"{name} must be at least {least}, got {count}")
-        for name in ("resolve", "strict"):
+        for name in ("resolve", "keep_best", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
         if self.tau_type not in ("hard", "soft"):

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+try:
+    from . import co_mixup_compiled as compiled
+except ImportError:  # numba is optional
+    compiled = None  # type: ignore[assignment]
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
@@ -62,6 +67,8 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
         return minimise_grid(unary.transpose(0, 2, 1, 3), pair, beta).transpose(0, 2, 1)
     batch, _, _, n_labels = unary.shape
     pair = beta * np.broadcast_to(pair, (batch, n_labels, n_labels))
+    if compiled is not None:
+        return compiled.minimise(unary, pair)
     problem = _Problem.pruned(unary, pair)
     if _largest_frontier(problem.sizes) <= _EXACT_STATES:
         found = _frontier_search(problem)

@@ -78,33 +78,42 @@ def objective(parts: Parts, config: CoMixupConfig, *, clip: bool = True) -> Floa
     Source: Eq. 4.1; `penalty` in hard form, gamma sum_j sum_i [(A p_j)_i > tau] (A p_j)_i o_ji with p_j the use by all
         other outputs, where the code and the text differ and `strict` is off.
     """
-    n_parts, n_outputs = parts.first.shape[:2]
-    cells = parts.cells
-    cost = np.broadcast_to(parts.cost, (n_parts, n_outputs, *parts.cost.shape[2:]))
-    unary = sum(np.take_along_axis(cost, side[:, :, None], 2)[:, :, 0] for side in (parts.first, parts.second))
-    unary = unary / 2 + parts.half_cost * (parts.first != parts.second)
-    smooth = np.zeros((n_parts, n_outputs))
-    for axis in (2, 3):
-        n = parts.first.shape[axis]
-        below, above = np.arange(n - 1), np.arange(1, n)
-        low = (parts.first.take(below, axis), parts.second.take(below, axis))
-        high = (parts.first.take(above, axis), parts.second.take(above, axis))
+    n_outputs = parts.first.shape[1]
+    own = _own_terms(parts.cost, (parts.first, parts.second), parts.half_cost, config)
+    penalty = _penalties(parts.usage(), parts.compatibility, parts.outputs, parts.cells, config, clip=clip)
+    total = own + config.gamma / parts.cells * penalty
+    return np.where(np.arange(n_outputs) < parts.outputs[:, None], total, 0.0)
+
+
+def _own_terms(cost: Floats, labels: tuple[Ints, Ints], half_cost: float, config: CoMixupConfig) -> Floats:
+    """Unary, prior and smoothness: (P, J or 1, m, h, w) costs and (P, J, h, w) labels -> (P, J)."""
+    first, second = labels
+    cost = np.broadcast_to(cost, (*first.shape[:2], *cost.shape[2:]))
+    a, b = (np.take_along_axis(cost, side[:, :, None], 2)[:, :, 0] for side in labels)
+    unary = ((a + b) / 2 + half_cost * (first != second)).sum((2, 3))
+    smooth = np.zeros(first.shape[:2])
+    for low, high in (
+        ((first[:, :, :-1], second[:, :, :-1]), (first[:, :, 1:], second[:, :, 1:])),
+        ((first[..., :-1], second[..., :-1]), (first[..., 1:], second[..., 1:])),
+    ):
         product = _dot(low, high)
-        cost_of_pair = 1 - product if config.strict else (_dot(low, low) + _dot(high, high)) / 2 - product
-        smooth += cost_of_pair.sum((2, 3))
-    used = parts.usage()
+        pair = 1 - product if config.strict else (_dot(low, low) + _dot(high, high)) / 2 - product
+        smooth += pair.sum((2, 3))
+    return unary + config.beta / (first.shape[2] * first.shape[3]) * smooth
+
+
+def _penalties(
+    used: Floats, a: Floats, outputs: Ints, cells: int, config: CoMixupConfig, *, clip: bool = True
+) -> Floats:
+    """f_c of Eq. 4.1 without gamma: (P, J, m) cells of each input in each output -> (P, J)."""
     others = used.sum(1, keepdims=True) - used
     if not clip:
-        penalty = (others * used).sum(2)
-    else:
-        near = others @ parts.compatibility
-        if config.strict:
-            most = config.tau * cells * cells * parts.outputs
-            penalty = np.maximum((near * used).sum((1, 2)), most)[:, None] / parts.outputs[:, None]
-        else:
-            penalty = (near * used * (near > config.tau * cells)).sum(2)
-    total = unary.sum((2, 3)) + (config.beta * smooth + config.gamma * penalty) / cells
-    return np.where(np.arange(n_outputs) < parts.outputs[:, None], total, 0.0)
+        return (others * used).sum(2)
+    near = others @ a
+    if config.strict:
+        most = config.tau * cells * cells * outputs
+        return np.broadcast_to((np.maximum((near * used).sum((1, 2)), most) / outputs)[:, None], used.shape[:2])
+    return (near * used * (near > config.tau * cells)).sum(2)
 
 
 def sweep(parts: Parts, config: CoMixupConfig) -> None:
@@ -128,10 +137,13 @@ def sweep(parts: Parts, config: CoMixupConfig) -> None:
             active = np.flatnonzero(running & (parts.outputs > j))
             if len(active):
                 step = _Step(parts, config, active, j, used[active])
+                extra = np.zeros_like(used[active, j]) if apart is None else apart[active, j]
                 if config.strict:
                     first, second = step.clipped()
+                elif config.keep_best and t == config.sweeps - 1:
+                    first, second = step.best(t > 0, extra, (parts.first[active, j], parts.second[active, j]))
                 else:
-                    first, second = step.modular(t > 0, None if apart is None else apart[active, j])
+                    first, second = step.modular(t > 0, extra, config.tau_type)
                 parts.first[active, j], parts.second[active, j] = first, second
                 used[active, j] = _counts(first, second, used.shape[2])
         if t == config.sweeps - 2 and config.resolve and not config.strict:
@@ -155,20 +167,34 @@ class _Step:
         self.others = used.sum(1) - used[:, j]
         self.outputs = parts.outputs[active]
 
-    def modular(self, halves: bool, apart: Floats | None) -> tuple[Ints, Ints]:
+    def modular(self, halves: bool, apart: Floats, tau_type: str) -> tuple[Ints, Ints]:
         """The reference code's step: a threshold per input, halves of the inputs in use."""
-        config = self.config
         near = _times(self.a, self.others)
-        above = near > config.tau * self.cells
-        if config.tau_type == "hard":
+        tau = self.config.tau * self.cells
+        if tau_type == "hard":
             # operator precedence of the reference code: A (mask p), not mask (A p)
-            penalty = _times(self.a, above * self.others)
+            penalty = _times(self.a, (near > tau) * self.others)
         else:
-            penalty = above * (near - config.tau * self.cells)
-        penalty = 2 * penalty if apart is None else 2 * penalty + apart
-        unary = self.cost + (config.gamma / self.cells * penalty)[:, None, None]
+            penalty = np.maximum(near - tau, 0)
+        unary = self.cost + (self.config.gamma / self.cells * (2 * penalty + apart))[:, None, None]
         table = self._halves(self.used[:, self.j]) if halves else np.empty((len(unary), 0, 2), np.intp)
         return self._solve(unary, table)
+
+    def best(self, halves: bool, apart: Floats, old: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
+        """The best of the old labels, a step with the hard and a step with the soft penalty, in terms of Eq. 4.1."""
+        options = [old, *(self.modular(halves, apart, tau_type) for tau_type in ("hard", "soft"))]
+        values = []
+        for first, second in options:
+            used = self.used.copy()
+            used[:, self.j] = _counts(first, second, used.shape[2])
+            cost = self.cost.transpose(0, 3, 1, 2)[:, None]
+            own = _own_terms(cost, (first[:, None], second[:, None]), self.parts.half_cost, self.config)[:, 0]
+            shared = _penalties(used, self.a, self.outputs, self.cells, self.config).sum(1)
+            shared += (apart * used[:, self.j]).sum(1)
+            values.append(own + self.config.gamma / self.cells * shared)
+        choice, which = np.argmin(values, 0), np.arange(len(self.used))
+        first, second = (np.stack(sides)[choice, which] for sides in zip(*options, strict=True))
+        return first, second
 
     def _halves(self, used: Floats) -> Ints:
         """(P, E, 2) half labels: the pair of an output with two inputs, the three pairs of the three most used of more.
