@@ -8,6 +8,7 @@ kept from using the same inputs (compatibility). The masks are found by Algorith
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -233,13 +234,11 @@ def _parts_of(
 def _mix(
     images: Tensor, targets: Tensor, cells: Tensor, layout: _Layout, parts: Parts, config: CoMixupConfig
 ) -> MixResult:
-    """Outputs, targets and the record of both, in the order of the slots."""
-    grid = parts.first.shape[2:]
-    n_outputs = len(layout.slots)
+    """The batch's labels in the order of its slots, applied."""
+    grid, n_outputs = parts.first.shape[2:], len(layout.slots)
     first = np.empty((n_outputs, *grid), np.intp)
     second = np.empty_like(first)
     energies = np.zeros(n_outputs)
-    unmixed = np.array([p < 0 for p, _ in layout.slots])
     values = objective(parts, config) if layout.members else energies
     for slot, (p, j) in enumerate(layout.slots):
         if p < 0:
@@ -247,24 +246,43 @@ def _mix(
         else:
             good = layout.members[p][0]
             first[slot], second[slot], energies[slot] = good[parts.first[p, j]], good[parts.second[p, j]], values[p, j]
-    sources, masks = _compact(first, second)
-    device = images.device
-    area = torch.outer(
-        *(_members(size, n, device).sum(1) / size for size, n in zip(images.shape[2:], grid, strict=True))
-    )
-    masks_on_device = torch.from_numpy(masks).to(device)
-    ratios = (masks_on_device * area).sum((2, 3))
-    weights = torch.zeros(n_outputs, len(images), device=device)
-    weights.scatter_add_(1, torch.from_numpy(sources).to(device), ratios)
-    return MixResult(
-        images=mix_images(images, torch.from_numpy(first), torch.from_numpy(second)),
-        targets=weights @ targets.float(),
-        sources=torch.from_numpy(sources).to(device),
-        masks=masks_on_device,
-        ratios=ratios,
-        unmixed=torch.from_numpy(unmixed).to(device),
-        energies=torch.from_numpy(energies).to(device),
+    unmixed = torch.tensor([p < 0 for p, _ in layout.slots], device=images.device)
+    mixed = apply_labels(images, targets, first, second)
+    return replace(
+        mixed,
+        unmixed=unmixed,
+        energies=torch.from_numpy(energies).to(images.device),
         saliency=torch.nan_to_num(cells, nan=0.0, posinf=0.0, neginf=0.0),
+    )
+
+
+def apply_labels(images: Tensor, targets: Tensor, first: Ints, second: Ints) -> MixResult:
+    """Mix images and targets by given labels.
+
+    Args:
+        images: (B, C, H, W) floating point.
+        targets: (B, classes).
+        first, second: (B', h, w) int: the two inputs of each cell, half and half; equal: one input.
+
+    Returns:
+        `MixResult` of B' outputs; the target is the mean of the cells' targets, each weighted by its pixels.
+
+    Source: section 4.3, h(x_B) and y_B' o_j / n.
+    Cost: copies of one output batch.
+    """
+    device = images.device
+    sources, masks = (torch.from_numpy(array).to(device) for array in _compact(first, second))
+    sides = zip(images.shape[2:], first.shape[1:], strict=True)
+    area = torch.outer(*(_members(size, n, device).sum(1) / size for size, n in sides))
+    ratios = (masks * area).sum((2, 3))
+    weights = torch.zeros(len(first), len(images), device=device).scatter_add_(1, sources, ratios)
+    return MixResult(
+        images=_mix_images(images, torch.from_numpy(first), torch.from_numpy(second)),
+        targets=weights @ targets.float(),
+        sources=sources,
+        masks=masks,
+        ratios=ratios,
+        unmixed=torch.zeros(len(first), dtype=torch.bool, device=device),
     )
 
 
@@ -283,19 +301,8 @@ def _compact(first: Ints, second: Ints) -> tuple[Ints, np.ndarray]:
     return sources, masks.astype(np.float32)
 
 
-def mix_images(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Outputs whose every cell shows one input or the mean of two.
-
-    Args:
-        images: (B, C, H, W).
-        first, second: (B', h, w) int64, inputs of each cell; equal where one input is shown.
-
-    Returns:
-        (B', C, H, W), dtype and device of the images.
-
-    Source: g(z_j * x_B) of section 4.3, with z_j enlarged by repetition.
-    Cost: copies of one output batch, not the sum over all inputs of the reference code.
-    """
+def _mix_images(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Cell by cell: a copy for every output, then the second half of the cells that have one."""
     height, width = images.shape[2:]
     rows, columns = (_edges(size, n) for size, n in zip((height, width), first.shape[1:], strict=True))
     mixed = images.new_empty((len(first), *images.shape[1:]))
@@ -350,5 +357,5 @@ def _check(images: Tensor, targets: Tensor, saliency: Tensor) -> None:
         )
     if not bool(torch.isfinite(targets).all()):
         raise ValueError("targets must be finite; got NaN or infinity")
-    if bool((saliency < 0).any()):
+    if bool(((saliency < 0) & torch.isfinite(saliency)).any()):
         raise ValueError("saliency must be >= 0, got a negative value; take its absolute value or square")

@@ -23,6 +23,7 @@ Ints = npt.NDArray[np.intp]
 _EXACT_STATES = 16384  # largest frontier that is searched exactly
 _STRIP_STATES = 512  # of one strip
 _MAX_ROUNDS = 12
+_RIVALS = 4  # cheapest labels that every label is compared with
 _SLACK = 1e-9  # rounding: labels this close to their bound are kept
 
 
@@ -108,16 +109,16 @@ class _Problem:
         reach = pair.max((1, 2))[:, None, None, None]
         count = int((gap <= degree * reach + _SLACK).sum(3).max())
         labels = np.argsort(unary, axis=3)[..., :count]
-        for _ in range(2):
-            problem = cls._of(unary, pair, labels)
-            kept = problem._possible()
-            sizes = kept.sum(3)
-            order = np.argsort(~kept, axis=3, kind="stable")[..., : int(sizes.max())]
+        left = np.full(labels.shape[:3], count)
+        for rivals in (1, 1, _RIVALS, _RIVALS):
+            kept = cls._of(unary, pair, labels)._possible(np.arange(labels.shape[3]) < left[..., None], rivals)
+            left = kept.sum(3)
+            order = np.argsort(~kept, axis=3, kind="stable")[..., : int(left.max())]
             labels = np.take_along_axis(labels, order, 3)
             if labels.shape[3] == 1:
                 break
         problem = cls._of(unary, pair, labels)
-        problem.sizes = sizes.max(0)
+        problem.sizes = left.max(0)
         return problem
 
     @classmethod
@@ -141,13 +142,19 @@ class _Problem:
             sizes=self.sizes.T,
         )
 
-    def _possible(self) -> npt.NDArray[np.bool_]:
-        bound = np.full(self.unary.shape, _SLACK)
-        bound[:, :-1] += (self.down[..., :1, :] - self.down).max(4)
-        bound[:, :, :-1] += (self.right[..., :1, :] - self.right).max(4)
-        bound[:, 1:] += (self.down[..., :1] - self.down).max(3)
-        bound[:, :, 1:] += (self.right[..., :1] - self.right).max(3)
-        return self.unary - self.unary[..., :1] <= bound
+    def _possible(self, left: npt.NDArray[np.bool_], rivals: int) -> npt.NDArray[np.bool_]:
+        """(B, h, w, K): no rival among the cheapest `rivals` is better whatever the neighbours, of the labels left, are."""
+        never = np.where(left, 0.0, -np.inf)
+        kept = left.copy()
+        for b in range(min(rivals, self.unary.shape[3])):
+            bound = np.full(self.unary.shape, _SLACK)
+            bound[:, :-1] += (self.down[..., b, None, :] - self.down + never[:, 1:, :, None]).max(4)
+            bound[:, :, :-1] += (self.right[..., b, None, :] - self.right + never[:, :, 1:, None]).max(4)
+            bound[:, 1:] += (self.down[..., b, None] - self.down + never[:, :-1, ..., None]).max(3)
+            bound[:, :, 1:] += (self.right[..., b, None] - self.right + never[:, :, :-1, :, None]).max(3)
+            saves = self.unary - self.unary[..., b, None]
+            kept &= (saves <= bound) | ~left[..., b, None]
+        return kept
 
 
 def _largest_frontier(sizes: Ints) -> int:
