@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 try:
     from . import co_mixup_compiled as compiled
-except ImportError:  # numba is optional
+except (ImportError, RuntimeError):  # numba is optional; it refuses to load where it has no folder to cache in
     compiled = None  # type: ignore[assignment]
 
 Floats = npt.NDArray[np.float64]
@@ -67,7 +67,7 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
     if unary.shape[2] > unary.shape[1]:
         return minimise_grid(unary.transpose(0, 2, 1, 3), pair, beta).transpose(0, 2, 1)
     batch, _, _, n_labels = unary.shape
-    pair = beta * np.broadcast_to(pair, (batch, n_labels, n_labels))
+    pair = beta * np.broadcast_to(np.asarray(pair, np.float64), (batch, n_labels, n_labels))
     if compiled is not None:
         return compiled.minimise(unary, pair)
     problem = _Problem.pruned(unary, pair)
