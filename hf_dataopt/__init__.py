@@ -10,15 +10,23 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC = {
+    "FeatureExtractor": "hf_dataopt.features",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
+    "RelationCleaner": "hf_dataopt.relation.cleaner",
+    "RelationConfig": "hf_dataopt.relation.config",
+    "RelationReport": "hf_dataopt.relation.report",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from .features import FeatureExtractor as FeatureExtractor
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
+    from .relation.cleaner import RelationCleaner as RelationCleaner
+    from .relation.config import RelationConfig as RelationConfig
+    from .relation.report import RelationReport as RelationReport
 
 
 def __getattr__(name: str) -> Any:

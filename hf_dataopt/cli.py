@@ -18,6 +18,7 @@ from . import __version__
 
 COMMANDS = {
     "demo": "hf_dataopt.demo",
+    "clean": "hf_dataopt.relation.command",
     "kvzip": "hf_dataopt.kvzip.command",
 }
 

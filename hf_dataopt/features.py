@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +23,13 @@ class FeatureExtractor:
 
     Args:
         model: A classifier, or a hub name or folder (loaded once per process, on first use).
-        processor: Maps a column's values to model inputs: an image processor, feature extractor or tokenizer. None:
-            the column holds tensors already.
+        processor: Maps a column's values to model inputs: an image processor, feature extractor or tokenizer. None: the
+            one that is stored beside a named model, else the column holds tensors already.
         column: Column to read.
         modality: "image", "text" or "audio": which keyword the inputs go by, and which class loads a name.
         revision: Hub revision, for names.
         dtype: "float32", "bfloat16" or "float16" for the forward pass; outputs are float32.
+        suffix: put behind both column names, to keep the columns of several checkpoints apart.
 
     Raises:
         ValueError: unknown modality or dtype, missing column, or a model without a head of `num_labels` outputs.
@@ -50,18 +52,20 @@ class FeatureExtractor:
         modality: str = "image",
         revision: str | None = None,
         dtype: str = "float32",
+        suffix: str = "",
     ) -> None:
         if modality not in _AUTO:
             raise ValueError(f"modality is {modality!r}; give one of {', '.join(_AUTO)}")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype is {dtype!r}; give 'float32', 'bfloat16' or 'float16'")
         self.model, self.processor, self.column = model, processor, column
-        self.modality, self.revision, self.dtype = modality, revision, dtype
+        self.modality, self.revision, self.dtype, self.suffix = modality, revision, dtype, suffix
         self._loaded: torch.nn.Module | None = None
+        self._stored_processor: Callable[..., Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model."""
-        return {**self.__dict__, "_loaded": None}
+        return {**self.__dict__, "_loaded": None, "_stored_processor": None}
 
     @torch.inference_mode()
     def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, np.ndarray]:
@@ -69,36 +73,73 @@ class FeatureExtractor:
         if self.column not in batch:
             raise ValueError(f"the batch has columns {list(batch)}, not {self.column!r}; set column=")
         model = self._ready()
-        device = torch.device("cuda", (rank or 0) % torch.cuda.device_count()) if torch.cuda.is_available() else None
-        model.to(device or "cpu")
-        caught: list[torch.Tensor] = []
-        handle = _head(model).register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        if torch.cuda.is_available() and (rank is not None or isinstance(self.model, str)):
+            model.to(torch.device("cuda", (rank or 0) % torch.cuda.device_count()))
+        caught: list[tuple[torch.Tensor, torch.Tensor]] = []
+        handle = _head(model).register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output)))
+        training = model.training
         try:
-            logits = model(**self._inputs(batch[self.column], device)).logits
+            logits = model.eval()(**self._inputs(batch[self.column], model)).logits
         finally:
             handle.remove()
+            model.train(training)
         probs = torch.softmax(logits.float(), dim=-1)
-        return {"features": caught[-1].flatten(1).float().cpu().numpy(), "probs": probs.cpu().numpy()}
+        features = _pooled(*caught[-1], logits).float().cpu().numpy()
+        return {f"features{self.suffix}": features, f"probs{self.suffix}": probs.cpu().numpy()}
 
     def _ready(self) -> Any:
         if self._loaded is None:
-            model = self.model
+            model, dtype = self.model, getattr(torch, self.dtype)
             if isinstance(model, str):
                 import transformers
 
-                model = getattr(transformers, _AUTO[self.modality]).from_pretrained(model, revision=self.revision)
-            self._loaded = model.to(getattr(torch, self.dtype)).eval()
+                model = getattr(transformers, _AUTO[self.modality]).from_pretrained(
+                    model, revision=self.revision, dtype=dtype
+                )
+                self._stored_processor = self.processor or _load_processor(model, self.modality, self.revision)
+            elif next(model.parameters()).dtype != dtype:
+                model = copy.deepcopy(model).to(dtype)  # the caller's model stays as it is
+            self._loaded = model
         return self._loaded
 
-    def _inputs(self, values: Any, device: torch.device | None) -> dict[str, torch.Tensor]:
-        if self.processor is None:
+    def _inputs(self, values: Any, model: Any) -> dict[str, torch.Tensor]:
+        processor = self.processor or self._stored_processor
+        if processor is None:
             key = {"image": "pixel_values", "text": "input_ids", "audio": "input_values"}[self.modality]
             made = {key: torch.as_tensor(np.asarray(values))}
         else:
-            options = {"padding": True, "truncation": True} if self.modality == "text" else {}
-            made = dict(self.processor(values, return_tensors="pt", **options))
-        dtype = getattr(torch, self.dtype)
+            options: dict[str, Any] = {}
+            if self.modality == "text":
+                options = {"padding": True, "truncation": True}
+            elif self.modality == "audio":
+                options = {"sampling_rate": getattr(processor, "sampling_rate", None)}
+                values = [np.asarray(one["array"] if isinstance(one, Mapping) else one) for one in values]
+            elif getattr(model.config, "num_channels", 3) == 3:
+                values = [one.convert("RGB") if hasattr(one, "convert") else one for one in values]
+            made = dict(processor(values, return_tensors="pt", **options))
+        dtype, device = getattr(torch, self.dtype), model.device
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in made.items()}
+
+
+def _load_processor(model: Any, modality: str, revision: str | None) -> Any:
+    """The processor that is stored beside a model, of the kind its modality needs."""
+    import transformers
+
+    kind = {"image": "AutoImageProcessor", "text": "AutoTokenizer", "audio": "AutoFeatureExtractor"}[modality]
+    try:
+        return getattr(transformers, kind).from_pretrained(model.name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        if modality == "text":
+            raise ValueError(f"no tokenizer beside {model.name_or_path!r}; pass one as processor=") from error
+        return None  # the column holds tensors already
+
+
+def _pooled(inputs: torch.Tensor, outputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """(n, d) head inputs; where the head saw every token, those of the token whose logits the model returned."""
+    if inputs.ndim == 3 and outputs.shape[0] == logits.shape[0] and logits.ndim == 2:
+        token = (outputs - logits[:, None]).abs().sum(dim=-1).argmin(dim=1)
+        return inputs[torch.arange(len(inputs), device=inputs.device), token]
+    return inputs.flatten(1)
 
 
 def _head(model: Any) -> torch.nn.Linear:

@@ -1,5 +1,6 @@
 """Progress bars that users silence the way they silence every Hugging Face bar (`HF_HUB_DISABLE_PROGRESS_BARS=1`)."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -25,7 +26,9 @@ def track(
 
     from .distributed import is_main_process
 
-    yield from tqdm(items, desc=description, total=total, unit=unit, disable=disable or not is_main_process())
+    yield from tqdm(
+        items, desc=description, total=total, unit=unit, delay=0.5, disable=disable or not is_main_process()
+    )
 
 
 def bar(total: int, description: str, *, unit: str = "it", disable: bool = False) -> Any:
@@ -34,4 +37,14 @@ def bar(total: int, description: str, *, unit: str = "it", disable: bool = False
 
     from .distributed import is_main_process
 
-    return tqdm(desc=description, total=total, unit=unit, disable=disable or not is_main_process())
+    return tqdm(desc=description, total=total, unit=unit, delay=0.5, disable=disable or not is_main_process())
+
+
+def say(message: str) -> None:
+    """One line for people before or after a long job: on stderr, main process only, silenced together with the bars."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, tqdm
+
+    from .distributed import is_main_process
+
+    if is_main_process() and not are_progress_bars_disabled():
+        tqdm.write(message, file=sys.stderr)

@@ -36,6 +36,13 @@ CASES = {
         "text",
         np.ones((3, 5), np.int64),
     ),
+    "gpt2": (
+        tf.GPT2ForSequenceClassification,
+        tf.GPT2Config,
+        {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0},
+        "text",
+        np.array([[5, 6, 7, 0, 0], [5, 6, 7, 8, 9], [3, 2, 0, 0, 0]]),
+    ),
     "ast": (
         tf.ASTForAudioClassification,
         tf.ASTConfig,
@@ -59,6 +66,45 @@ def test_head_of_features_gives_probs(name: str) -> None:
     again = torch.softmax(_head(model)(torch.from_numpy(got["features"])), dim=-1)
     np.testing.assert_allclose(got["probs"], again.detach().numpy(), atol=1e-6)
     assert got["features"].shape[0] == 3
+
+
+def test_timm_model() -> None:
+    timm_wrapper = tf.TimmWrapperConfig(architecture="resnet10t", num_labels=4)
+    torch.manual_seed(0)
+    model = tf.TimmWrapperForImageClassification(timm_wrapper).eval()
+    got = FeatureExtractor(model)({"image": IMAGES})
+    again = torch.softmax(_head(model)(torch.from_numpy(got["features"])), dim=-1)
+    np.testing.assert_allclose(got["probs"], again.detach().numpy(), atol=1e-6)
+
+
+def test_the_callers_model_stays_as_it_is() -> None:
+    model = _vit().train()
+    FeatureExtractor(model, dtype="bfloat16")({"image": IMAGES})
+    assert model.training and next(model.parameters()).dtype == torch.float32
+    before = FeatureExtractor(model)
+    state = Hasher.hash(before)
+    before({"image": IMAGES})
+    assert Hasher.hash(before) == state
+
+
+def test_stored_processor_reads_pictures(tmp_path: object) -> None:
+    _vit().save_pretrained(tmp_path)
+    tf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    from PIL import Image
+
+    pictures = [Image.fromarray(np.full((40, 30), 60 * k, np.uint8)) for k in range(3)]
+    got = FeatureExtractor(str(tmp_path))({"image": pictures})
+    assert got["features"].shape == (3, 32) and np.ptp(got["probs"], axis=0).max() > 0
+
+
+def test_map_caches_by_name_and_fields(tmp_path: object) -> None:
+    _vit().save_pretrained(f"{tmp_path}/m")
+    Dataset.from_dict({"image": list(IMAGES)}).save_to_disk(f"{tmp_path}/d")
+    data = Dataset.load_from_disk(f"{tmp_path}/d")
+    one, again = (data.map(FeatureExtractor(f"{tmp_path}/m"), batched=True) for _ in range(2))
+    assert one._fingerprint == again._fingerprint and one.cache_files == again.cache_files
+    other = data.map(FeatureExtractor(f"{tmp_path}/m", suffix="_2"), batched=True)
+    assert other._fingerprint != one._fingerprint and "features_2" in other.column_names
 
 
 def test_hash_follows_the_fields_and_not_the_call() -> None:

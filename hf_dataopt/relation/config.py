@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 _CHOICES = {
+    "score": ("label_noise", "combined"),
     "similarity": ("cosine", "rbf"),
     "threshold": ("relative", "absolute", "quantile", "noise_rate"),
     "on_cycle": ("best", "last"),
@@ -20,10 +21,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "edge_cutoff": (0.0, 1.0),
     "max_noisy_share": (0.0, 1.0),
     "skip_share": (0.0, 1.0),
+    "outlier_share": (0.0, 0.999),
     "outlier_epsilon": (0.0, 1.0),
     "max_memory_gb": (1e-3, 1e4),
 }
-_LEAST = {"max_passes": 1, "outlier_reference": 1, "partition_size": 2, "seed": 0}
+_LEAST = {"neighbours": 1, "max_passes": 1, "outlier_reference": 1, "partition_size": 2, "seed": 0}
 _OPTIONAL = ("outlier_reference", "partition_size", "device")
 
 
@@ -32,6 +34,9 @@ class RelationConfig:
     """How the relation graph is built, cut and scored.
 
     Args:
+        score (`str`, default `"label_noise"`): what `label_noise_score` holds: the score s of Algorithm 4, or `"combined"`,
+            the mean rank of loss, margin and the votes of the nearest rows (ours; see `combined.py`).
+        neighbours (`int`, >= 1, default 10): edges a row keeps for `score="combined"`.
         temperature (`float`, > 0, default 4): `t` of Eq. 5.4 for label errors (reference code; the text saturates at 6).
         similarity (`str`, default `"cosine"`): `s` of Eq. 5.4: truncated cosine, or `"rbf"`,
             `exp(-rbf_gamma |f - f'|^2)` on unit-length features (Table 5.7; the text gives neither scale nor gamma).
@@ -53,6 +58,7 @@ class RelationConfig:
         outlier_temperature (`float`, > 0, default 1): `t` of the outlier score's kernel.
         outlier_reference (`int`, >= 1, default 5000): size of the uniform random reference set S of section 5.3.3; None:
             all rows.
+        outlier_share (`float`, [0, 1), default 0.01): part of the rows that `is_outlier` marks; ours, the text ranks only.
         outlier_epsilon (`float`, default 1e-6): added to the sum before it is inverted (reference code; text 0).
         partition_size (`int`, >= 2, optional): rows of one random partition, `k` of section 5.3.2: O(n k) work.
         dtype (`str`, default `"float32"`): of the two products; sums are float32 within a tile and float64 over tiles.
@@ -73,6 +79,8 @@ class RelationConfig:
         6
     """
 
+    score: Literal["label_noise", "combined"] = "label_noise"
+    neighbours: int = 10
     temperature: float = 4.0
     similarity: Literal["cosine", "rbf"] = "cosine"
     rbf_gamma: float = 1.0
@@ -87,6 +95,7 @@ class RelationConfig:
     on_cycle: Literal["best", "last"] = "best"
     outlier_temperature: float = 1.0
     outlier_reference: int | None = 5000
+    outlier_share: float = 0.01
     outlier_epsilon: float = 1e-6
     partition_size: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

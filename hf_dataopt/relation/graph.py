@@ -7,8 +7,9 @@ compare; the symmetric pass visits the upper triangle only. Buffers are made onc
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -112,6 +113,69 @@ class RelationGraph:
         width = self.features.width + (self.probs.width if self.probs else 0)
         return self._bytes(self.tile_rows, width)
 
+    def select(self, rows: Index) -> RelationGraph:
+        """The graph over a subset of the rows, with the same settings; features are not copied."""
+        probs = self.probs.select(rows) if self.probs else None
+        labels = None if self.labels is None else self.labels[rows]
+        return RelationGraph(self.features.select(rows), probs, labels, self.config, self.centre)
+
+    def seconds_per_tile(self) -> float:
+        """Measured time of one tile: reading, products, power and sums."""
+        rows, slot, buffers = np.arange(min(self.tile_rows, len(self))), _Slot(self), self._buffers(self.tile_rows)
+        taken = []
+        for _ in range(2):
+            start = time.perf_counter()
+            tile = slot.fill(rows)
+            kernel = power_(self._kernel(tile, tile, buffers), self.config.temperature)
+            _sums(kernel, 0), _sums(kernel, 1)
+            taken.append(time.perf_counter() - start)
+        return min(taken) * (self.tile_rows / len(rows)) ** 2
+
+    def row(self, i: int, *, temperature: float | None = None, signed: bool = True) -> NDArray[np.float32]:
+        """`r(i, j)` (Eq. 5.1) or the bare kernel for every j, 0 at j = i; (n,) float32."""
+        values = np.zeros(len(self), np.float32)
+        temperature = self.config.temperature if temperature is None else temperature
+
+        def add(kernel: Tensor, left: Tile, right: Tile, rows: Index, columns: Index) -> None:
+            kernel = power_(kernel, temperature)
+            if signed and left.labels is not None and right.labels is not None:
+                kernel = sign_(kernel, left.labels, right.labels)
+            values[columns] = kernel[0].cpu().numpy()
+
+        job = _Pass(add, torch.empty(0), True, None, True)
+        self._visit(job, self, np.array([i]), np.arange(len(self)), alone=True)
+        return values
+
+    def features_only(self) -> RelationGraph:
+        """The graph of `s(f, f')` alone: no compatibility, no cut-off."""
+        bare = replace(self.config, compatibility=False, edge_cutoff=0.0)
+        return RelationGraph(self.features, None, self.labels, bare, self.centre)
+
+    def visit_all(
+        self,
+        add: Callable[[Tensor, Tile, Tile, Index, Index], None],
+        sums: Tensor,
+        *,
+        checkpoint: PassCheckpoint | None = None,
+        quiet: bool = False,
+    ) -> NDArray[np.float64]:
+        """Call `add(kernel before the power, row tile, column tile, row numbers, column numbers)` on every tile.
+
+        Args:
+            add: writes what it finds for its rows into `sums`; the tiles of a stripe come in the order of `order`.
+            sums: (n,) float64 zeros, kept by `checkpoint`.
+            checkpoint: where finished stripes are kept.
+            quiet: no progress bar.
+
+        Returns:
+            (n,) `sums`, added over the processes.
+
+        Cost: 2 n^2 (d + C) operations.
+        """
+        job = _Pass(add, sums, not self.config.diagonal, checkpoint, quiet)
+        self._visit(job, self, self.order, self.order)
+        return _sum_over_processes(sums, self.device).numpy()
+
     def _bytes(self, tile: int, width: int) -> int:
         copies = 1 if self.dtype == torch.float32 and self.device.type == "cpu" else 2
         return 4 * copies * (2 * tile * width + 2 * tile * tile)
@@ -210,7 +274,7 @@ class RelationGraph:
                 sums[stripes[s]] += row_sum
                 if checkpoint:
                     checkpoint.save(finished, state, force=finished == len(mine))
-        return _sum_over_processes(state["sums"]).numpy()
+        return _sum_over_processes(state["sums"], self.device).numpy()
 
     def sums_against(
         self,
@@ -219,6 +283,7 @@ class RelationGraph:
         temperature: float | None = None,
         signed: bool = True,
         queries: RelationGraph | None = None,
+        checkpoint: PassCheckpoint | None = None,
         quiet: bool = False,
     ) -> NDArray[np.float64]:
         """`sum_{j in subset} r(i, j)` for every row i of `queries` (default: of this graph).
@@ -228,6 +293,7 @@ class RelationGraph:
             temperature: default `config.temperature`.
             signed: with labels (Eq. 5.1) or the bare kernel (section 5.3.3).
             queries: another graph with the same columns; the diagonal is removed only without one.
+            checkpoint: where finished stripes are kept.
             quiet: no progress bar.
 
         Returns:
@@ -247,14 +313,30 @@ class RelationGraph:
             found = _signed_sums(kernel, left, right, want_columns=False)[0] if signed else _sums(kernel, 1)
             sums.numpy()[rows] += found
 
-        self._visit(add, source, self.order[mask[self.order]], queries is None and not self.config.diagonal, quiet)
-        return _sum_over_processes(sums).numpy()
+        job = _Pass(add, sums, queries is None and not self.config.diagonal, checkpoint, quiet)
+        self._visit(job, source, source.order, self.order[mask[self.order]])
+        return _sum_over_processes(sums, self.device).numpy()
 
-    def votes_against(self, voters: Index, rows: Index, classes: int) -> NDArray[np.int64]:
-        """The label with the largest `sum_j k(i, j)` over the voters that carry it, for each of `rows`.
+    def votes_against(
+        self,
+        voters: Index,
+        rows: Index,
+        classes: int,
+        *,
+        checkpoint: PassCheckpoint | None = None,
+        quiet: bool = False,
+    ) -> NDArray[np.float64]:
+        """`sum_j k(i, j)` over the voters j of each label, for each of `rows`.
+
+        Args:
+            voters: (m,) row numbers whose labels count.
+            rows: (a,) row numbers that are asked about.
+            classes: number of labels.
+            checkpoint: where finished stripes are kept.
+            quiet: no progress bar.
 
         Returns:
-            (len(rows),) labels, equal on every process.
+            (a, classes) float64, equal on every process.
 
         Differs: not in the dissertation, which detects and does not relabel.
         Cost: 2 len(rows) len(voters) (d + C) operations.
@@ -275,34 +357,53 @@ class RelationGraph:
 
         mask = np.zeros(len(self), bool)
         mask[voters] = True
-        self._visit(add, self, self.order[mask[self.order]], True, True, rows=np.asarray(rows, np.int64))
-        return _sum_over_processes(votes).numpy().argmax(axis=1)
+        job = _Pass(add, votes, True, checkpoint, quiet)
+        self._visit(job, self, np.asarray(rows, np.int64), self.order[mask[self.order]])
+        return _sum_over_processes(votes, self.device).numpy()
 
-    def _visit(
-        self,
-        add: Callable[[Tensor, Tile, Tile, Index, Index], None],
-        source: RelationGraph,
-        subset: Index,
-        drop_diagonal: bool,
-        quiet: bool,
-        rows: Index | None = None,
-    ) -> None:
-        """Call `add(kernel before the power, row tile, column tile, row numbers, column numbers)` on every tile."""
-        stripes = source._stripes(source.order if rows is None else rows)
-        columns = self._stripes(subset)
+    def _visit(self, job: _Pass, source: RelationGraph, rows: Index, subset: Index, *, alone: bool = False) -> None:
+        """Call `job.add` on every tile of `rows` of `source` against `subset` of this graph; finished stripes are kept.
+
+        `alone`: this process does all of it, whatever the others do.
+        """
+        stripes, columns = source._stripes(rows), self._stripes(subset)
         row_slot, column_slot, buffers = _Slot(source), _Slot(self), self._buffers(source.tile_rows)
-        mine = list(distributed.shard(len(stripes)))
-        with bar(len(mine), "Relation to a subset", unit="stripe", disable=quiet) as progress:
-            for s in mine:
+        mine = list(range(len(stripes)) if alone else distributed.shard(len(stripes)))
+        done = job.resume()
+        with bar(len(mine), "Relation to a subset", unit="stripe", disable=job.quiet) as progress:
+            progress.update(done)
+            for finished, s in enumerate(mine[done:], start=done + 1):
                 left = row_slot.fill(stripes[s])
                 for part in columns:
                     right = column_slot.fill(part)
                     kernel = self._kernel(left, right, buffers)
-                    if drop_diagonal:
+                    if job.drop_diagonal:
                         a, b = np.nonzero(stripes[s][:, None] == part[None, :])
                         kernel[torch.from_numpy(a), torch.from_numpy(b)] = 0
-                    add(kernel, left, right, stripes[s], part)
+                    job.add(kernel, left, right, stripes[s], part)
                 progress.update(1)
+                if job.checkpoint:
+                    job.checkpoint.save(finished, {"sums": job.sums}, force=finished == len(mine))
+
+
+@dataclass
+class _Pass:
+    """One pass over the tiles: `add(kernel before the power, row tile, column tile, row numbers, column numbers)` puts
+    its share into `sums`."""
+
+    add: Callable[[Tensor, Tile, Tile, Index, Index], None]
+    sums: Tensor
+    drop_diagonal: bool
+    checkpoint: PassCheckpoint | None
+    quiet: bool
+
+    def resume(self) -> int:
+        """Stripes that an earlier run finished; its sums are copied in."""
+        found = self.checkpoint.load() if self.checkpoint else None
+        if found is None:
+            return 0
+        self.sums.copy_(found[1]["sums"])
+        return found[0]
 
 
 def _signed_sums(
@@ -330,13 +431,13 @@ def _refuse(wrong: NDArray[np.bool_], start: int, what: str) -> None:
         )
 
 
-def _sum_over_processes(values: Tensor) -> Tensor:
+def _sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
     """Sum of float64 vectors over the processes of `accelerate launch` or `torchrun`."""
     if distributed.world_size() == 1:
         return values
     from accelerate import PartialState
 
-    state = PartialState()
-    moved = values.to(state.device if state.device.type == "cuda" else "cpu")
+    state = PartialState(cpu=device.type == "cpu")
+    moved = values.to(state.device)
     torch.distributed.all_reduce(moved)
     return moved.cpu()

@@ -56,7 +56,7 @@ def base_kernel(
         kernel.sub_(1).mul_(2 * config.rbf_gamma).exp_()
     if probs_i is not None and probs_j is not None:
         kernel.mul_(torch.mm(probs_i, probs_j.T, out=scratch))
-    return torch.nn.functional.threshold_(kernel, config.edge_cutoff, 0.0)
+    return torch.nn.functional.threshold(kernel, config.edge_cutoff, 0.0, inplace=True)
 
 
 def power_(kernel: Tensor, temperature: float) -> Tensor:

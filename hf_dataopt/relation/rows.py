@@ -33,6 +33,10 @@ class Rows:
     def __len__(self) -> int:
         return int(self.starts[-1]) if self.index is None else len(self.index)
 
+    def select(self, rows: NDArray[np.int64]) -> Rows:
+        """The same chunks seen through a subset of row numbers."""
+        return Rows(self.chunks, rows if self.index is None else self.index[rows])
+
     def take(self, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Copy `rows` into `out`, (len(rows), width) float32."""
         if self.index is not None:

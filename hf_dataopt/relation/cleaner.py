@@ -1,0 +1,288 @@
+"""Chapter 5 from top to bottom: relate every row to every other, cut the graph, score label errors and outliers.
+
+The kernel is in `kernel.py` (Eqs. 5.1, 5.4, 5.5), the tiled sums in `graph.py`, Algorithm 4 in `label_noise.py`, the
+outlier score in `outlier.py`; what comes out, and why a row is flagged, in `report.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import distributed
+from ..progress import say
+from ..seeding import generator
+from .checkpoint import PassCheckpoint
+from .combined import combined_parts, ranks
+from .config import RelationConfig
+from .graph import RelationGraph
+from .label_noise import LabelNoise, find_label_noise
+from .labels import read_labels
+from .outlier import Reference, is_outlier, outlier_scores, reference_rows
+from .report import RelationReport
+from .rows import rows_of_column
+from .suggestion import suggest
+
+Index = NDArray[np.int64]
+
+
+class RelationCleaner:
+    """Finds label errors and outliers of a dataset from its feature-embedded structure.
+
+    Args:
+        config: all settings; or give the fields of `RelationConfig` as keywords.
+        **fields: fields of `RelationConfig`, such as `temperature=4`.
+
+    Raises:
+        ValueError: both `config` and fields, or a field out of its range.
+
+    Source: chapter 5.
+    Differs: defaults of `RelationConfig`.
+    Cost: see `fit`.
+
+    Example:
+        >>> RelationCleaner(temperature=6).config.temperature
+        6
+    """
+
+    def __init__(self, config: RelationConfig | None = None, **fields: Any) -> None:
+        if config is not None and fields:
+            raise ValueError(f"give config= or single fields, not both; got config and {sorted(fields)}")
+        self.config = config or RelationConfig(**fields)
+
+    def fit(
+        self,
+        dataset: Any,
+        label_column: str = "label",
+        *,
+        features_column: str | Sequence[str] = "features",
+        probs_column: str | Sequence[str] = "probs",
+        output_dir: str | Path | None = None,
+        quiet: bool = False,
+    ) -> RelationReport:
+        """Build the graph over all rows and score them.
+
+        Args:
+            dataset: a `datasets.Dataset` with a feature column (rows of d numbers) and a probability column (rows of
+                C numbers), as `FeatureExtractor` adds them or from anywhere else. Read from memory-mapped Arrow.
+            label_column: `ClassLabel`, integers or texts.
+            features_column, probs_column: one name, or one per checkpoint: scores are then averaged (Table 5.5) and
+                relation maps drawn over the checkpoints (section 5.3.6).
+            output_dir: finished stripes are kept here, and a killed run goes on from them; the report is saved here.
+            quiet: no estimate, no progress bars.
+
+        Returns:
+            A `RelationReport`.
+
+        Raises:
+            ValueError: missing columns; rows of different length; NaN, infinite or zero features; `probs` that are no
+                probabilities; multi-label, regression, missing or single-class labels.
+            TypeError: not a map-style `datasets.Dataset`.
+
+        Source: Algorithm 4, section 5.3.3; Table 5.5 for several checkpoints (plain mean of the scores).
+        Cost: per checkpoint n^2 (d + C) operations for the sums (half of f f^T + p p^T), 2 n m (d + C) for the outlier
+            scores against m rows, `max_memory_gb` of working memory; with `partition_size=k` n k (d + C).
+        """
+        config = self.config
+        _check_dataset(dataset)
+        labels = read_labels(dataset, label_column)
+        views = _views(features_column, probs_column)
+        graphs = graphs_of(dataset, views, labels.codes, config)
+        if not quiet:
+            for line in _estimate(graphs, config):
+                say(line)
+        work = None if output_dir is None else Path(output_dir) / "unfinished"
+        reference = reference_rows(len(dataset), config)
+        found = [_score(graph, reference, _Work(work, str(k), quiet)) for k, graph in enumerate(graphs)]
+        noise = [result.noise for result in found]
+        scores = np.mean([one.scores for one in noise], axis=0)
+        noisy = noise[0].noisy if len(noise) == 1 else scores > np.mean([one.threshold for one in noise])
+        parts: dict[str, NDArray[np.float64]] = {}
+        if config.score == "combined":
+            scores, noisy, parts = _combine(graphs, scores, _Work(work, "neighbours", quiet))
+        outlier = np.mean([result.outlier for result in found], axis=0)
+        report = RelationReport(
+            config=config,
+            label_column=label_column,
+            columns=views,
+            label_values=labels.values,
+            label_names=labels.names,
+            labels=labels.codes,
+            label_noise_score=scores,
+            is_label_error=noisy,
+            suggested_label=suggest(graphs, noisy, labels.codes, keep=_Work(work, "votes", quiet).votes, quiet=quiet),
+            outlier_score=outlier,
+            is_outlier=is_outlier(outlier, config.outlier_share)[0],
+            reference=[Reference.of(graph, reference, *view) for graph, view in zip(graphs, views, strict=True)],
+            parts=parts,
+            summary={"checkpoints": [result.about for result in found], "processes": distributed.world_size()},
+        )
+        report.attach(graphs)
+        if output_dir is not None and distributed.is_main_process():
+            report.save(output_dir)
+            shutil.rmtree(work or "", ignore_errors=True)
+        return report
+
+
+@dataclass
+class _Scores:
+    noise: LabelNoise
+    outlier: NDArray[np.float64]
+    about: dict[str, Any]
+
+
+@dataclass
+class _Work:
+    """Where the unfinished passes of one checkpoint are kept, and whether bars are shown."""
+
+    folder: Path | None
+    name: str
+    quiet: bool
+
+    def keep(self, graph: RelationGraph, step: str, rows: Index | None = None) -> PassCheckpoint | None:
+        """A checkpoint for one pass over `graph`; another data set, setting or subset of rows starts afresh."""
+        if self.folder is None:
+            return None
+        split = f"{distributed.rank()}-of-{distributed.world_size()}"
+        subset = "" if rows is None else hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
+        return PassCheckpoint(self.folder / f"{self.name}-{step}-{split}.safetensors", f"{graph.key} {split} {subset}")
+
+    def votes(self, graph: RelationGraph, number: int, rows: Index) -> PassCheckpoint | None:
+        """A checkpoint for the votes on some rows."""
+        return self.keep(graph, str(number), rows)
+
+
+def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
+    """Label noise of all rows, in partitions if asked, and outlier scores."""
+    config = graph.config
+    parts = _partitions(len(graph), config)
+    solved = []
+    for k, part in enumerate(parts):
+        sub = graph if len(parts) == 1 else graph.select(part)
+        solved.append(_cut(sub, _Work(work.folder, f"{work.name}-{k}", work.quiet or len(parts) > 1)))
+    noise = solved[0] if len(parts) == 1 else _joined(parts, solved, len(graph))
+    about = {
+        "objective": float(sum(one.objective for one in solved)),
+        "threshold": noise.threshold,
+        "passes": max(one.passes for one in solved),
+        "stopped": sorted({one.stopped for one in solved}),
+        "noisy": int(noise.noisy.sum()),
+        "partitions": len(parts),
+    }
+    kept = work.keep(graph, "outlier", reference)
+    return _Scores(noise, outlier_scores(graph, reference, checkpoint=kept, quiet=work.quiet), about)
+
+
+def _cut(graph: RelationGraph, work: _Work) -> LabelNoise:
+    """Algorithm 4 on one graph; w = -r."""
+    initial = -graph.relation_sums(work.keep(graph, "sums"), quiet=work.quiet)
+    calls = iter(range(10**9))
+
+    def subset_sums(rows: Index) -> NDArray[np.float64]:
+        return -graph.sums_against(rows, checkpoint=work.keep(graph, f"cut{next(calls)}", rows), quiet=work.quiet)
+
+    return find_label_noise(initial, subset_sums, graph.config)
+
+
+def _partitions(count: int, config: RelationConfig) -> list[Index]:
+    """Random parts of nearly equal size, at most `partition_size` rows each (section 5.3.2, complexity analysis)."""
+    size = config.partition_size
+    if size is None or size >= count:
+        return [np.arange(count)]
+    order = torch.randperm(count, generator=generator(config.seed, epoch=1)).numpy()
+    return [np.sort(part).astype(np.int64) for part in np.array_split(order, -(-count // size))]
+
+
+def _joined(parts: list[Index], solved: list[LabelNoise], count: int) -> LabelNoise:
+    """Scores of all partitions, each put on the scale of one row's share of its partition's size."""
+    scores, noisy = np.zeros(count), np.zeros(count, bool)
+    for part, one in zip(parts, solved, strict=True):
+        scores[part] = one.scores * (count / len(part))
+        noisy[part] = one.noisy
+    level = float(np.mean([one.threshold * count / len(part) for part, one in zip(parts, solved, strict=True)]))
+    return LabelNoise(scores, noisy, level)
+
+
+def _combine(
+    graphs: list[RelationGraph], relation: NDArray[np.float64], work: _Work
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+    """The combined score, the rows it flags, and the ranks it is made of.
+
+    Flagged are rows that model and nearest rows would both label otherwise (in most checkpoints), the worst
+    `max_noisy_share` of all rows at most.
+    """
+    config = graphs[0].config
+    found = [
+        combined_parts(graph, config.neighbours, checkpoint=work.keep(graph, str(k)), quiet=work.quiet)
+        for k, graph in enumerate(graphs)
+    ]
+    parts = {name: np.mean([one[name] for one, _ in found], axis=0) for name in found[0][0]}
+    scores = np.mean(list(parts.values()), axis=0)
+    noisy = np.mean([disagreed for _, disagreed in found], axis=0) > 0.5
+    kept = np.argsort(np.where(noisy, -scores, 1.0), kind="stable")[: int(config.max_noisy_share * len(scores))]
+    bounded = np.zeros_like(noisy)
+    bounded[kept] = noisy[kept]
+    return scores, bounded, {**parts, "relation": ranks(relation)}
+
+
+def graphs_of(
+    dataset: Any, columns: list[tuple[str, str]], labels: Index, config: RelationConfig
+) -> list[RelationGraph]:
+    """One graph per checkpoint over a dataset's columns, read where they lie."""
+    return [
+        RelationGraph(
+            rows_of_column(dataset, features),
+            rows_of_column(dataset, probs) if config.compatibility else None,
+            labels,
+            config,
+        )
+        for features, probs in columns
+    ]
+
+
+def _estimate(graphs: list[RelationGraph], config: RelationConfig) -> list[str]:
+    """One line per job: rows, bytes, seconds."""
+    graph, count = graphs[0], len(graphs[0])
+    part = min(config.partition_size or count, count)
+    reference = min(config.outlier_reference or count, count)
+    tiles = count * part / 2 + count * reference
+    seconds = len(graphs) * graph.seconds_per_tile() * tiles / graph.tile_rows**2 / distributed.world_size()
+    width = graph.features.width + (graph.probs.width if graph.probs else 0)
+    return [
+        f"Relation graph: {count:,} rows x {width:,} numbers ({count * width * 4 / 1e6:,.0f} MB, read where they lie)"
+        + (f", {len(graphs)} checkpoints" if len(graphs) > 1 else "")
+        + f"; {graph.nbytes / 1e6:,.0f} MB of working memory; about {max(seconds, 1):,.0f} s"
+        + (f" on each of {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
+    ]
+
+
+def _views(features: str | Sequence[str], probs: str | Sequence[str]) -> list[tuple[str, str]]:
+    left = [features] if isinstance(features, str) else list(features)
+    right = [probs] if isinstance(probs, str) else list(probs)
+    if not left or len(left) != len(right):
+        raise ValueError(
+            f"features_column names {len(left)} columns and probs_column {len(right)}; give one of each per checkpoint"
+        )
+    return list(zip(left, right, strict=True))
+
+
+def _check_dataset(dataset: Any) -> None:
+    import datasets
+
+    if isinstance(dataset, datasets.DatasetDict):
+        raise TypeError(f"got a DatasetDict; fit one split, such as dataset[{next(iter(dataset), 'train')!r}]")
+    if isinstance(dataset, datasets.IterableDataset):
+        raise TypeError(
+            "an IterableDataset has no row numbers, and the graph needs all rows at once; fit a Dataset (a sample will "
+            "do), then stream through report.score_outliers(iterable)"
+        )
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(f"need a datasets.Dataset, got {type(dataset).__name__}; use Dataset.from_dict(...)")

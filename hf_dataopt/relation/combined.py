@@ -1,0 +1,113 @@
+"""`score="combined"`: what the model says of a label and what the nearest rows of the graph say, by rank.
+
+Not in the dissertation. On human label noise the relation score alone is behind plain loss, on confusable flips ahead of
+it (`benchmarks/relation_quality.py`); the mean of the three ranks below was chosen on rows 0-4,999 of CIFAR-10N and
+reported on the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import baselines
+from .checkpoint import PassCheckpoint
+from .graph import RelationGraph, Tile
+
+Index = NDArray[np.int64]
+Vector = NDArray[np.float64]
+BLOCK = 8192  # rows of probabilities read at a time
+
+
+def combined_parts(
+    graph: RelationGraph, neighbours: int, *, checkpoint: PassCheckpoint | None = None, quiet: bool = False
+) -> tuple[dict[str, Vector], NDArray[np.bool_]]:
+    """The three ranks whose mean is the combined score, and the rows that both sides would label otherwise.
+
+    Args:
+        graph: with labels and probabilities.
+        neighbours: edges kept per row, k >= 1.
+        checkpoint: where finished stripes are kept.
+        quiet: no progress bar.
+
+    Returns:
+        `loss`, `margin` (the model's) and `neighbours` (`neighbour_margin`): (n,) float64 ranks in [0, 1], higher =
+        more suspicious; and (n,) bool: model and nearest rows both prefer another label.
+
+    Raises:
+        ValueError: a graph without probabilities or labels.
+
+    Cost: 2 n^2 d operations for the neighbours.
+    """
+    if graph.probs is None or graph.labels is None:
+        raise ValueError("score='combined' needs labels and probabilities: use compatibility=True")
+    loss, margin = np.empty(len(graph)), np.empty(len(graph))
+    block = np.empty((BLOCK, graph.probs.width), np.float32)
+    for start in range(0, len(graph), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(graph)))
+        part = block[: len(rows)]
+        graph.probs.take(rows, part)
+        loss[rows] = baselines.loss(part, graph.labels[rows])
+        margin[rows] = baselines.margin(part, graph.labels[rows])
+    nearest = neighbour_margin(graph, neighbours, checkpoint=checkpoint, quiet=quiet)
+    return {"loss": ranks(loss), "margin": ranks(margin), "neighbours": ranks(nearest)}, (margin > 0) & (nearest > 0)
+
+
+def neighbour_margin(
+    graph: RelationGraph, neighbours: int, *, checkpoint: PassCheckpoint | None = None, quiet: bool = False
+) -> Vector:
+    """Votes of the k most similar rows: `max_{y != y_i} V_i(y) - V_i(y_i)`, V the sum of `s(f_i, f_j)^t` by label.
+
+    Args:
+        graph: with labels.
+        neighbours: k >= 1.
+        checkpoint: where finished stripes are kept.
+        quiet: no progress bar.
+
+    Returns:
+        (n,) float64; positive where another label has the stronger neighbours.
+
+    Source: Eq. 5.4 without compatibility, cut to the k strongest edges of a row.
+    Cost: 2 n^2 d operations, k numbers a row of one stripe.
+    """
+    if neighbours < 1:
+        raise ValueError(f"neighbours is {neighbours}; at least 1 edge a row is needed")
+    bare = graph.features_only()
+    margins = torch.zeros(len(graph), dtype=torch.float64)
+    k = min(neighbours, len(graph) - 1)
+    strongest: dict[str, Tensor] = {}
+    last = int(bare.order[-1])
+
+    def add(kernel: Tensor, left: Tile, right: Tile, rows: Index, columns: Index) -> None:
+        if right.labels is None or left.labels is None:
+            return
+        found, where = kernel.topk(min(k, kernel.shape[1]), dim=1)
+        labels = right.labels[where]
+        if strongest:
+            found, labels = torch.cat([strongest["s"], found], 1), torch.cat([strongest["y"], labels], 1)
+            found, where = found.topk(min(k, found.shape[1]), dim=1)
+            labels = labels.gather(1, where)
+        strongest.update(s=found, y=labels)
+        if columns[-1] == last:
+            margins.numpy()[rows] = _vote_margin(found**graph.config.temperature, labels, left.labels).cpu().numpy()
+            strongest.clear()
+
+    return bare.visit_all(add, margins, checkpoint=checkpoint, quiet=quiet)
+
+
+def _vote_margin(votes: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+    """Strongest other label's votes minus the own label's, from (rows, k) votes and their labels, without an n x C table."""
+    same = labels[:, :, None] == labels[:, None, :]
+    of_label = (votes[:, None, :] * same).sum(dim=2)
+    mine = labels == own[:, None]
+    other = of_label.masked_fill(mine, 0).amax(dim=1)
+    return (other - (votes * mine).sum(dim=1)).double()
+
+
+def ranks(scores: Vector) -> Vector:
+    """Average ranks in [0, 1]; ties share theirs."""
+    from scipy.stats import rankdata
+
+    return np.asarray((rankdata(scores) - 1) / max(1, len(scores) - 1), dtype=np.float64)

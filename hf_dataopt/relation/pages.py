@@ -1,0 +1,198 @@
+"""The doctor's letter: one HTML file (and one PNG for images) with the worst rows and the evidence against them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingExtraError
+from .report import RelationReport
+
+TEMPLATE = Path(__file__).with_name("pages.html.jinja")
+MAPS = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row as it is shown."""
+
+    row: int
+    label: str
+    image: str | None = None
+    text: str | None = None
+    relation: float | None = None
+
+
+def write_page(
+    report: RelationReport, dataset: Any, path: str | Path, *, count: int = 24, column: str | None = None
+) -> Path:
+    """One self-contained HTML file: facts, the worst labels with their evidence, relation maps, outliers.
+
+    Args:
+        report: a report with its graph.
+        dataset: the fitted dataset.
+        path: file to write.
+        count: rows shown, half as many outliers.
+        column: what is shown of a row; default the first image column, else the first text column, else nothing.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: unknown column, or another dataset than was fitted.
+
+    Cost: one row of the graph, n (d + C) operations, for each row shown.
+    """
+    import jinja2
+
+    shown = _Shown(report, dataset, column)
+    entries = []
+    for row in report.worst(count):
+        evidence = report.evidence(int(row), 4)
+        entries.append(
+            {
+                "item": shown.item(int(row)),
+                "score": report.label_noise_score[row],
+                "flagged": bool(report.is_label_error[row]),
+                "suggested": report.label_names[report.suggested_label[row]],
+                "conflicting": shown.items(evidence.conflicting, evidence.conflicting_relations),
+                "supporting": shown.items(evidence.supporting, evidence.supporting_relations),
+            }
+        )
+    odd = np.argsort(-report.outlier_score, kind="stable")[: max(1, count // 2)]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=f"Label report: {report.label_column}",
+        facts=facts(report),
+        entries=entries,
+        maps=_maps(report),
+        outliers=shown.items(odd, None),
+    )
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def facts(report: RelationReport) -> list[tuple[str, str]]:
+    """Numbers at the top of the page and on the card."""
+    first = report.summary["checkpoints"][0]
+    return [
+        ("rows", f"{len(report):,}"),
+        ("classes", f"{len(report.label_names):,}"),
+        ("label errors", f"{int(report.is_label_error.sum()):,} ({report.is_label_error.mean():.1%})"),
+        ("outliers", f"{int(report.is_outlier.sum()):,} ({report.is_outlier.mean():.1%})"),
+        ("score", report.config.score),
+        ("temperature", f"{report.config.temperature:g}"),
+        ("max-cut objective (Eq. 5.2)", f"{first['objective']:.4g}"),
+        ("passes", f"{first['passes']} ({', '.join(first['stopped'])})"),
+    ]
+
+
+def draw_worst(
+    report: RelationReport, dataset: Any, *, count: int = 8, evidence: int = 5, column: str | None = None
+) -> Any:
+    """A picture of the worst rows, each beside the rows that contradict it most (Figure 5.10).
+
+    Args:
+        report: a report with its graph.
+        dataset: the fitted dataset, with an image column.
+        count: rows.
+        evidence: contradicting rows for each.
+        column: the image column; default the first.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: no image column.
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plots", "drawing the worst rows") from error
+    shown = _Shown(report, dataset, column)
+    if not shown.is_image:
+        raise ValueError("the dataset has no image column to draw; the HTML page shows texts")
+    rows = report.worst(count)
+    figure = Figure(figsize=(1.5 * (evidence + 1), 1.75 * len(rows)), layout="constrained")
+    for line, row in enumerate(rows):
+        found = report.evidence(int(row), evidence)
+        cells = [(int(row), None), *zip(found.conflicting, found.conflicting_relations, strict=True)]
+        for place, (one, relation) in enumerate(cells):
+            axes = figure.add_subplot(len(rows), evidence + 1, line * (evidence + 1) + place + 1)
+            axes.imshow(np.asarray(shown.value(int(one))), cmap="gray")
+            axes.set_axis_off()
+            name = report.label_names[report.labels[one]]
+            title = name if relation is None else f"{name} ({relation:+.2f})"
+            axes.set_title(title, fontsize=8, color="crimson" if relation is None else "black")
+    return figure
+
+
+class _Shown:
+    """What is shown of a row: a thumbnail, a piece of text, or its number only."""
+
+    def __init__(self, report: RelationReport, dataset: Any, column: str | None) -> None:
+        from datasets import Image, Value
+
+        if len(dataset) != len(report):
+            raise ValueError(f"the dataset has {len(dataset)} rows, the report {len(report)}; give the fitted dataset")
+        if column is not None and column not in dataset.column_names:
+            raise ValueError(f"no column {column!r} to show; the dataset has {dataset.column_names}")
+        features = dataset.features
+        kinds = {name: isinstance(feature, Image) for name, feature in features.items()}
+        texts = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
+        texts = [name for name in texts if name != report.label_column]
+        self.column = column or next((name for name, image in kinds.items() if image), next(iter(texts), None))
+        self.is_image = bool(self.column and kinds.get(self.column))
+        self.report = report
+        self.dataset = dataset if self.column is None else dataset.select_columns([self.column]).with_format(None)
+
+    def value(self, row: int) -> Any:
+        return None if self.column is None else self.dataset[row][self.column]
+
+    def item(self, row: int, relation: float | None = None) -> Item:
+        value, image, text = self.value(row), None, None
+        if self.is_image:
+            image = _thumbnail(value)
+        elif value is not None:
+            text = str(value)
+            text = text if len(text) <= 220 else text[:217] + "..."
+        return Item(row, self.report.label_names[self.report.labels[row]], image, text, relation)
+
+    def items(self, rows: Any, relations: Any) -> list[Item]:
+        values = [None] * len(rows) if relations is None else [float(value) for value in relations]
+        return [self.item(int(row), value) for row, value in zip(rows, values, strict=True)]
+
+
+def _thumbnail(image: Any) -> str:
+    from PIL.Image import Resampling
+
+    small = image.convert("RGB")
+    small.thumbnail((192, 192))
+    if max(small.size) < 96:  # tiny images are enlarged without smoothing
+        factor = 96 // max(small.size) + 1
+        small = small.resize((small.width * factor, small.height * factor), Resampling.NEAREST)
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _maps(report: RelationReport) -> list[str]:
+    """Relation maps of the worst row, of the best and of the oddest; none without matplotlib."""
+    by_score = np.argsort(-report.label_noise_score, kind="stable")
+    rows = dict.fromkeys([int(by_score[0]), int(by_score[-1]), int(np.argmax(report.outlier_score))])
+    pictures = []
+    for row in list(rows)[:MAPS]:
+        buffer = io.BytesIO()
+        try:
+            report.relation_map(row).savefig(buffer, format="png", dpi=110)
+        except MissingExtraError:
+            return []
+        pictures.append(base64.b64encode(buffer.getvalue()).decode())
+    return pictures

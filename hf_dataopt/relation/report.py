@@ -1,0 +1,365 @@
+"""What the cleaner found: scores to look up, thresholds to move, reasons to read, rows to drop."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import RelationConfig
+from .evidence import Evidence, evidence_of
+from .graph import RelationGraph
+from .label_noise import select
+from .outlier import Reference, is_outlier
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+_ARRAYS = (
+    "labels",
+    "label_noise_score",
+    "is_label_error",
+    "suggested_label",
+    "outlier_score",
+    "is_outlier",
+)
+
+
+@dataclass(kw_only=True, eq=False)
+class RelationReport:
+    """Scores of every row of the dataset that a `RelationCleaner` was fitted to. Higher scores are worse.
+
+    Args:
+        config: settings of the graph.
+        label_column: column that was judged.
+        columns: (features, probs) column names, one pair per checkpoint.
+        label_values, label_names: what each label code stands for in the dataset, and what it is called.
+        labels: (n,) int64 codes.
+        label_noise_score: (n,) float64 noisiness s of Algorithm 4; > 0 where the graph speaks against the label.
+        is_label_error: (n,) bool, the noisy set N.
+        suggested_label: (n,) int64 code that similar rows outside N vote for; the row's own outside N.
+        outlier_score: (n,) float64 of section 5.3.3.
+        is_outlier: (n,) bool.
+        reference: features and probabilities of the reference set S, for rows that were not in the graph.
+        parts: with `score="combined"`: (n,) ranks in [0, 1] of `loss`, `margin`, `neighbours` (their mean is the score)
+            and of the relation score itself.
+        summary: objective (Eq. 5.2), lambda, passes and how they stopped, one entry per checkpoint.
+
+    Source: chapter 5.
+    Cost: 42 bytes a row; evidence and maps read one row of the graph, n (d + C) operations.
+
+    Example:
+        >>> report = RelationCleaner().fit(dataset)  # doctest: +SKIP
+        >>> dataset.map(report.annotate, batched=True, with_indices=True)  # doctest: +SKIP
+    """
+
+    config: RelationConfig
+    label_column: str
+    columns: list[tuple[str, str]]
+    label_values: list[Any]
+    label_names: list[str]
+    labels: NDArray[np.int64]
+    label_noise_score: NDArray[np.float64]
+    is_label_error: NDArray[np.bool_]
+    suggested_label: NDArray[np.int64]
+    outlier_score: NDArray[np.float64]
+    is_outlier: NDArray[np.bool_]
+    reference: list[Reference]
+    parts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    _graphs: list[RelationGraph] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and `datasets` hashing see: scores and settings, never the graph over the dataset."""
+        return {**self.__dict__, "_graphs": None}
+
+    def annotate(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, Any]:
+        """The five columns of a batch, looked up: for `dataset.map(report.annotate, batched=True, with_indices=True)`.
+
+        Args:
+            batch: a batch of the fitted dataset, or of a copy with other columns.
+            indices: its row numbers.
+
+        Returns:
+            label_noise_score (float64), is_label_error (bool), suggested_label (as in the label column), outlier_score
+            (float64), is_outlier (bool).
+
+        Raises:
+            ValueError: rows that are not in the report, or labels that differ from the fitted ones (the dataset was
+                shuffled, filtered or changed since).
+
+        Cost: a look-up. Hashes by scores and settings in `datasets`; works with `num_proc`.
+        """
+        rows = np.asarray(indices)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise ValueError(f"row {rows.max()} is not among the {len(self)} fitted rows; annotate the fitted dataset")
+        given = batch.get(self.label_column)
+        if given is not None:
+            fitted = [self.label_values[code] for code in self.labels[rows]]
+            for row, one, other in zip(rows, given, fitted, strict=True):
+                if one != other:
+                    raise ValueError(
+                        f"row {row} has label {one!r} but {other!r} was fitted: the dataset was shuffled, filtered or "
+                        "changed since; annotate before that, or fit again"
+                    )
+        return {
+            "label_noise_score": self.label_noise_score[rows],
+            "is_label_error": self.is_label_error[rows],
+            "suggested_label": [self.label_values[code] for code in self.suggested_label[rows]],
+            "outlier_score": self.outlier_score[rows],
+            "is_outlier": self.is_outlier[rows],
+        }
+
+    def filter(self, dataset: Any, *, label_errors: bool = True, outliers: bool = False) -> Any:
+        """The dataset without flagged rows.
+
+        Args:
+            dataset: the fitted `datasets.Dataset`, in the fitted order.
+            label_errors: drop rows with `is_label_error`.
+            outliers: drop rows with `is_outlier`; off, since a share of the rows is always marked.
+
+        Returns:
+            A `datasets.Dataset`; nothing is copied.
+
+        Raises:
+            ValueError: another number of rows than was fitted.
+        """
+        self._check_length(dataset)
+        drop = (self.is_label_error & label_errors) | (self.is_outlier & outliers)
+        return dataset.select(np.flatnonzero(~drop))
+
+    def rethreshold(
+        self,
+        *,
+        noise_rate: float | None = None,
+        threshold: float | None = None,
+        quantile: float | None = None,
+        outlier_share: float | None = None,
+        outlier_threshold: float | None = None,
+    ) -> RelationReport:
+        """The same scores with other cuts; nothing is computed again.
+
+        Args:
+            noise_rate: share of rows to call label errors, [0, 1]; at most rows with a positive score.
+            threshold: lambda: rows with a larger score.
+            quantile: lambda as a quantile of the scores, [0, 1].
+            outlier_share: share of rows to call outliers, [0, 1).
+            outlier_threshold: outlier score above which a row is one.
+
+        Returns:
+            A new report that shares the arrays. `max_noisy_share` still bounds the label errors. Rows flagged for the
+            first time get their suggestion here when the graph is at hand (n (d + C) operations each); a loaded report
+            without its dataset leaves their own label.
+
+        Raises:
+            ValueError: two rules for one cut, or a number out of range.
+        """
+        rules = {"noise_rate": noise_rate, "absolute": threshold, "quantile": quantile}
+        given = {name: value for name, value in rules.items() if value is not None}
+        if len(given) > 1 or (outlier_share is not None and outlier_threshold is not None):
+            raise ValueError("two rules for one cut; give one of noise_rate, threshold, quantile, and one for outliers")
+        changed = replace(self, _graphs=self._graphs)
+        for name, value in given.items():
+            rule: Any = name
+            config = replace(self.config, threshold=rule, threshold_value=value)
+            changed.is_label_error = select(self.label_noise_score, config)[0]
+            changed._suggest_new()
+        if outlier_share is not None:
+            changed.is_outlier = is_outlier(self.outlier_score, outlier_share)[0]
+        if outlier_threshold is not None:
+            changed.is_outlier = self.outlier_score > outlier_threshold
+        return changed
+
+    def worst(self, count: int = 25) -> NDArray[np.int64]:
+        """Row numbers by falling `label_noise_score`."""
+        return np.argsort(-self.label_noise_score, kind="stable")[:count]
+
+    def evidence(self, row: int, count: int = 5) -> Evidence:
+        """The rows that contradict a row's label most, and those that support it.
+
+        Args:
+            row: number of the row, [0, n).
+            count: how many of each.
+
+        Returns:
+            An `Evidence`: rows, labels and relation values (Eq. 5.1; mean over the checkpoints), and the ranks of the
+            combined score where that was asked for.
+
+        Raises:
+            ValueError: no such row, or a loaded report without its dataset.
+
+        Source: Figures 5.3 and 5.10.
+        Cost: n (d + C) operations.
+        """
+        graphs = self._need_graphs()
+        self._check_row(row)
+        relations = np.mean([graph.row(row) for graph in graphs], axis=0)
+        ranks = {name: float(values[row]) for name, values in self.parts.items()}
+        return evidence_of(row, relations, self.labels, count, ranks)
+
+    def relation_map(self, row: int, *, max_points: int = 3000) -> Figure:
+        """Mean and spread of a row's relation values over the checkpoints, as a picture.
+
+        Args:
+            row: number of the row, [0, n).
+            max_points: other rows drawn; all of the strongest half, the rest evenly picked.
+
+        Returns:
+            A matplotlib figure. With one checkpoint there is no spread: the vertical axis is the feature similarity then.
+
+        Raises:
+            ValueError: no such row, or a loaded report without its dataset.
+            MissingExtraError: matplotlib is not installed.
+
+        Source: section 5.3.6, Figure 5.1.
+        Cost: n (d + C) operations a checkpoint.
+        """
+        from .relation_map import draw_relation_map
+
+        graphs = self._need_graphs()
+        self._check_row(row)
+        title = f"row {row}, label {self.label_names[self.labels[row]]}"
+        if self.is_label_error[row]:
+            title += f", suggested {self.label_names[self.suggested_label[row]]}"
+        return draw_relation_map(graphs, row, title=title, max_points=max_points)
+
+    def score_outliers(self, data: Any, *, quiet: bool = False) -> Any:
+        """Outlier scores of rows that were not in the graph, against the fitted reference set S.
+
+        Args:
+            data: a `datasets.Dataset`, or a mapping with the feature and probability columns as (n, d) and (n, C)
+                arrays; or an `IterableDataset`, which is mapped lazily.
+            quiet: no progress bar.
+
+        Returns:
+            (n,) float64, higher = fewer similar rows; for an `IterableDataset` an `IterableDataset` with the columns
+            `outlier_score` and `is_outlier` (above the level of the fitted rows).
+
+        Raises:
+            ValueError: missing columns, other widths than fitted, NaN.
+
+        Source: section 5.3.3, Figure 5.7.
+        Cost: 2 m (d + C) operations a row, m rows in S.
+        """
+        import datasets
+
+        if isinstance(data, datasets.IterableDataset):
+            return data.map(self._annotate_outliers, batched=True)
+        scores = [one.scores(data, self.config, quiet=quiet) for one in self.reference]
+        return np.mean(scores, axis=0)
+
+    def _annotate_outliers(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        scores = self.score_outliers(batch, quiet=True)
+        level = self.outlier_score[~self.is_outlier].max(initial=0.0)
+        return {"outlier_score": scores.tolist(), "is_outlier": (scores > level).tolist()}
+
+    def attach(self, graphs: list[RelationGraph]) -> None:
+        """Give the report the graph over its dataset, which evidence, maps and new suggestions read."""
+        self._graphs = graphs
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.json` and `report.safetensors` (scores and the reference set).
+
+        Args:
+            folder: made if missing; an earlier report in it is replaced.
+        """
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        arrays |= {f"part.{name}": values for name, values in self.parts.items()}
+        for k, one in enumerate(self.reference):
+            arrays |= {f"reference.{k}.{name}": value for name, value in one.arrays().items()}
+        about = {
+            "format": FORMAT,
+            "config": json.loads(self.config.to_json_string()),
+            "label_column": self.label_column,
+            "columns": self.columns,
+            "label_values": self.label_values,
+            "label_names": self.label_names,
+            "summary": self.summary,
+        }
+        save_file(arrays, folder / "report.safetensors.tmp")
+        (folder / "report.safetensors.tmp").replace(folder / "report.safetensors")
+        (folder / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, dataset: Any = None) -> RelationReport:
+        """A report from `save`.
+
+        Args:
+            folder: where it was saved.
+            dataset: the fitted dataset; needed for `evidence` and `relation_map` only.
+
+        Raises:
+            ValueError: no report in the folder, a corrupt file, a newer format, or another dataset.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            arrays = load_file(folder / "report.safetensors")
+            if about["format"] > FORMAT:
+                raise ValueError(
+                    f"{folder} was written by a newer version (format {about['format']}); update hf_dataopt"
+                )
+            columns = [(str(a), str(b)) for a, b in about["columns"]]
+            report = cls(
+                config=RelationConfig.from_json_string(json.dumps(about["config"])),
+                label_column=about["label_column"],
+                columns=columns,
+                label_values=about["label_values"],
+                label_names=about["label_names"],
+                parts={name[5:]: values for name, values in arrays.items() if name.startswith("part.")},
+                summary=about["summary"],
+                reference=[Reference.from_arrays(arrays, k, *names) for k, names in enumerate(columns)],
+                **dict[str, Any]((name, arrays[name]) for name in _ARRAYS),
+            )
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds no readable relation report ({type(error).__name__}: {error})") from error
+        if dataset is not None:
+            from .cleaner import graphs_of
+
+            report._check_length(dataset)
+            report.attach(graphs_of(dataset, columns, report.labels, report.config))
+        return report
+
+    def _suggest_new(self) -> None:
+        from .suggestion import suggest
+
+        new = self.is_label_error & (self.suggested_label == self.labels)
+        if new.any() and self._graphs is None:
+            logger.warning(
+                "%d newly flagged rows keep their own label as suggestion; load the report with its dataset", new.sum()
+            )
+        elif new.any() and self._graphs is not None:
+            self.suggested_label = suggest(self._graphs, self.is_label_error, self.labels, new, quiet=True)
+
+    def _need_graphs(self) -> list[RelationGraph]:
+        if self._graphs is None:
+            raise ValueError(
+                "the report has no graph (it was loaded or sent to another process); use RelationReport.load(folder, dataset)"
+            )
+        return self._graphs
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise ValueError(f"row is {row}; the report has rows 0 to {len(self) - 1}")
+
+    def _check_length(self, dataset: Any) -> None:
+        if len(dataset) != len(self):
+            raise ValueError(f"the dataset has {len(dataset)} rows, the report {len(self)}; give the fitted dataset")

@@ -1,0 +1,51 @@
+"""Which label a flagged row should have: the vote of similar rows that are not flagged themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .checkpoint import PassCheckpoint
+from .graph import RelationGraph
+
+Index = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def suggest(
+    graphs: list[RelationGraph],
+    noisy: Mask,
+    labels: Index,
+    wanted: Mask | None = None,
+    *,
+    keep: Callable[[RelationGraph, int, Index], PassCheckpoint | None] | None = None,
+    quiet: bool = False,
+) -> Index:
+    """The label with the largest `sum_j k(i, j)` over the rows j outside N that carry it, summed over checkpoints.
+
+    Args:
+        graphs: one per checkpoint.
+        noisy: (n,) the noisy set N, which has no vote.
+        labels: (n,) label codes.
+        wanted: (n,) rows to vote on, default N.
+        keep: makes the checkpoint of one graph's pass over some rows.
+        quiet: no progress bars.
+
+    Returns:
+        (n,) codes; the own label for rows not in `wanted`, and where no unflagged row is similar.
+
+    Differs: not in the dissertation, which detects label errors and does not correct them.
+    Cost: 2 |wanted| n (d + C) operations a checkpoint.
+    """
+    rows, voters = np.flatnonzero(noisy if wanted is None else wanted), np.flatnonzero(~noisy)
+    suggested = labels.copy()
+    if not len(rows) or not len(voters):
+        return suggested
+    votes = np.zeros((len(rows), int(labels.max()) + 1))
+    for k, graph in enumerate(graphs):
+        kept = keep(graph, k, rows) if keep else None
+        votes += graph.votes_against(voters, rows, votes.shape[1], checkpoint=kept, quiet=quiet)
+    suggested[rows] = np.where(votes.max(axis=1) > 0, votes.argmax(axis=1), labels[rows])
+    return suggested

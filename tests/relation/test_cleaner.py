@@ -1,0 +1,358 @@
+"""RelationCleaner and RelationReport on real `datasets` objects: fit, annotate, filter, re-cut, save, stream, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Sequence, Value
+from datasets.fingerprint import Hasher
+
+from hf_dataopt.metrics import average_precision
+from hf_dataopt.relation.cleaner import RelationCleaner
+from hf_dataopt.relation.config import RelationConfig
+from hf_dataopt.relation.report import RelationReport
+
+from ..conftest import REPO
+from .data import make
+
+CASE = make(n=400)
+DATA = CASE.dataset()
+
+
+@pytest.fixture(scope="module")
+def report() -> RelationReport:
+    return RelationCleaner(temperature=4).fit(DATA, quiet=True)
+
+
+def test_finds_the_wrong_labels_and_suggests_the_right_ones(report: RelationReport) -> None:
+    assert average_precision(CASE.wrong, report.label_noise_score) > 0.95
+    assert CASE.wrong[report.is_label_error].mean() > 0.95
+    truth = CASE.probs.argmax(axis=1)
+    found = report.is_label_error & CASE.wrong
+    assert (report.suggested_label[found] == truth[found]).mean() > 0.9
+    np.testing.assert_array_equal(report.suggested_label[~report.is_label_error], CASE.labels[~report.is_label_error])
+
+
+def test_annotate_adds_five_columns_and_caches(report: RelationReport, tmp_path: Path) -> None:
+    DATA.save_to_disk(tmp_path / "d")
+    data = Dataset.load_from_disk(str(tmp_path / "d"))
+    one = data.map(report.annotate, batched=True, with_indices=True)
+    again = data.map(report.annotate, batched=True, with_indices=True)
+    assert one.cache_files == again.cache_files and one._fingerprint == again._fingerprint
+    assert set(one.column_names) - set(data.column_names) == {
+        "label_noise_score",
+        "is_label_error",
+        "suggested_label",
+        "outlier_score",
+        "is_outlier",
+    }
+    assert one["label_noise_score"][:] == report.label_noise_score.tolist()
+    two = data.map(report.annotate, batched=True, with_indices=True, num_proc=2)
+    assert two["outlier_score"][:] == report.outlier_score.tolist()
+    other = data.map(report.rethreshold(noise_rate=0.2).annotate, batched=True, with_indices=True)
+    assert other._fingerprint != one._fingerprint
+
+
+def test_equal_fits_hash_equal_and_changed_fields_do_not(report: RelationReport) -> None:
+    same = RelationCleaner(temperature=4).fit(DATA, quiet=True)
+    assert Hasher.hash(same.annotate) == Hasher.hash(report.annotate)
+    assert Hasher.hash(RelationCleaner(temperature=6).fit(DATA, quiet=True).annotate) != Hasher.hash(report.annotate)
+
+
+def test_filter_and_rethreshold(report: RelationReport) -> None:
+    assert len(report.filter(DATA)) == 400 - report.is_label_error.sum()
+    assert len(report.filter(DATA, label_errors=False, outliers=True)) == 400 - report.is_outlier.sum()
+    stricter = report.rethreshold(noise_rate=0.05, outlier_share=0.1)
+    assert stricter.is_label_error.sum() == 20 and stricter.is_outlier.sum() == 40
+    np.testing.assert_array_equal(np.flatnonzero(stricter.is_label_error), np.sort(report.worst(20)))
+    assert stricter.label_noise_score is report.label_noise_score
+    everything = report.rethreshold(quantile=0.0)
+    assert everything.is_label_error.sum() == 120  # max_noisy_share
+    assert report.rethreshold(outlier_threshold=1e9).is_outlier.sum() == 0
+    assert report.rethreshold(quantile=0.9).is_label_error.sum() == 40
+    newly = everything.is_label_error & ~report.is_label_error
+    assert (everything.suggested_label[newly] != CASE.labels[newly]).any()
+    with pytest.raises(ValueError, match="two rules"):
+        report.rethreshold(noise_rate=0.1, quantile=0.9)
+
+
+def test_evidence_names_the_contradicting_rows(report: RelationReport) -> None:
+    row = int(report.worst(1)[0])
+    found = report.evidence(row, count=3)
+    assert len(found.conflicting) == 3 and (found.conflicting_labels != CASE.labels[row]).all()
+    assert (np.diff(found.conflicting_relations) >= 0).all() and (found.conflicting_relations < 0).all()
+    assert (found.supporting_labels == CASE.labels[row]).all() and row not in found.supporting
+    json.dumps(found.to_dict())
+    with pytest.raises(ValueError, match="rows 0 to 399"):
+        report.evidence(400)
+
+
+def test_relation_map_is_a_figure(report: RelationReport, tmp_path: Path) -> None:
+    report.relation_map(17).savefig(tmp_path / "17.png")
+    assert (tmp_path / "17.png").stat().st_size > 5_000
+
+
+def test_save_and_load_in_a_fresh_process(report: RelationReport, tmp_path: Path) -> None:
+    report.save(tmp_path / "r")
+    DATA.save_to_disk(tmp_path / "d")
+    code = (
+        "import sys, datasets, json; from hf_dataopt import RelationReport\n"
+        "d = datasets.load_from_disk(sys.argv[2]); r = RelationReport.load(sys.argv[1], d)\n"
+        "print(json.dumps([r.label_noise_score.tolist(), r.evidence(5).to_dict(), r.score_outliers(d).tolist()]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "r"), str(tmp_path / "d")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO)
+    scores, evidence, outliers = json.loads(out.stdout.splitlines()[-1])
+    assert scores == report.label_noise_score.tolist()
+    assert evidence == json.loads(json.dumps(report.evidence(5).to_dict()))
+    np.testing.assert_allclose(outliers, report.score_outliers(DATA, quiet=True), rtol=1e-6)
+
+
+def test_a_report_without_its_dataset_says_so(report: RelationReport, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    loaded = RelationReport.load(tmp_path)
+    with pytest.raises(ValueError, match="load"):
+        loaded.evidence(0)
+    with pytest.raises(ValueError, match="400"):
+        RelationReport.load(tmp_path, DATA.select(range(10)))
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.safetensors"])
+def test_corrupt_files_are_refused(report: RelationReport, tmp_path: Path, name: str) -> None:
+    report.save(tmp_path)
+    (tmp_path / name).write_bytes(b"{ broken")
+    with pytest.raises(ValueError, match="no readable relation report"):
+        RelationReport.load(tmp_path)
+
+
+def test_new_rows_are_scored_against_the_reference(report: RelationReport) -> None:
+    rng = np.random.default_rng(0)
+    strange = {"features": rng.normal(size=(50, 12)).astype(np.float32), "probs": np.full((50, 5), 0.2, np.float32)}
+    scores = report.score_outliers(strange, quiet=True)
+    assert np.median(scores) > 2 * np.median(report.outlier_score)
+    stream = report.score_outliers(DATA.to_iterable_dataset())
+    rows = list(stream.take(3))
+    np.testing.assert_allclose([row["outlier_score"] for row in rows], report.score_outliers(DATA[:3], quiet=True))
+    assert isinstance(rows[0]["is_outlier"], bool)
+    with pytest.raises(ValueError, match="same model"):
+        report.score_outliers({"features": np.ones((2, 3), np.float32), "probs": strange["probs"][:2]})
+
+
+def test_temporal_ensemble_is_the_mean_of_its_checkpoints(tmp_path: Path) -> None:
+    other = make(n=400, spread=0.9)
+    data = CASE.dataset(features_2=other.features, probs_2=other.probs)
+    both = RelationCleaner().fit(
+        data, features_column=["features", "features_2"], probs_column=["probs", "probs_2"], quiet=True
+    )
+    single = [
+        RelationCleaner().fit(data, features_column=f, probs_column=p, quiet=True).label_noise_score
+        for f, p in (("features", "probs"), ("features_2", "probs_2"))
+    ]
+    np.testing.assert_allclose(both.label_noise_score, np.mean(single, axis=0))
+    both.relation_map(3).savefig(tmp_path / "map.png")
+    assert len(both.summary["checkpoints"]) == 2
+    with pytest.raises(ValueError, match="per checkpoint"):
+        RelationCleaner().fit(data, features_column=["features", "features_2"])
+
+
+def test_combined_score_comes_with_its_parts(tmp_path: Path) -> None:
+    report = RelationCleaner(score="combined").fit(DATA, quiet=True)
+    np.testing.assert_allclose(
+        report.label_noise_score, np.mean([report.parts[k] for k in ("loss", "margin", "neighbours")], axis=0)
+    )
+    assert average_precision(CASE.wrong, report.label_noise_score) > 0.95
+    assert CASE.wrong[report.is_label_error].mean() > 0.8
+    assert set(report.evidence(0).ranks) == {"loss", "margin", "neighbours", "relation"}
+    report.save(tmp_path)
+    assert RelationReport.load(tmp_path).parts["loss"].tolist() == report.parts["loss"].tolist()
+
+
+def test_partitions_are_graphs_of_their_own() -> None:
+    whole = RelationCleaner().fit(DATA, quiet=True)
+    parted = RelationCleaner(partition_size=150).fit(DATA, quiet=True)
+    assert parted.summary["checkpoints"][0]["partitions"] == 3
+    assert average_precision(CASE.wrong, parted.label_noise_score) > 0.9
+    assert np.corrcoef(whole.label_noise_score, parted.label_noise_score)[0, 1] > 0.9
+    np.testing.assert_allclose(
+        RelationCleaner(partition_size=400).fit(DATA, quiet=True).label_noise_score, whole.label_noise_score
+    )
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "nested lists", "array2d", "strings", "float64", "float16"])
+def test_columns_in_any_storage_give_the_same_scores(kind: str, report: RelationReport) -> None:
+    data, order = DATA, np.arange(400)
+    if kind == "shuffled":
+        order = np.random.default_rng(0).permutation(400)
+        data = DATA.select(order)
+    elif kind == "nested lists":
+        data = data.cast_column("features", Sequence(Value("float32"))).cast_column("probs", Sequence(Value("float32")))
+    elif kind == "array2d":
+        from datasets import Array2D, Features
+
+        data = Dataset.from_dict(
+            {"label": CASE.labels, "features": CASE.features[:, None, :], "probs": CASE.probs},
+            features=Features(
+                label=DATA.features["label"], features=Array2D((1, 12), "float32"), probs=Sequence(Value("float32"))
+            ),
+        )
+    elif kind == "strings":
+        data = data.remove_columns("label").add_column("label", [f"name {k}" for k in CASE.labels])
+    else:
+        data = data.cast_column("features", Sequence(Value(kind)))
+    found = RelationCleaner().fit(data, quiet=True)
+    tolerance = 2e-3 if kind == "float16" else 1e-5
+    scale = np.abs(report.label_noise_score).max()
+    np.testing.assert_allclose(found.label_noise_score, report.label_noise_score[order], atol=tolerance * scale)
+    if kind == "strings":
+        assert data.map(found.annotate, batched=True, with_indices=True)["suggested_label"][0].startswith("name ")
+
+
+def _with_label(column: Any, feature: Any = None) -> Dataset:
+    data = DATA.remove_columns("label").add_column("label", column)
+    return data if feature is None else data.cast_column("label", feature)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DATA.remove_columns("label"), "label_column"),
+        (DATA.remove_columns("features"), "FeatureExtractor"),
+        (_with_label([[0, 1]] * 400), "several labels"),
+        (_with_label([0.5] * 400), "regression"),
+        (_with_label([None] + [1] * 399), "misses 1"),
+        (_with_label([1] * 400), "two classes"),
+        (_with_label([-1] + [0, 1] * 199 + [1], ClassLabel(names=["a", "b"])), "row 0 has label -1"),
+        (DATA.select([]), "empty"),
+    ],
+)
+def test_unfit_columns_are_refused(data: Dataset, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RelationCleaner().fit(data, quiet=True)
+
+
+def test_rows_of_unequal_length_are_refused() -> None:
+    ragged = [row.tolist() for row in CASE.features]
+    ragged[3] = ragged[3][:-1]
+    data = DATA.remove_columns("features").add_column("features", ragged)
+    with pytest.raises(ValueError, match="11 to 12"):
+        RelationCleaner().fit(data, quiet=True)
+
+
+def test_other_kinds_of_datasets_are_refused() -> None:
+    from datasets import DatasetDict
+
+    with pytest.raises(TypeError, match="one split"):
+        RelationCleaner().fit(DatasetDict(train=DATA))
+    with pytest.raises(TypeError, match="score_outliers"):
+        RelationCleaner().fit(DATA.to_iterable_dataset())
+
+
+def test_annotating_another_dataset_is_refused(report: RelationReport) -> None:
+    shuffled = DATA.shuffle(seed=0)
+    with pytest.raises(ValueError, match="shuffled"):
+        shuffled.map(report.annotate, batched=True, with_indices=True)
+    with pytest.raises(ValueError, match="fitted"):
+        report.annotate({}, [400])
+
+
+def test_config_round_trip_and_ranges() -> None:
+    config = RelationConfig(temperature=6, partition_size=100)
+    assert RelationConfig.from_json_string(config.to_json_string()) == config
+    with pytest.raises(ValueError, match="newer"):
+        RelationConfig.from_json_string('{"colour": 1}')
+    bad: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"similarity": "dot"},
+        {"max_noisy_share": 1.5},
+        {"threshold_value": -1},
+        {"max_passes": 0},
+        {"partition_size": 1},
+        {"score": "both"},
+    ]
+    for fields in bad:
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            RelationConfig(**fields)
+    with pytest.raises(TypeError, match="bool"):
+        RelationConfig(diagonal=1)
+    with pytest.raises(ValueError, match="not both"):
+        RelationCleaner(config, temperature=2)
+
+
+FIT = """
+import sys, datasets, numpy as np, torch
+torch.set_num_threads(1)
+import hf_dataopt.relation.graph as graph
+from hf_dataopt.relation.cleaner import RelationCleaner
+graph.LARGEST_TILE["cpu"] = 64
+if sys.argv[3] == "slow":
+    import time
+    kernel = graph.base_kernel
+    def slow(*a, **k):
+        time.sleep(0.004); open(sys.argv[2] + ".tiles", "a").write("."); return kernel(*a, **k)
+    graph.base_kernel = slow
+    from hf_dataopt.relation.checkpoint import PassCheckpoint
+    PassCheckpoint.__init__.__defaults__ = (0.0,)
+report = RelationCleaner(score="combined").fit(datasets.load_from_disk(sys.argv[1]), output_dir=sys.argv[2], quiet=True)
+"""
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **more}
+
+
+def test_kill_and_start_again_gives_the_same_scores(tmp_path: Path) -> None:
+    case = make(n=900)
+    case.dataset().save_to_disk(tmp_path / "d")
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", FIT, str(tmp_path / "d"), str(out), "slow"]
+    tiles = Path(f"{out}.tiles")
+    counts = []
+    for wanted in (70, 150):  # killed in the middle of the sums, then in the neighbour pass or before
+        process = subprocess.Popen(command, env=_environment())
+        start = time.monotonic()
+        before = tiles.stat().st_size if tiles.exists() else 0
+        while (tiles.stat().st_size if tiles.exists() else 0) < before + wanted:
+            assert process.poll() is None and time.monotonic() - start < 120
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        counts.append(tiles.stat().st_size)
+    assert not (out / "report.json").exists()
+    subprocess.run(command, env=_environment(), check=True)
+    resumed = RelationReport.load(out)
+    subprocess.run([*command[:4], str(tmp_path / "fresh"), "slow"], env=_environment(), check=True)
+    fresh = RelationReport.load(tmp_path / "fresh")
+    np.testing.assert_array_equal(resumed.label_noise_score, fresh.label_noise_score)
+    np.testing.assert_array_equal(resumed.outlier_score, fresh.outlier_score)
+    np.testing.assert_array_equal(resumed.suggested_label, fresh.suggested_label)
+    total = Path(f"{tmp_path / 'fresh'}.tiles").stat().st_size
+    # each kill costs one stripe (15 tiles) and the two tiles of the estimate at most
+    assert tiles.stat().st_size <= total + 2 * 17
+    assert not (out / "unfinished").exists()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    case = make(n=700)
+    case.dataset().save_to_disk(tmp_path / "d")
+    script = tmp_path / "fit.py"
+    script.write_text(FIT)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    fit = [str(script), str(tmp_path / "d"), str(tmp_path / "two"), "fast"]
+    subprocess.run([*launch, *fit], env=_environment(), check=True, capture_output=True)
+    two = RelationReport.load(tmp_path / "two")
+    one = RelationCleaner(score="combined").fit(case.dataset(), quiet=True)
+    assert two.summary["processes"] == 2
+    np.testing.assert_allclose(two.label_noise_score, one.label_noise_score, rtol=1e-5)
+    np.testing.assert_allclose(two.outlier_score, one.outlier_score, rtol=1e-5)
+    np.testing.assert_array_equal(two.is_label_error, one.is_label_error)
+    np.testing.assert_array_equal(two.suggested_label, one.suggested_label)

@@ -1,0 +1,202 @@
+"""The tiled graph equals the O(n^2) loops of tests/reference: sums, subsets, rows, votes, under every option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_dataopt.relation import graph as graph_module
+from hf_dataopt.relation.combined import neighbour_margin
+from hf_dataopt.relation.config import RelationConfig
+from hf_dataopt.relation.graph import RelationGraph
+from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise
+from hf_dataopt.relation.outlier import outlier_scores
+from hf_dataopt.relation.rows import Rows, rows_of
+
+from ..reference.relation import algorithm_4, cut_objective, weights
+from .data import Case, make
+
+CASE = make()
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "t1": {"temperature": 1},
+    "t2.5": {"temperature": 2.5},
+    "t6": {"temperature": 6},
+    "no compatibility": {"compatibility": False},
+    "rbf": {"similarity": "rbf", "rbf_gamma": 0.7},
+    "rbf, no compatibility": {"similarity": "rbf", "compatibility": False, "temperature": 2},
+    "no cut-off": {"edge_cutoff": 0.0},
+    "cut-off 0.2": {"edge_cutoff": 0.2},
+    "diagonal": {"diagonal": True},
+    "small tiles": {"max_memory_gb": 1e-3},
+}
+
+
+def build(case: Case, config: RelationConfig, labels: bool = True) -> RelationGraph:
+    features, probs = rows_of(case.features, "features"), rows_of(case.probs, "probs")
+    return RelationGraph(features, probs, case.labels if labels else None, config)
+
+
+def oracle(case: Case, config: RelationConfig, labels: bool = True, temperature: float | None = None) -> np.ndarray:
+    return weights(
+        case.features,
+        case.probs,
+        case.labels if labels else None,
+        temperature=config.temperature if temperature is None else temperature,
+        compatibility=config.compatibility,
+        cutoff=config.edge_cutoff,
+        diagonal=config.diagonal,
+        rbf_gamma=config.rbf_gamma if config.similarity == "rbf" else None,
+    )
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sums_scores_and_sets_equal_the_loops(name: str) -> None:
+    config = RelationConfig(**OPTIONS[name], max_noisy_share=1.0, skip_share=1.0)
+    graph, w = build(CASE, config), oracle(CASE, config)
+    scale = np.abs(w.sum(axis=1)).max()
+    np.testing.assert_allclose(graph.relation_sums(quiet=True), -w.sum(axis=1), atol=1e-5 * scale)
+    subset = np.flatnonzero(CASE.wrong)
+    np.testing.assert_allclose(graph.sums_against(subset, quiet=True), -w[:, subset].sum(axis=1), atol=1e-5 * scale)
+    np.testing.assert_allclose(graph.row(7), -w[7] * (np.arange(300) != 7), atol=1e-6)
+    level = 0.05 * scale
+    absolute = RelationConfig(
+        **OPTIONS[name], threshold="absolute", threshold_value=level, max_noisy_share=1.0, skip_share=1.0
+    )
+    found = find_label_noise(w.sum(axis=1), lambda rows: -graph.sums_against(rows, quiet=True), absolute)
+    scores, noisy = algorithm_4(w, level, 100)
+    assert found.stopped == "converged"
+    np.testing.assert_array_equal(found.noisy, noisy)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-5 * scale)
+    assert found.objective == pytest.approx(cut_objective(w, noisy, level), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["default", "rbf", "no cut-off", "diagonal"])
+def test_outlier_scores_equal_the_loops(name: str) -> None:
+    config = RelationConfig(**OPTIONS[name])
+    w = oracle(CASE, config, labels=False, temperature=1.0)
+    reference = np.arange(0, 300, 3)
+    found = outlier_scores(build(CASE, config, labels=False), reference, quiet=True)
+    np.testing.assert_allclose(found, 1 / (-w[:, reference].sum(axis=1) + 1e-6), rtol=1e-5)
+
+
+def test_votes_equal_the_loops() -> None:
+    config = RelationConfig(max_memory_gb=1e-3)
+    rows, voters = np.flatnonzero(CASE.wrong), np.flatnonzero(~CASE.wrong)
+    kernel = -oracle(CASE, config, labels=False)
+    expected = np.stack([kernel[np.ix_(rows, voters[CASE.labels[voters] == k])].sum(axis=1) for k in range(5)], axis=1)
+    np.testing.assert_allclose(build(CASE, config).votes_against(voters, rows, 5, quiet=True), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [0.06, 1e-3])
+@pytest.mark.parametrize("k", [1, 7, 400])
+def test_neighbour_margin_equals_a_sort(k: int, memory: float) -> None:
+    config = RelationConfig(max_memory_gb=memory)
+    bare = RelationConfig(compatibility=False, edge_cutoff=0.0, temperature=1)
+    s = -oracle(CASE, bare, labels=False)
+    np.fill_diagonal(s, 0)
+    expected = []
+    for i in range(300):
+        near = np.argsort(-s[i], kind="stable")[: min(k, 299)]
+        votes = np.bincount(CASE.labels[near], weights=s[i, near] ** 4, minlength=5)
+        expected.append(np.delete(votes, CASE.labels[i]).max() - votes[CASE.labels[i]])
+    np.testing.assert_allclose(neighbour_margin(build(CASE, config), k, quiet=True), expected, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), t=st.sampled_from([1, 4, 8]), share=st.floats(0, 0.3))
+def test_single_moves_never_lower_the_objective(seed: int, t: int, share: float) -> None:
+    """Proposition 9."""
+    case = make(n=40, seed=seed, rate=0.3)
+    w = oracle(case, RelationConfig(temperature=t))
+    level = share * float(np.abs(w.sum(axis=1)).max())
+    scores, noisy, objectives = single_node_label_noise(w.sum(axis=1), lambda i: w[i], level)
+    assert all(after >= before for before, after in zip(objectives, objectives[1:], strict=False))
+    assert objectives[-1] == pytest.approx(cut_objective(w, noisy, level), abs=1e-6)
+    np.testing.assert_allclose(scores, w.sum(axis=1) - 2 * w[:, noisy].sum(axis=1), atol=1e-8)
+    flips = [cut_objective(w, noisy ^ (np.arange(40) == i), level) for i in range(40)]
+    assert max(flips) <= objectives[-1] + 1e-6  # a local optimum
+
+
+def test_a_cycle_ends_with_its_best_set() -> None:
+    """Rows 0 and 1 gain alone and lose together: the set-level loop jumps between {0, 1} and {2}."""
+    w = np.array([[0, 3.0, -1], [3.0, 0, -1], [-1, -1, 0]])
+    config = RelationConfig(threshold="absolute", threshold_value=0.5, max_noisy_share=1, skip_share=1)
+    found = find_label_noise(w.sum(axis=1), lambda rows: w[:, rows].sum(axis=1), config)
+    assert found.stopped == "cycle"
+    assert found.objective == max(found.objectives)
+
+
+def test_the_noisy_set_is_bounded() -> None:
+    case = make(rate=0.6)
+    graph = build(case, RelationConfig(skip_share=1.0))
+    initial = -graph.relation_sums(quiet=True)
+    found = find_label_noise(initial, lambda rows: -graph.sums_against(rows, quiet=True), graph.config)
+    assert 0 < found.noisy.sum() <= 90
+
+
+def test_skipping_warns_and_keeps_the_initial_scores(caplog: pytest.LogCaptureFixture) -> None:
+    initial = np.array([1.0, 2, 3, -1])
+    found = find_label_noise(initial, lambda rows: np.zeros(4), RelationConfig())
+    assert found.stopped == "skipped" and not found.noisy.any()
+    np.testing.assert_array_equal(found.scores, initial)
+    assert "skip_share" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_close(dtype: str) -> None:
+    exact = build(CASE, RelationConfig()).relation_sums(quiet=True)
+    half = build(CASE, RelationConfig(dtype=dtype)).relation_sums(quiet=True)
+    assert np.abs(half - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_permuting_the_rows_permutes_the_sums() -> None:
+    order = np.random.default_rng(1).permutation(300)
+    shuffled = Case(CASE.features[order], CASE.probs[order], CASE.labels[order], CASE.wrong[order])
+    one, two = (build(c, RelationConfig()).relation_sums(quiet=True) for c in (CASE, shuffled))
+    np.testing.assert_allclose(two, one[order], atol=1e-5 * np.abs(one).max())
+
+
+def test_chunks_and_selections_are_read_in_place() -> None:
+    chunks = [CASE.features[:100], CASE.features[100:130], CASE.features[130:].astype(np.float64)]
+    order = np.random.default_rng(1).permutation(300)
+    out = np.empty((300, 12), np.float32)
+    Rows(chunks, order).take(np.arange(300), out)
+    np.testing.assert_array_equal(out, CASE.features[order])
+    Rows(chunks).select(order[:5]).take(np.arange(5), out[:5])
+    np.testing.assert_array_equal(out[:5], CASE.features[order[:5]])
+
+
+def test_memory_picks_the_tile() -> None:
+    wide = make(n=2000, d=500)
+    small, large = (build(wide, RelationConfig(max_memory_gb=gb)) for gb in (2e-3, 1))
+    assert small.nbytes <= 2e6 and small.tile_rows < large.tile_rows <= graph_module.LARGEST_TILE["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f, p: f.__setitem__((3, 0), np.nan), "row 3 .*NaN"),
+        (lambda f, p: f.__setitem__((3, 0), np.inf), "row 3 .*infinite"),
+        (lambda f, p: f.__setitem__(4, 0), "row 4 .*all zero"),
+        (lambda f, p: p.__setitem__((5, 0), 3.0), "row 5 .*softmax"),
+        (lambda f, p: p.__setitem__((5, 0), -0.001), "row 5 .*softmax"),
+    ],
+)
+def test_bad_rows_are_named(change: Any, message: str) -> None:
+    case = make(n=50)
+    change(case.features, case.probs)
+    with pytest.raises(ValueError, match=message):
+        build(case, RelationConfig())
+
+
+def test_no_buffer_is_read_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = build(CASE, RelationConfig()).relation_sums(quiet=True)
+    empty = torch.empty
+    monkeypatch.setattr(graph_module.torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    np.testing.assert_array_equal(build(CASE, RelationConfig()).relation_sums(quiet=True), expected)
