@@ -1,0 +1,148 @@
+"""Settings of Co-Mixup, each with its range and the place it comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "beta": (0.0, 1e3),
+    "gamma": (0.0, 1e3),
+    "eta": (0.0, 1e3),
+    "alpha": (1e-3, 1e3),
+    "tau": (0.0, 1e3),
+    "omega": (0.0, 1.0),
+}
+_LEAST = {"part_size": 1, "outputs_per_part": 1, "sweeps": 1, "distance_window": 1, "distance_stride": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoMixupConfig:
+    """What Co-Mixup minimises (Eq. 4.1) and how (Eq. 4.2, Algorithm 3).
+
+    Args:
+        grid (`int` or `(int, int)`, 1 to 64, optional, default 4): rows and columns of the mask (`m_block_num`). None: one
+            of 2, 4, 8, 16 is drawn for every batch.
+        part_size (`int`, >= 1, default 20): inputs that are mixed with each other: the batch is cut into consecutive parts.
+        outputs_per_part (`int`, >= 1, optional): m' of a full part; shorter parts keep the proportion. Default: as many
+            outputs as inputs.
+        beta (`float`, >= 0, default 0.32): smoothness, per cell. The reference's read-me tries 0.16 to 0.48.
+        gamma (`float`, >= 0, default 1): penalty of outputs that share inputs, per cell.
+        eta (`float`, >= 0, default 0.05): mixing prior, per cell.
+        alpha (`float`, > 0, default 2): of the symmetric Dirichlet that the mixing ratios of the prior are drawn from.
+        tau (`float`, >= 0, default 0.83): no penalty below this level, in units of one output's cells. The read-me tries
+            0.81 to 0.84.
+        tau_type (`str`, default `"hard"`): the penalty of an input above tau is all of it (`"hard"`) or what is above tau
+            (`"soft"`).
+        omega (`float`, [0, 1], default 0.001): weight of the distance between salient objects in A.
+        sweeps (`int`, >= 1, default 4): T of Algorithm 3 (the read-me: 3 saves time).
+        resolve (`bool`, default True): before the last sweep, outputs with the same set of inputs are pushed apart.
+        keep_best (`bool`, default True): in the last sweep an output keeps, of its old labels and those found with the hard
+            and the soft penalty, the ones with the least Eq. 4.1. False: the last sweep is like the others, as in the
+            reference code.
+        distance_window, distance_stride (`int`, >= 1, pixels, default 8 and 1): the salient object is the window with the
+            largest mean saliency.
+        strict (`bool`, default False): follow the text where the reference code departs from it: smoothness 1 - z'z, every
+            half-and-half pair is a label in every sweep, multinomial prior with one Dirichlet draw per output, one scalar
+            clip max(tau', v'o), raw distances between the most salient cells, stopping on Eq. 4.1, no `resolve`,
+            `keep_best` or `tau_type`.
+
+    Raises:
+        ValueError: a field is out of its range.
+        TypeError: a field has the wrong type.
+
+    Source: chapter 4, Eqs. 4.1 and 4.2; the text prints no values: all figures are the reference code's.
+
+    Example:
+        >>> CoMixupConfig.cifar100().part_size
+        20
+    """
+
+    grid: int | tuple[int, int] | None = 4
+    part_size: int = 20
+    outputs_per_part: int | None = None
+    beta: float = 0.32
+    gamma: float = 1.0
+    eta: float = 0.05
+    alpha: float = 2.0
+    tau: float = 0.83
+    tau_type: Literal["hard", "soft"] = "hard"
+    omega: float = 0.001
+    sweeps: int = 4
+    resolve: bool = True
+    keep_best: bool = True
+    distance_window: int = 8
+    distance_stride: int = 1
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_grid()
+        for name, (low, high) in _RANGES.items():
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise TypeError(f"{name} must be a number, got {type(number).__name__}")
+            if not low <= number <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
+        for name, least in _LEAST.items():
+            count = getattr(self, name)
+            if count is None and name == "outputs_per_part":
+                continue
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"{name} must be an int, got {type(count).__name__}")
+            if count < least:
+                raise ValueError(f"{name} must be at least {least}, got {count}")
+        for name in ("resolve", "keep_best", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        if self.tau_type not in ("hard", "soft"):
+            raise ValueError(f"tau_type must be 'hard' or 'soft', got {self.tau_type!r}")
+
+    def _check_grid(self) -> None:
+        if isinstance(self.grid, list):  # JSON has no tuples
+            object.__setattr__(self, "grid", tuple(self.grid))
+        if self.grid is None:
+            return
+        sides = self.grid if isinstance(self.grid, tuple) else (self.grid, self.grid)
+        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+            raise TypeError(f"grid must be an int, a pair of ints (rows, columns) or None, got {self.grid!r}")
+        if not all(1 <= side <= 64 for side in sides):
+            raise ValueError(f"grid must have 1 to 64 rows and columns, got {self.grid!r}")
+
+    @classmethod
+    def cifar100(cls, **changes: Any) -> CoMixupConfig:
+        """CIFAR-100, batch 100: the reference code's defaults (trained there with a clean-loss weight of 1)."""
+        return cls(**changes)
+
+    @classmethod
+    def tiny_imagenet(cls, **changes: Any) -> CoMixupConfig:
+        """Tiny-ImageNet, batch 100: the same figures as CIFAR-100."""
+        return cls(**changes)
+
+    @classmethod
+    def imagenet(cls, **changes: Any) -> CoMixupConfig:
+        """ImageNet: parts of 16, three sweeps, Dirichlet(1) (the code never reads the file's 2), windows every 8 pixels."""
+        figures: dict[str, Any] = {"part_size": 16, "sweeps": 3, "alpha": 1.0, "distance_stride": 8}
+        return cls(**{**figures, **changes})
+
+    @classmethod
+    def dissertation(cls, **changes: Any) -> CoMixupConfig:
+        """The text read literally, `strict=True`."""
+        return cls(**{"strict": True, **changes})
+
+    def to_json_string(self) -> str:
+        """The settings as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json_string(cls, text: str) -> CoMixupConfig:
+        """Settings from `to_json_string`'s output.
+
+        Raises:
+            ValueError: not JSON, or a field this version does not know.
+        """
+        values: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown Co-Mixup settings {unknown}; were they written by a newer version?")
+        return cls(**values)
