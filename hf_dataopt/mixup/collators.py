@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ from transformers import default_data_collator
 
 from .. import distributed, seeding
 from ..saliency import main_input
+from .co_mixup import co_mixup
+from .co_mixup_config import CoMixupConfig
+from .config import PuzzleMixConfig
 from .live import SALIENCY_KEY, LiveMixing, LiveOptions, Mixer, _as_images
 from .loss import soft_targets
-
-if TYPE_CHECKING:
-    from .co_mixup_config import CoMixupConfig
-    from .config import PuzzleMixConfig
-    from .result import MixResult
+from .puzzle_mix import puzzle_mix
+from .result import MixResult
 
 logger = logging.getLogger(__name__)
 _SLOTS = 65  # the main process, and loader workers (further ones share)
@@ -52,8 +52,10 @@ class _MixupCollator:
         self._counts = torch.zeros(_SLOTS, 2, dtype=torch.int64).share_memory_()
         if model is None:
             self._check_worker_mode()
-        elif self.column is not None and self.options.clean_weight:
-            raise ValueError("clean_weight reuses the live model's saliency pass: use it with saliency='live'")
+        elif self.column is not None and (self.options.clean_weight or self.options.attack is not None):
+            raise ValueError(
+                "clean_weight and adversarial settings use the live model's gradient: use them with saliency='live'"
+            )
         else:
             self.live = LiveMixing(mixer, self.options)
             self.live.install(model)
@@ -66,10 +68,14 @@ class _MixupCollator:
             )
         if not isinstance(self.num_labels, int) or self.num_labels < 1:
             raise ValueError(f"without a model num_labels must be the number of classes, got {self.num_labels!r}")
-        if self.options.clean_weight or self.options.label_smoothing:
+        if self.options.clean_weight or self.options.attack is not None or self.options.augmentation is not None:
             raise ValueError(
-                "clean_weight needs the model; label_smoothing belongs to the loss here: "
-                "functools.partial(soft_target_loss, label_smoothing=...)"
+                "clean_weight, adversarial settings and augmentation need the model; without it augment in the data set "
+                "and set them to 0 or None"
+            )
+        if self.options.label_smoothing:
+            raise ValueError(
+                "label_smoothing belongs to the loss here: functools.partial(soft_target_loss, label_smoothing=...)"
             )
 
     @property
@@ -88,6 +94,11 @@ class _MixupCollator:
         return self.live.last_result if self.live is not None else None
 
     @property
+    def last_inputs(self) -> Tensor | None:
+        """The images (B, C, H, W) that `last_result` was made of."""
+        return self.live.last_inputs if self.live is not None else None
+
+    @property
     def keep_result(self) -> bool:
         """Whether the last result (a batch of inputs on the model's device) is kept; False at first."""
         return self.live is not None and self.live.keep_result
@@ -96,7 +107,7 @@ class _MixupCollator:
     def keep_result(self, keep: bool) -> None:
         if self.live is None:
             raise ValueError("batches are mixed in loader workers: no result can be kept; give the collator the model")
-        self.live.keep_result, self.live.last_result = keep, None
+        self.live.keep_result, self.live.last_result, self.live.last_inputs = keep, None, None
 
     def set_epoch(self, epoch: int) -> None:
         """Start the random stream of an epoch; needed only to repeat the draws of a run that is resumed."""
@@ -160,7 +171,14 @@ class _MixupCollator:
             # a worker's own part of its seed changes with every pass over the data, as torch draws it anew
             passes = self._epoch if worker is None else worker.seed - worker.id
             self._generator = seeding.generator(self.options.seed, epoch=passes, rank=distributed.rank(), worker=place)
-        result = self.mixer(images.float(), soft_targets(batch["labels"], self.num_labels), maps, self._generator)
+        targets = soft_targets(batch["labels"], self.num_labels)
+        if (
+            self.options.probability < 1
+            and float(torch.rand((), generator=self._generator)) >= self.options.probability
+        ):
+            return {**batch, "labels": targets}
+        mixer = getattr(self.mixer, "spectrogram", self.mixer) if batch[name].ndim == 3 else self.mixer
+        result = mixer(images.float(), targets, maps, self._generator)
         slot = place if place < _SLOTS else _SLOTS - 1
         self._counts[slot] += torch.stack([torch.tensor(len(result.targets)), result.unmixed.sum().cpu()])
         batch[name] = result.images.to(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
@@ -185,7 +203,7 @@ class DataCollatorForPuzzleMix(_MixupCollator):
             `LiveOptions`; any other string: a column of the data set that holds (H, W) maps.
         num_labels (`int`, optional): number of classes, for `model=None`.
         collate_fn (callable, optional): turns rows into a batch; default `transformers.default_data_collator`.
-        options: `augmentation`, `adversary`, `clean_weight`, `label_smoothing`, `mean`, `std`, `seed` of `LiveOptions`.
+        options: `augmentation`, `label_smoothing` and `seed` of `LiveOptions`; the rest of them is in the config.
 
     Raises:
         ValueError: `nn.DataParallel`, no model without a column, or options that exclude each other.
@@ -200,11 +218,17 @@ class DataCollatorForPuzzleMix(_MixupCollator):
     """
 
     def __init__(self, model: nn.Module | None, config: PuzzleMixConfig | None = None, **options: Any) -> None:
-        from .config import PuzzleMixConfig
-        from .puzzle_mix import puzzle_mix
-
-        self.config = PuzzleMixConfig() if config is None else config
-        super().__init__(functools.partial(_mixed, puzzle_mix, self.config), model, **options)
+        self.config = config = PuzzleMixConfig() if config is None else config
+        super().__init__(
+            PuzzleMixer(config),
+            model,
+            mean=config.image_mean,
+            std=config.image_std,
+            attack=config if config.adversarial_probability else None,
+            probability=config.probability,
+            clean_weight=config.clean_weight,
+            **options,
+        )
 
 
 class DataCollatorForCoMixup(_MixupCollator):
@@ -216,8 +240,9 @@ class DataCollatorForCoMixup(_MixupCollator):
     Args:
         model (`nn.Module`, optional): the classifier that Trainer trains.
         config (`CoMixupConfig`, optional): default `CoMixupConfig()`.
-        saliency, num_labels, collate_fn, options: as `DataCollatorForPuzzleMix`. The reference code trains CIFAR-100 with
-            `clean_weight=1`.
+        saliency, num_labels, collate_fn: as `DataCollatorForPuzzleMix`.
+        options: `augmentation`, `clean_weight`, `label_smoothing`, `mean`, `std`, `probability` and `seed` of `LiveOptions`.
+            The reference code trains CIFAR-100 with `clean_weight=1`.
 
     Raises:
         ValueError, TypeError: as `DataCollatorForPuzzleMix`.
@@ -230,19 +255,41 @@ class DataCollatorForCoMixup(_MixupCollator):
     """
 
     def __init__(self, model: nn.Module | None, config: CoMixupConfig | None = None, **options: Any) -> None:
-        from .co_mixup import co_mixup
-        from .co_mixup_config import CoMixupConfig
-
         self.config = CoMixupConfig() if config is None else config
-        super().__init__(functools.partial(_mixed, co_mixup, self.config), model, **options)
+        super().__init__(CoMixer(self.config), model, **options)
 
 
-def _mixed(
-    function: Callable[..., MixResult],
-    config: Any,
-    images: Tensor,
-    targets: Tensor,
-    saliency: Tensor,
-    generator: torch.Generator,
-) -> MixResult:
-    return function(images, targets, saliency, config, generator)
+@dataclass(frozen=True)
+class PuzzleMixer:
+    """`puzzle_mix` with its settings bound; for spectrograms (B, 1, time, mel) along time only."""
+
+    config: PuzzleMixConfig
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        saliency: Tensor,
+        generator: torch.Generator,
+        shown: Tensor | None = None,
+    ) -> MixResult:
+        """See `puzzle_mix`."""
+        return puzzle_mix(images, targets, saliency, self.config, generator, shown=shown)
+
+    @property
+    def spectrogram(self) -> PuzzleMixer:
+        """The same for sounds: cells move along time, and values without a pixel range have no data smoothness."""
+        axis = "height" if self.config.transport_axis == "both" else self.config.transport_axis
+        gamma = self.config.gamma if self.config.image_std is not None else 0.0
+        return PuzzleMixer(replace(self.config, transport_axis=axis, gamma=gamma))
+
+
+@dataclass(frozen=True)
+class CoMixer:
+    """`co_mixup` with its settings bound."""
+
+    config: CoMixupConfig
+
+    def __call__(self, images: Tensor, targets: Tensor, saliency: Tensor, generator: torch.Generator) -> MixResult:
+        """See `co_mixup`."""
+        return co_mixup(images, targets, saliency, self.config, generator)

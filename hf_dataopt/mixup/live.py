@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from .. import distributed, seeding
 from ..saliency import input_gradient, main_input, saliency_map, unwrapped
+from .adversarial import finish_attack, start_attack
 from .clean import clean_pass
+from .config import PuzzleMixConfig
 from .loss import soft_cross_entropy, soft_targets
 from .result import MixResult
 
 logger = logging.getLogger(__name__)
 
-Mixer = Callable[[Tensor, Tensor, Tensor, torch.Generator], MixResult]
+Mixer = Callable[..., MixResult]  # (images, targets, saliency, generator); `shown=` too for Algorithm 2
 SALIENCY_KEY = "mixup_saliency"  # carries a data set's maps from the collator to the hook
 
 _INSTALLED: WeakKeyDictionary[nn.Module, LiveMixing] = WeakKeyDictionary()
@@ -42,13 +44,15 @@ class LiveOptions:
         augmentation (`callable`, optional): `f(image (C, H, W)) -> image` of the same shape, applied to every input before
             saliency and mixing (section 3.6.2). It sees the model's values, or [0, 1] where `mean` and `std` are given.
         mean, std (tuples of floats, one per channel, optional): `(pixel - mean) / std` is what the model receives.
+        attack (`PuzzleMixConfig`, optional): Algorithm 2 with its adversarial settings; the mixer must take `shown=`.
+        probability (`float`, [0, 1], default 1): share of batches that are mixed.
         clean_weight (`float`, >= 0, default 0): weight of the unmixed batch's loss (section 3.5). Its gradient comes out
             of the saliency pass, which then runs in training mode, as in the reference code.
         label_smoothing (`float`, [0, 1), default 0): share of each target spread evenly over all classes.
         seed (`int`, >= 0, default 0): of the mixer's random numbers.
 
     Raises:
-        ValueError: out of range, `clean_weight` with a `saliency` callable, or one of `mean` and `std` alone.
+        ValueError: out of range, `clean_weight` or `attack` with a `saliency` callable, or one of `mean` and `std` alone.
         TypeError: `saliency` or `augmentation` cannot be called.
     """
 
@@ -56,6 +60,8 @@ class LiveOptions:
     augmentation: Callable[[Tensor], Tensor] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    attack: PuzzleMixConfig | None = None
+    probability: float = 1.0
     clean_weight: float = 0.0
     label_smoothing: float = 0.0
     seed: int = 0
@@ -69,8 +75,12 @@ class LiveOptions:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.clean_weight < float("inf"):
             raise ValueError(f"clean_weight must be a finite number >= 0, got {self.clean_weight}")
-        if self.clean_weight and self.saliency is not None:
-            raise ValueError("clean_weight reuses the live model's saliency pass: use it with saliency='live'")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must be in [0, 1], got {self.probability}")
+        if (self.clean_weight or self.attack is not None) and self.saliency is not None:
+            raise ValueError(
+                "clean_weight and adversarial settings use the live model's gradient: use them with saliency='live'"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"give mean and std together, got mean={self.mean}, std={self.std}")
 
@@ -109,11 +119,12 @@ class LiveMixing:
     def __init__(self, mixer: Mixer, options: LiveOptions | None = None) -> None:
         self.mixer, self.options = mixer, options or LiveOptions()
         self.last_result: MixResult | None = None
+        self.last_inputs: Tensor | None = None
         self.keep_result = False
         self.clean_backward: Callable[[Tensor], None] | None = None  # set by the Trainer mixin
         self.batches = self.samples = 0
         self._unmixed: Tensor | int = 0
-        self._enabled = True
+        self._enabled, self._range_checked = True, False
         self._step: _Step | None = None
         self._model: ReferenceType[nn.Module] | None = None
         self._handles: list[Any] = []
@@ -209,35 +220,67 @@ class LiveMixing:
         items: Tensor | int | None,
         maps: Tensor | None,
     ) -> tuple[Tensor, _Step]:
-        given = kwargs[name]
+        given, options = kwargs[name], self.options
         images = _as_images(given, name)
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} inputs but {len(labels)} labels; give one label per input")
         targets = soft_targets(labels, _num_labels(module))
-        if self.options.augmentation is not None:
-            images = self._augment(images, self.options.augmentation)
-        seen = images.reshape(given.shape).to(given.dtype)
+        if options.augmentation is not None:
+            images = self._augment(images, options.augmentation)
+        if options.probability < 1 and float(torch.rand((), generator=self._generator)) >= options.probability:
+            return images.reshape(given.shape), _Step(targets, len(images), items, None)
+        self._check_range(images)
+        attack = None if options.attack is None else start_attack(images.float(), options.attack, self._generator)
+        seen = images if attack is None else attack.images
         clean: Tensor | None = None
         if maps is not None:
             saliency = maps.to(images.device).float()
-        elif self.options.saliency is not None:
+        elif options.saliency is not None:
             with torch.no_grad():
-                saliency = self.options.saliency(images, targets).float()
-        elif self.options.clean_weight:
-            found = clean_pass(module, {**kwargs, name: seen}, targets, self._clean_backward(len(images), items))
-            clean = found.loss
-            saliency = saliency_map(found.gradient)
+                saliency = options.saliency(images, targets).float()
         else:
-            saliency = saliency_map(input_gradient(module, {**kwargs, name: seen}, targets))
+            inputs = {**kwargs, name: seen.reshape(given.shape).to(given.dtype)}
+            if options.clean_weight:
+                found = clean_pass(module, inputs, targets, self._clean_backward(len(images), items))
+                clean, gradient = found.loss, found.gradient
+            else:
+                gradient = input_gradient(module, inputs, targets)
+            saliency = saliency_map(gradient)
         if saliency.shape != images.shape[:1] + images.shape[2:]:
             raise ValueError(
                 f"saliency has shape {tuple(saliency.shape)} for inputs {tuple(given.shape)}; give one map each"
             )
+        shown: dict[str, Tensor] = {}
+        if attack is not None and options.attack is not None:
+            gradient = gradient.reshape(images.shape).float()
+            shown["shown"] = finish_attack(images.float(), attack, gradient, options.attack)
+        mixer = getattr(self.mixer, "spectrogram", self.mixer) if given.ndim == 3 else self.mixer
         with torch.no_grad():
-            result = self.mixer(images.float(), targets, saliency, self._generator)
-        self._count(result)
+            result = mixer(images.float(), targets, saliency, self._generator, **shown)
+        self._count(result, images)
         mixed = result.images.to(given.dtype).reshape(-1, *given.shape[1:])
         return mixed, _Step(result.targets, len(images), items, clean)
+
+    def _check_range(self, images: Tensor) -> None:
+        """Once: pixels outside [0, 1] need mean and std where the method reasons about pixels."""
+        if self._range_checked or self.options.mean is not None:
+            return
+        self._range_checked = True
+        low, high = (float(value) for value in images.aminmax())
+        if low >= -0.01 and high <= 1.01:
+            return
+        if self.options.attack is not None:
+            raise ValueError(
+                f"inputs run from {low:.3g} to {high:.3g}; the attack needs pixels in [0, 1]: set image_mean and image_std "
+                "of the config to those of the image processor"
+            )
+        if images.shape[1] == 3:
+            logger.warning(
+                "inputs run from %.3g to %.3g: set image_mean and image_std of the config to those of the image processor, "
+                "so that the smoothness of the mix is measured on pixels in [0, 1]",
+                low,
+                high,
+            )
 
     def _augment(self, images: Tensor, augmentation: Callable[[Tensor], Tensor]) -> Tensor:
         mean, std = (
@@ -256,11 +299,11 @@ class LiveMixing:
             )
         return (changed - mean) / std
 
-    def _count(self, result: MixResult) -> None:
+    def _count(self, result: MixResult, images: Tensor) -> None:
         self.batches += 1
         self.samples += len(result.targets)
         self._unmixed = self._unmixed + result.unmixed.sum()  # stays on the device until it is read
-        self.last_result = result if self.keep_result else None
+        self.last_result, self.last_inputs = (result, images) if self.keep_result else (None, None)
 
     def _clean_backward(self, inputs: int, items: Tensor | int | None) -> Callable[[Tensor], None] | None:
         backward = self.clean_backward
