@@ -1,0 +1,124 @@
+"""Cross entropy with soft labels, for the hook and for a stock Trainer's `compute_loss_func`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
+    """Labels as rows that sum to 1.
+
+    Args:
+        labels: (B,) int64 classes in [0, num_labels), or (B, num_labels) floats >= 0 whose rows sum to 1.
+        num_labels: number of classes.
+
+    Returns:
+        (B, num_labels) float32.
+
+    Raises:
+        ValueError: an empty batch, another shape, a label out of range, or rows that do not sum to 1.
+    """
+    if labels.shape[:1] == (0,):
+        raise ValueError("the batch is empty; give at least one sample")
+    if labels.is_floating_point():
+        if labels.ndim != 2 or labels.shape[1] != num_labels:
+            raise ValueError(f"soft labels have shape {tuple(labels.shape)}; the model needs (batch, {num_labels})")
+        targets = labels.float()
+        if not bool(((targets >= 0).all(1) & ((targets.sum(1) - 1).abs() < 1e-3)).all()):
+            raise ValueError("soft labels must be >= 0 and sum to 1 in every row (one label per sample, not several)")
+        return targets
+    if labels.ndim != 1:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; give (batch,) classes or (batch, classes) floats")
+    labels = labels.long()
+    low, high = labels.aminmax()
+    if low < 0 or high >= num_labels:
+        raise ValueError(
+            f"labels run from {int(low)} to {int(high)}, the model has {num_labels} classes (0 to {num_labels - 1}); "
+            "check num_labels and that every sample has a label"
+        )
+    return torch.zeros(len(labels), num_labels, device=labels.device).scatter_(1, labels[:, None], 1.0)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of each row against its soft target.
+
+    Args:
+        logits: (B, classes).
+        targets: (B, classes), rows sum to 1.
+        label_smoothing: share of each target spread evenly over all classes, in [0, 1).
+
+    Returns:
+        (B,) float32.
+
+    Raises:
+        ValueError: different shapes.
+
+    Source: section 3.3 (the loss of Eq. 3.1).
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)}; they must be equal")
+    return torch.nn.functional.cross_entropy(
+        logits.float(), targets.float(), reduction="none", label_smoothing=label_smoothing
+    )
+
+
+def soft_target_loss(
+    outputs: Mapping[str, Tensor] | Sequence[Tensor],
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Loss of soft or integer labels, for `Trainer(compute_loss_func=soft_target_loss)`.
+
+    Trainer counts the elements of the labels, batch times classes for soft ones; the sum is divided by the samples they
+    stand for, so that gradient accumulation gives the gradient of the large batch. In training without that count
+    (a hand-written loop) the mean is taken.
+
+    Args:
+        outputs: the model's output, with `logits` (B, classes).
+        labels: (B, classes) float, or (B,) int64 (evaluation; unmixed batches).
+        num_items_in_batch: elements that are not -100 in the labels of all accumulated batches, as Trainer counts them.
+        label_smoothing: in [0, 1), training only (Trainer's own argument is ignored with a loss function of one's own):
+            `functools.partial(soft_target_loss, label_smoothing=0.1)`.
+
+    Returns:
+        Scalar float32.
+
+    Raises:
+        ValueError: no labels, or soft labels in an evaluation: the evaluation data were mixed.
+
+    Source: section 3.3 (the loss of Eq. 3.1).
+
+    Example:
+        >>> soft_target_loss({"logits": torch.zeros(2, 4)}, torch.tensor([1, 2])).item()
+        1.3862943649291992
+    """
+    if labels is None:
+        raise ValueError("no labels in the batch; a loss needs them (is the label column named 'label' or 'labels'?)")
+    logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    training = torch.is_grad_enabled() and logits.requires_grad
+    soft = labels.is_floating_point()
+    if soft and not training:
+        raise ValueError(
+            "soft labels in an evaluation: its batches were mixed. Give the collator's saliency column to the training "
+            "data only (eval_dataset.remove_columns)"
+        )
+    if training and not soft and "unmixed" not in _warned:
+        _warned.add("unmixed")
+        logger.warning(
+            "soft_target_loss got integer labels in training: the batch was not mixed. Did Trainer drop the saliency "
+            "column? Set remove_unused_columns=False"
+        )
+    classes = logits.shape[-1]
+    rows = soft_cross_entropy(logits, soft_targets(labels, classes), label_smoothing if training else 0.0)
+    if num_items_in_batch is None:
+        return rows.mean()
+    return rows.sum() / (num_items_in_batch / classes if soft else num_items_in_batch)
