@@ -12,6 +12,7 @@ import numpy.typing as npt
 _SLACK = 1e-9
 _WORK = 1 << 18  # most states times cells of an exact search
 _STRIP_STATES = 256
+_MOVE_STATES = 1024  # two candidates per cell: 9 columns at once
 _MAX_ROUNDS = 10
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -44,7 +45,7 @@ def _one(unary, pair, labels, height, width):  # type: ignore[no-untyped-def]
         return
     two, few = np.empty((cells, 2), np.int64), np.empty(cells, np.int64)
     for _ in range(_MAX_ROUNDS):
-        changed = _cover(unary, pair, domain, size, labels, height, width)
+        changed = _cover(unary, pair, domain, size, labels, height, width, _STRIP_STATES)
         for label in range(n):
             offered = False
             for cell in range(cells):
@@ -53,7 +54,7 @@ def _one(unary, pair, labels, height, width):  # type: ignore[no-untyped-def]
                     if domain[cell, k] == label and labels[cell] != label:
                         two[cell, 1], few[cell], offered = label, 2, True
             if offered:
-                changed |= _cover(unary, pair, two, few, labels, height, width)
+                changed |= _cover(unary, pair, two, few, labels, height, width, _MOVE_STATES)
         if not changed:
             break
 
@@ -144,7 +145,7 @@ def _peak(size, rows, columns, step_row, step_column, start, end):  # type: igno
 
 
 @_compiled
-def _cover(unary, pair, domain, size, labels, height, width):  # type: ignore[no-untyped-def]
+def _cover(unary, pair, domain, size, labels, height, width, limit):  # type: ignore[no-untyped-def]
     """Strips of columns, then of rows, as wide as their frontier allows, each overlapping the last by half.
 
     Returns whether a label changed.
@@ -156,9 +157,7 @@ def _cover(unary, pair, domain, size, labels, height, width):  # type: ignore[no
         start = 0
         while start < columns:
             end = start + 1
-            while end < columns and (
-                _peak(size, rows, columns, step_row, step_column, start, end + 1) <= _STRIP_STATES
-            ):
+            while end < columns and (_peak(size, rows, columns, step_row, step_column, start, end + 1) <= limit):
                 end += 1
             changed |= _strip(unary, pair, domain, size, labels, (rows, columns, step_row, step_column), start, end)
             if end == columns:

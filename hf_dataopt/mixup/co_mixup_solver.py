@@ -2,7 +2,7 @@
 
 Labels that cannot be in an optimum are removed first (few are left: an input used above tau is out everywhere). What is
 left is minimised exactly by dynamic programming over a moving frontier where that fits, and otherwise in strips of columns
-and rows, each exact given the rest, until nothing improves.
+and rows, each exact given the rest, and by moves of any set of cells to one label, until neither improves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.intp]
 _EXACT_STATES = 16384  # largest frontier that is searched exactly
 _STRIP_STATES = 512  # of one strip
 _MAX_ROUNDS = 12
-_RIVALS = 4  # cheapest labels that every label is compared with
+_RIVALS = (1, 2, 2)  # rounds of pruning: each label is compared with this many of the cheapest
 _SLACK = 1e-9  # rounding: labels this close to their bound are kept
 
 
@@ -58,7 +58,7 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
 
     Returns:
         (B, h, w) labels. The optimum whenever the frontier of the remaining labels fits (always seen at 4x4); else a
-        labelling that no strip can improve.
+        labelling that no strip and no move to one label can improve.
 
     Source: the sub-problem of Algorithm 3; the reference code runs alpha-beta swap on it.
     Cost: O(h w K^(min(h, w) + 1)) with K labels left per cell (about 2), or O(h w 512 K) per round of strips.
@@ -71,23 +71,41 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
     if compiled is not None:
         return compiled.minimise(unary, pair)
     problem = _Problem.pruned(unary, pair)
-    if _largest_frontier(problem.sizes) <= _EXACT_STATES:
-        found = _frontier_search(problem)
-    else:
-        found = _strips(problem)
+    found = _search(problem)
     return np.take_along_axis(problem.labels, found[..., None], 3)[..., 0]
 
 
 @dataclass
 class _Problem:
     """Problems with K candidates per cell, cheapest first: unary (B, h, w, K), labels (B, h, w, K), down (B, h - 1, w, K, K)
-    and right (B, h, w - 1, K, K) pair costs, and the number of candidates in use at each place, sizes (h, w)."""
+    and right (B, h, w - 1, K, K) pair costs, and how many candidates are in use, counts (B, h, w)."""
 
     unary: Floats
     labels: Ints
     down: Floats
     right: Floats
-    sizes: Ints
+    counts: Ints
+
+    @property
+    def sizes(self) -> Ints:
+        """(h, w): most candidates in use at each place."""
+        return self.counts.max(0)
+
+    @property
+    def left(self) -> npt.NDArray[np.bool_]:
+        """(B, h, w, K): the candidates in use."""
+        return np.arange(self.labels.shape[3]) < self.counts[..., None]
+
+    def only(self, i: int) -> _Problem:
+        """One of the problems."""
+        one = slice(i, i + 1)
+        return _Problem(
+            unary=self.unary[one],
+            labels=self.labels[one],
+            down=self.down[one],
+            right=self.right[one],
+            counts=self.counts[one],
+        )
 
     @classmethod
     def pruned(cls, unary: Floats, pair: Floats) -> _Problem:
@@ -110,7 +128,7 @@ class _Problem:
         count = int((gap <= degree * reach + _SLACK).sum(3).max())
         labels = np.argsort(unary, axis=3)[..., :count]
         left = np.full(labels.shape[:3], count)
-        for rivals in (1, 1, _RIVALS, _RIVALS):
+        for rivals in _RIVALS:
             kept = cls._of(unary, pair, labels)._possible(np.arange(labels.shape[3]) < left[..., None], rivals)
             left = kept.sum(3)
             order = np.argsort(~kept, axis=3, kind="stable")[..., : int(left.max())]
@@ -118,7 +136,7 @@ class _Problem:
             if labels.shape[3] == 1:
                 break
         problem = cls._of(unary, pair, labels)
-        problem.sizes = left.max(0)
+        problem.counts = left
         return problem
 
     @classmethod
@@ -129,7 +147,20 @@ class _Problem:
             labels=labels,
             down=pair[which, labels[:, :-1, :, :, None], labels[:, 1:, :, None, :]],
             right=pair[which, labels[:, :, :-1, :, None], labels[:, :, 1:, None, :]],
-            sizes=np.full(labels.shape[1:3], labels.shape[3]),
+            counts=np.full(labels.shape[:3], labels.shape[3]),
+        )
+
+    def restricted(self, index: Ints, counts: Ints) -> _Problem:
+        """The problems with only the candidates of `index` (B, h, w, k), `counts` of them in use."""
+        which = np.ogrid[tuple(slice(n) for n in self.unary.shape[:3])]
+        up, low, left, right = index[:, :-1], index[:, 1:], index[:, :, :-1], index[:, :, 1:]
+        b, r, c = (array[..., None, None] for array in which)
+        return _Problem(
+            unary=np.take_along_axis(self.unary, index, 3),
+            labels=np.take_along_axis(self.labels, index, 3),
+            down=self.down[b, r[:, :-1], c, up[..., None], low[..., None, :]],
+            right=self.right[b, r, c[:, :, :-1], left[..., None], right[..., None, :]],
+            counts=counts,
         )
 
     def transposed(self) -> _Problem:
@@ -139,7 +170,7 @@ class _Problem:
             labels=self.labels.transpose(0, 2, 1, 3),
             down=self.right.transpose(0, 2, 1, 3, 4),
             right=self.down.transpose(0, 2, 1, 3, 4),
-            sizes=self.sizes.T,
+            counts=self.counts.transpose(0, 2, 1),
         )
 
     def _possible(self, left: npt.NDArray[np.bool_], rivals: int) -> npt.NDArray[np.bool_]:
@@ -225,14 +256,46 @@ def _trace(state: Floats, before: list[Floats], down: Floats, sizes: list[list[i
     return found
 
 
-def _strips(problem: _Problem) -> Ints:
+def _search(problem: _Problem) -> Ints:
+    """Exact if the frontier fits; else strips, then moves of any set of cells to one label, until nothing improves."""
+    if problem.sizes.max() == 1:
+        return np.zeros(problem.unary.shape[:3], np.intp)
+    if _largest_frontier(problem.sizes) <= _EXACT_STATES:
+        return _frontier_search(problem)
+    if len(problem.unary) > 1:  # each has a smaller frontier than all at once
+        return np.concatenate([_search(problem.only(i)) for i in range(len(problem.unary))])
+    found = _strips(problem, np.zeros(problem.unary.shape[:3], np.intp))
+    if problem.unary.shape[3] == 2:
+        return found
+    for _ in range(_MAX_ROUNDS):
+        before = found
+        for label in np.unique(problem.labels[problem.left]):
+            found = _move(problem, found, label)
+        if np.array_equal(found, before):
+            break
+        found = _strips(problem, found)
+    return found
+
+
+def _move(problem: _Problem, found: Ints, label: int) -> Ints:
+    """The best exchange of any cells' labels for `label`: two candidates per cell."""
+    same = (problem.labels == label) & problem.left
+    other = np.where(same.any(3), same.argmax(3), found)
+    counts = 1 + (other != found)
+    if counts.max() == 1:
+        return found
+    pair = np.stack([found, other], 3)
+    two = problem.restricted(pair, counts)
+    return np.take_along_axis(pair, _search(two)[..., None], 3)[..., 0]
+
+
+def _strips(problem: _Problem, found: Ints) -> Ints:
     """Exact minimum over every strip of columns, then of rows, given the rest, until a whole round changes nothing.
 
     Strips of one pass leave a column between them, so that they do not see each other; the next pass is shifted.
     """
     sides = (problem, problem.transposed())
     widths = [_strip_width(side.sizes) for side in sides]
-    found = np.zeros(problem.unary.shape[:3], np.intp)
     for _ in range(_MAX_ROUNDS):
         before = found
         for side, width, turned in zip(sides, widths, (False, True), strict=True):
@@ -270,10 +333,16 @@ def _strip_pass(problem: _Problem, found: Ints, width: int, shift: int) -> Ints:
             unary[:, :, 0] += problem.right[which, rows, start - 1, found[:, :, start - 1]]
         if end < columns:
             unary[:, :, -1] += problem.right[which, rows, end - 1, :, found[:, :, end]]
-        parts.append((unary, problem.down[:, :, start:end], problem.right[:, :, start : end - 1]))
-    unary, down, right = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    sizes = np.max([problem.sizes[:, start : start + width] for start in starts], axis=0)
-    best = _frontier_search(_Problem(unary=unary, labels=problem.labels, down=down, right=right, sizes=sizes))
+        parts.append(
+            (
+                unary,
+                problem.down[:, :, start:end],
+                problem.right[:, :, start : end - 1],
+                problem.counts[:, :, start:end],
+            )
+        )
+    unary, down, right, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    best = _frontier_search(_Problem(unary=unary, labels=problem.labels, down=down, right=right, counts=counts))
     result = found.copy()
     for i, start in enumerate(starts):
         result[:, :, start : start + width] = best[i * batch : (i + 1) * batch]
