@@ -44,9 +44,9 @@ def solve_masks(unary: Floats, vertical: Floats, horizontal: Floats) -> Labels:
 
     Eq. 3.4 with squared label differences. Unaries convex in the label make the energy L-natural-convex: from any start,
     one phase of upward and one of downward minimum cuts reach the global minimum; the cells that move furthest move in
-    every cut of a phase (Kolmogorov and Shioura 2009), so a phase ends when none of them can go on. Cells that monotone best responses from the top and from the bottom
-    already agree on never enter a cut. Unaries that are not convex (the prior's logarithm at lam below 4e-5) are solved
-    by one cut over K - 1 layers (Ishikawa), which is exact for any unary.
+    every cut of a phase (Kolmogorov and Shioura 2009), so a phase ends when none of them can go on. Cells that monotone
+    best responses from the top and from the bottom agree on never enter a cut. Unaries that are not convex (the prior's
+    logarithm at lam below 4e-5) are solved by one cut over K - 1 layers (Ishikawa), exact for any unary.
 
     Args:
         unary: (B, h, w, K) float64, finite, K >= 2.
@@ -138,7 +138,7 @@ class _Grids:
         return self if rows.all() else _Grids(self.unary[rows], self.vertical[rows], self.horizontal[rows])
 
 
-def _around(down: Floats, right: Floats, values: NDArray[np.generic] | None = None) -> Floats:
+def _around(down: Floats, right: Floats, values: NDArray[np.int64] | NDArray[np.bool_] | None = None) -> Floats:
     """Per cell, the sum over its edges of the weight, times the neighbour's value if values are given."""
     total = np.zeros((down.shape[0], right.shape[1], down.shape[2]))
     if values is None:
@@ -182,7 +182,7 @@ def _best_responses(unary: Floats, down: Floats, right: Floats, weight: Floats, 
     rise = np.diff(own, axis=0)
     for _ in range(_BOUND_ROUNDS):
         pull = 2 * _around(down, right, labels)
-        best, least, level = np.zeros_like(labels), 0.0, np.zeros_like(pull)
+        best, least, level = np.zeros_like(labels), np.zeros_like(pull), np.zeros_like(pull)
         for k in range(1, count):
             level = level + rise[k - 1] - pull
             better = level <= least if start else level < least

@@ -241,7 +241,11 @@ def solve(
         odds = np.array([math.comb(top, k) * lam ** (top - k) * (1 - lam) ** k for k in label])
         prior = -config.eta / (h * w) * np.log(odds + _PRIOR_EPSILON)
         show, hide, down, right = (p[chosen] for p in (problem.show, problem.hide, problem.down, problem.right))
-        terms = show[..., None] * value + hide[..., None] * (1 - value) + prior, problem.beta + down, problem.beta + right
+        terms = (
+            show[..., None] * value + hide[..., None] * (1 - value) + prior,
+            problem.beta + down,
+            problem.beta + right,
+        )
         solver = solve_masks if config.solver == "exact" else solve_masks_pygco
         labels[chosen] = solver(*terms)
         energies[chosen] = grid_energy(*terms, labels[chosen])

@@ -90,7 +90,9 @@ def masked_transport(
     distances, near = _structure(*grid)
     priced = np.float32(cost) * distances
     if rounds is not None:
-        return np.stack([_reference_rounds(priced - np.outer(s, z), rounds) for s, z in zip(saliency, mask, strict=True)])
+        return np.stack(
+            [_reference_rounds(priced - np.outer(s, z), rounds) for s, z in zip(saliency, mask, strict=True)]
+        )
     if ((mask == 0) | (mask == 1)).all():
         return _sparse(saliency, mask > 0, priced, near)
     return np.stack([_dense(priced - np.outer(s, z)) for s, z in zip(saliency, mask, strict=True)])

@@ -1,0 +1,140 @@
+"""What Figures 3.2 and 4.2 measure of mixed batches; every function takes the result of any mixup method of this house."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cells import Axis, cell_pixels
+from .result import MixResult
+
+
+def mixed_saliency(result: MixResult) -> Tensor:
+    """How much saliency of the inputs is left in each output: `|h(s(x_0), s(x_1), ...)|_1`.
+
+    Args:
+        result: with `saliency`, which is normalised here to sum to 1 per input.
+
+    Returns:
+        (B,) float32 between 0 and the number of inputs of an output.
+
+    Raises:
+        ValueError: the result carries no saliency.
+
+    Source: Figures 3.2 (a) and 4.2 (c).
+
+    Example:
+        >>> import torch
+        >>> halves = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]).expand(2, 2, 1, 2)
+        >>> result = MixResult(images=torch.zeros(2, 1, 2, 4), targets=torch.eye(2), masks=halves, plans=None,
+        ...     sources=torch.tensor([[0, 1], [1, 0]]), ratios=torch.full((2, 2), 0.5), unmixed=torch.zeros(2) > 0,
+        ...     saliency=torch.tensor([[[3.0, 1.0]], [[1.0, 1.0]]]))
+        >>> mixed_saliency(result).tolist()
+        [1.25, 0.75]
+    """
+    if result.saliency is None:
+        raise ValueError("this result carries no saliency; mix with puzzle_mix or co_mixup to get it")
+    flat = result.saliency.flatten(1).float()
+    flat = flat / flat.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    shown = flat[result.sources]
+    if result.plans is not None:
+        shown = shown.gather(2, result.plans)
+    return (result.masks.flatten(2) * shown).sum((1, 2))
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Mean absolute difference between neighbouring pixels, down plus right.
+
+    Args:
+        images: (B, C, H, W).
+
+    Returns:
+        (B,) float32 in units of the pixels.
+
+    Source: Figure 3.2 (b); the text gives no normalisation, this one does not depend on the size.
+
+    Example:
+        >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])).tolist()
+        [1.0]
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images are {tuple(images.shape)}; needed is (batch, channels, height, width)")
+    images = images.float()
+    total = torch.zeros(len(images), device=images.device)
+    for axis in (2, 3):
+        if images.shape[axis] > 1:
+            total = total + images.diff(dim=axis).abs().mean((1, 2, 3))
+    return total
+
+
+def source_shares(result: MixResult) -> Tensor:
+    """How much of each output comes from each input: `o_j / |o_j|_1` of chapter 4.
+
+    Args:
+        result: of any method.
+
+    Returns:
+        (outputs, inputs) float32, rows sum to 1; inputs are counted up to the largest one used.
+
+    Source: section 4.4.1; Figure 4.3.
+    """
+    inputs = int(result.sources.max()) + 1 if result.saliency is None else len(result.saliency)
+    shares = torch.zeros(len(result.sources), inputs, device=result.ratios.device)
+    return shares.scatter_add_(1, result.sources, result.ratios.float())
+
+
+def inputs_per_output(result: MixResult) -> Tensor:
+    """Number of different inputs seen in each output.
+
+    Args:
+        result: of any method.
+
+    Returns:
+        (B,) int64, at least 1.
+
+    Source: Figure 4.2 (b).
+    """
+    return (source_shares(result) > 0).sum(1)
+
+
+def diversity(result: MixResult) -> float:
+    """How little the outputs of a batch share inputs: `1 - sum_j sum_(j' != j) o_j . o_j' / m`, 1 when none do.
+
+    Args:
+        result: of any method; m outputs.
+
+    Returns:
+        At most 1; negative when most outputs use the same inputs.
+
+    Source: Figure 4.2 (d).
+    """
+    shares = source_shares(result)
+    products = shares @ shares.T
+    return float(1 - (products.sum() - products.diagonal().sum()) / len(shares))
+
+
+def transported_inputs(images: Tensor, result: MixResult) -> Tensor:
+    """The inputs of every output after transport, before they are mixed.
+
+    Args:
+        images: (inputs, C, H, W) as given to the method.
+        result: what it returned.
+
+    Returns:
+        (B, M, C, H, W): `sum over m of mask_m * this[:, m]` are the mixed images.
+
+    Source: chapter 3, Eq. 3.2: `Pi_k^T x_k`.
+    """
+    moved = images[result.sources]
+    if result.plans is None:
+        return moved
+    rows, columns = (
+        Axis(pixels, count) for pixels, count in zip(images.shape[-2:], result.masks.shape[-2:], strict=True)
+    )
+    home = torch.arange(result.plans.shape[-1], device=images.device)
+    output, which, cell = (result.plans != home).nonzero(as_tuple=True)
+    flat, pixels = moved.flatten(3), images.flatten(2)
+    read = cell_pixels(result.plans[output, which, cell], cell, rows, columns)
+    write = cell_pixels(cell, cell, rows, columns)
+    flat[output[:, None], which[:, None], :, write] = pixels[result.sources[output, which][:, None], :, read]
+    return flat.reshape(moved.shape)

@@ -1,0 +1,113 @@
+"""Transport equals Algorithm 1 as printed, run to convergence; every plan is a permutation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from hf_dataopt.mixup.transport import grid_distances, masked_transport
+
+from ..reference import puzzle_mix as slow
+
+
+def problems(seed: int, size: int, n: int, *, peaky: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """Saliency that sums to 1 per problem, and binary masks."""
+    rng = np.random.default_rng(seed)
+    saliency = np.exp(peaky * rng.normal(size=(size, n)))
+    saliency = saliency / saliency.sum(1, keepdims=True)
+    return saliency.astype(np.float32), (rng.random((size, n)) < rng.random((size, 1))).astype(np.float32)
+
+
+def costs(saliency: np.ndarray, mask: np.ndarray, grid: tuple[int, int], cost: float) -> np.ndarray:
+    return np.float32(cost) * slow.squared_distances(*grid) - np.outer(saliency, mask)
+
+
+def test_distances() -> None:
+    for grid in ((1, 1), (1, 5), (4, 4), (3, 7)):
+        np.testing.assert_array_equal(grid_distances(*grid), slow.squared_distances(*grid))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (3, 5), (8, 8)]),
+    st.sampled_from([0.001, 0.05, 0.2, 0.8, 3.0]),
+    st.sampled_from([0.5, 2.0]),
+)
+def test_equals_algorithm_1(seed: int, grid: tuple[int, int], cost: float, peaky: float) -> None:
+    saliency, mask = problems(seed, 3, grid[0] * grid[1], peaky=peaky)
+    found = masked_transport(saliency, mask, grid, cost=cost)
+    for b in range(3):
+        expected, steps = slow.algorithm_1(costs(saliency[b], mask[b], grid, cost))
+        np.testing.assert_array_equal(found[b], expected)
+        assert steps <= len(expected) * (len(expected) - 1) // 2 + 1, "Proposition 5"
+    np.testing.assert_array_equal(np.sort(found, 1), np.broadcast_to(np.arange(found.shape[1]), found.shape))
+
+
+def test_equal_saliency_and_zeros_have_the_printed_ties() -> None:
+    rng = np.random.default_rng(1)
+    for cost in (0.1, 0.5):
+        for _ in range(30):
+            saliency = rng.integers(0, 3, size=(1, 9)).astype(np.float32)
+            mask = rng.integers(0, 2, size=(1, 9)).astype(np.float32)
+            found = masked_transport(saliency, mask, (3, 3), cost=cost)
+            expected, _ = slow.algorithm_1(costs(saliency[0], mask[0], (3, 3), cost))
+            np.testing.assert_array_equal(found[0], expected)
+
+
+def test_masks_with_shares_are_algorithm_1_too() -> None:
+    saliency, mask = problems(5, 6, 16)
+    mask = np.where(np.random.default_rng(0).random(mask.shape) < 0.3, 0.5, mask).astype(np.float32)
+    found = masked_transport(saliency, mask, (4, 4), cost=0.1)
+    for b in range(len(mask)):
+        expected, _ = slow.algorithm_1(costs(saliency[b], mask[b], (4, 4), 0.1))
+        np.testing.assert_array_equal(found[b], expected)
+
+
+def test_moves_only_improve_and_stay_above_the_hungarian_optimum() -> None:
+    saliency, mask = problems(9, 12, 64)
+    found = masked_transport(saliency, mask, (8, 8), cost=0.1)
+    gaps = []
+    for b in range(len(mask)):
+        cost, visible = costs(saliency[b], mask[b], (8, 8), 0.1), mask[b] > 0
+        columns = np.arange(64)
+        value = cost[found[b], columns][visible].sum()
+        assert value <= cost[columns, columns][visible].sum() + 1e-6, "Proposition 4"
+        only = np.where(visible[None], cost, 0)
+        rows, best = linear_sum_assignment(only)
+        optimum = only[rows, best].sum()
+        gaps.append((value - optimum) / abs(optimum))
+    assert min(gaps) >= -1e-6
+    assert np.mean(gaps) < 0.05
+
+
+def test_visible_cells_always_have_content() -> None:
+    """The reference leaves a visible cell of zero saliency black; both ways here keep its own."""
+    saliency = np.zeros((1, 16), dtype=np.float32)
+    saliency[0, :5] = 0.2
+    for rounds in (None, 4):
+        plan = masked_transport(saliency, np.ones((1, 16), dtype=np.float32), (4, 4), rounds=rounds)
+        assert plan[0].tolist() == list(range(16))
+
+
+def test_rounds_converge_to_the_same_plan() -> None:
+    saliency, mask = problems(2, 8, 16)
+    converged = masked_transport(saliency, mask, (4, 4), cost=0.1)
+    late = masked_transport(saliency, mask, (4, 4), cost=0.1, rounds=200)
+    early = masked_transport(saliency, mask, (4, 4), cost=0.1, rounds=1)
+    visible = mask > 0
+    np.testing.assert_array_equal(late[visible], converged[visible])
+    assert (early[visible] != converged[visible]).any()
+
+
+def test_bad_arguments() -> None:
+    saliency, mask = problems(0, 2, 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        masked_transport(saliency, mask, (3, 3))
+    with pytest.raises(ValueError, match="positive"):
+        masked_transport(saliency, mask, (2, 2), cost=0.0)
+    with pytest.raises(ValueError, match="finite"):
+        masked_transport(saliency * np.nan, mask, (2, 2))
