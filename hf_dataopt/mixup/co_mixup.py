@@ -306,15 +306,15 @@ def _mix_images(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
     height, width = images.shape[2:]
     rows, columns = (_edges(size, n) for size, n in zip((height, width), first.shape[1:], strict=True))
     mixed = images.new_empty((len(first), *images.shape[1:]))
-    first, second = first.to(images.device), second.to(images.device)
-    halved = (first != second).nonzero().tolist()
+    halved = first != second
     for r, (top, bottom) in enumerate(rows):
         for c, (left, right) in enumerate(columns):
-            mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][first[:, r, c]]
-    for j, r, c in halved:
-        (top, bottom), (left, right) = rows[r], columns[c]
-        patch = images[second[j, r, c], :, top:bottom, left:right]
-        mixed[j, :, top:bottom, left:right].add_(patch).mul_(0.5)
+            patch = images[:, :, top:bottom, left:right]
+            shown = patch[first[:, r, c].to(images.device)]
+            if bool(halved[:, r, c].any()):
+                where = halved[:, r, c].nonzero()[:, 0].to(images.device)
+                shown[where] = (shown[where] + patch[second[:, r, c].to(images.device)[where]]) * 0.5
+            mixed[:, :, top:bottom, left:right] = shown
     return mixed
 
 

@@ -12,54 +12,51 @@ import numpy.typing as npt
 _SLACK = 1e-9
 _WORK = 1 << 18  # most states times cells of an exact search
 _STRIP_STATES = 256
+_MOVE_STATES = 1024  # two candidates per cell: 9 columns at once
 _MAX_ROUNDS = 10
 
-_compiled = numba.njit(cache=True, nogil=True)
+_compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 def minimise(unary: npt.NDArray[np.float64], pair: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
     """Labels of least energy found: (B, h, w, L) unaries, w <= h, and (B, L, L) weighted pair costs -> (B, h, w)."""
-    return _batch(np.ascontiguousarray(unary), np.ascontiguousarray(pair))
-
-
-@_compiled
-def _batch(unary, pair):  # type: ignore[no-untyped-def]
     batch, height, width, n = unary.shape
-    found = np.empty((batch, height, width), np.intp)
-    for b in range(batch):
-        labels = _one(unary[b].reshape(height * width, n), pair[b], height, width)
-        found[b] = labels.reshape(height, width)
-    return found
+    found = np.empty((batch, height * width), np.intp)
+    flat = np.ascontiguousarray(unary).reshape(batch, height * width, n)
+    _batch(flat, np.ascontiguousarray(pair), found, height, width)
+    return found.reshape(batch, height, width)
 
 
 @_compiled
-def _one(unary, pair, height, width):  # type: ignore[no-untyped-def]
+def _batch(unary, pair, found, height, width):  # type: ignore[no-untyped-def]
+    for b in range(len(unary)):
+        _one(unary[b], pair[b], found[b], height, width)
+
+
+@_compiled
+def _one(unary, pair, labels, height, width):  # type: ignore[no-untyped-def]
     """Prune; search everything at once if that fits, else strips and single-label moves until nothing improves."""
+    cells, n = unary.shape
     domain, size = _prune(unary, pair, height, width)
-    labels = domain[:, 0].copy()
-    limit = max(_STRIP_STATES, _WORK // (height * width))
-    if _peak(size, height, width, width, 1, 0, width) <= limit:
+    for cell in range(cells):
+        labels[cell] = domain[cell, 0]
+    if _peak(size, height, width, width, 1, 0, width) <= max(_STRIP_STATES, _WORK // cells):
         _strip(unary, pair, domain, size, labels, (height, width, width, 1), 0, width)
-        return labels
-    offered = np.zeros(unary.shape[1], np.bool_)
-    for cell in range(len(size)):
-        for k in range(size[cell]):
-            offered[domain[cell, k]] = True
-    two, few = np.empty((len(size), 2), np.int64), np.empty(len(size), np.int64)
+        return
+    two, few = np.empty((cells, 2), np.int64), np.empty(cells, np.int64)
     for _ in range(_MAX_ROUNDS):
-        before = labels.copy()
-        _cover(unary, pair, domain, size, labels, height, width)
-        for label in np.flatnonzero(offered):
-            for cell in range(len(size)):
+        changed = _cover(unary, pair, domain, size, labels, height, width, _STRIP_STATES)
+        for label in range(n):
+            offered = False
+            for cell in range(cells):
                 two[cell, 0], few[cell] = labels[cell], 1
                 for k in range(size[cell]):
                     if domain[cell, k] == label and labels[cell] != label:
-                        two[cell, 1], few[cell] = label, 2
-            if few.max() > 1:
-                _cover(unary, pair, two, few, labels, height, width)
-        if np.array_equal(before, labels):
+                        two[cell, 1], few[cell], offered = label, 2, True
+            if offered:
+                changed |= _cover(unary, pair, two, few, labels, height, width, _MOVE_STATES)
+        if not changed:
             break
-    return labels
 
 
 @_compiled
@@ -70,11 +67,17 @@ def _prune(unary, pair, height, width):  # type: ignore[no-untyped-def]
     """
     cells, n = unary.shape
     domain, size = np.empty((cells, n), np.int64), np.zeros(cells, np.int64)
-    reach = pair.max()
+    reach = 0.0
+    for label in range(n):
+        for other in range(n):
+            reach = max(reach, pair[label, other])
     for cell in range(cells):
         r, c = cell // width, cell % width
         degree = (r > 0) + (r < height - 1) + (c > 0) + (c < width - 1)
-        bound = unary[cell].min() + degree * reach + _SLACK
+        bound = np.inf
+        for label in range(n):
+            bound = min(bound, unary[cell, label])
+        bound += degree * reach + _SLACK
         for label in range(n):
             if unary[cell, label] <= bound:
                 k = size[cell]
@@ -142,24 +145,27 @@ def _peak(size, rows, columns, step_row, step_column, start, end):  # type: igno
 
 
 @_compiled
-def _cover(unary, pair, domain, size, labels, height, width):  # type: ignore[no-untyped-def]
-    """Strips of columns, then of rows, as wide as their frontier allows, each overlapping the last by half."""
+def _cover(unary, pair, domain, size, labels, height, width, limit):  # type: ignore[no-untyped-def]
+    """Strips of columns, then of rows, as wide as their frontier allows, each overlapping the last by half.
+
+    Returns whether a label changed.
+    """
+    changed = False
     for turned in range(2):
         rows, columns = (height, width) if turned == 0 else (width, height)
         step_row, step_column = (width, 1) if turned == 0 else (1, width)
         start = 0
         while start < columns:
             end = start + 1
-            while end < columns and (
-                _peak(size, rows, columns, step_row, step_column, start, end + 1) <= _STRIP_STATES
-            ):
+            while end < columns and (_peak(size, rows, columns, step_row, step_column, start, end + 1) <= limit):
                 end += 1
-            _strip(unary, pair, domain, size, labels, (rows, columns, step_row, step_column), start, end)
+            changed |= _strip(unary, pair, domain, size, labels, (rows, columns, step_row, step_column), start, end)
             if end == columns:
                 break
             start += max(1, (end - start) // 2)
         if start == 0:
             break  # one strip was everything
+    return changed
 
 
 @_compiled
@@ -221,13 +227,15 @@ def _strip(unary, pair, domain, size, labels, shape, start, end):  # type: ignor
                     new[place] = best + cost
                     choice[offset[i] + place] = which
         state, new = new, state
-    place = np.argmin(state[: offset[n] - offset[n - 1]])
+    place, changed = 0, False
+    for q in range(offset[n] - offset[n - 1]):
+        if state[q] < state[place]:
+            place = q
     for i in range(n - 1, -1, -1):
         k, ahead = ks[i], ahead_of[i]
         a, x, c = place // (k * ahead), (place // ahead) % k, place % ahead
-        if i >= width:
-            ups = ks[i - width]
-        else:
-            ups = 1
+        ups = ks[i - width] if i >= width else 1
         place = (a * ups + choice[offset[i] + place]) * ahead + c
-        labels[cells[i]] = domain[cells[i], x]
+        if labels[cells[i]] != domain[cells[i], x]:
+            labels[cells[i]], changed = domain[cells[i], x], True
+    return changed

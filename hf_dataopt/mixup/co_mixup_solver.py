@@ -2,7 +2,7 @@
 
 Labels that cannot be in an optimum are removed first (few are left: an input used above tau is out everywhere). What is
 left is minimised exactly by dynamic programming over a moving frontier where that fits, and otherwise in strips of columns
-and rows, each exact given the rest, until nothing improves.
+and rows, each exact given the rest, and by moves of any set of cells to one label, until neither improves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 try:
     from . import co_mixup_compiled as compiled
-except ImportError:  # numba is optional
+except (ImportError, RuntimeError):  # numba is optional; it refuses to load where it has no folder to cache in
     compiled = None  # type: ignore[assignment]
 
 Floats = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
 
     Returns:
         (B, h, w) labels. The optimum whenever the frontier of the remaining labels fits (always seen at 4x4); else a
-        labelling that no strip can improve.
+        labelling that no strip and no move to one label can improve.
 
     Source: the sub-problem of Algorithm 3; the reference code runs alpha-beta swap on it.
     Cost: O(h w K^(min(h, w) + 1)) with K labels left per cell (about 2), or O(h w 512 K) per round of strips.
@@ -67,14 +67,11 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
     if unary.shape[2] > unary.shape[1]:
         return minimise_grid(unary.transpose(0, 2, 1, 3), pair, beta).transpose(0, 2, 1)
     batch, _, _, n_labels = unary.shape
-    pair = beta * np.broadcast_to(pair, (batch, n_labels, n_labels))
+    pair = beta * np.broadcast_to(np.asarray(pair, np.float64), (batch, n_labels, n_labels))
     if compiled is not None:
         return compiled.minimise(unary, pair)
     problem = _Problem.pruned(unary, pair)
-    if _largest_frontier(problem.sizes) <= _EXACT_STATES:
-        found = _frontier_search(problem)
-    else:
-        found = _strips(problem)
+    found = _search(problem)
     return np.take_along_axis(problem.labels, found[..., None], 3)[..., 0]
 
 
@@ -130,6 +127,19 @@ class _Problem:
             down=pair[which, labels[:, :-1, :, :, None], labels[:, 1:, :, None, :]],
             right=pair[which, labels[:, :, :-1, :, None], labels[:, :, 1:, None, :]],
             sizes=np.full(labels.shape[1:3], labels.shape[3]),
+        )
+
+    def restricted(self, index: Ints, sizes: Ints) -> _Problem:
+        """The problems with only the candidates of `index` (B, h, w, k), `sizes` of them in use at each place."""
+        which = np.ogrid[tuple(slice(n) for n in self.unary.shape[:3])]
+        up, low, left, right = index[:, :-1], index[:, 1:], index[:, :, :-1], index[:, :, 1:]
+        b, r, c = (array[..., None, None] for array in which)
+        return _Problem(
+            unary=np.take_along_axis(self.unary, index, 3),
+            labels=np.take_along_axis(self.labels, index, 3),
+            down=self.down[b, r[:, :-1], c, up[..., None], low[..., None, :]],
+            right=self.right[b, r, c[:, :, :-1], left[..., None], right[..., None, :]],
+            sizes=sizes,
         )
 
     def transposed(self) -> _Problem:
@@ -225,14 +235,44 @@ def _trace(state: Floats, before: list[Floats], down: Floats, sizes: list[list[i
     return found
 
 
-def _strips(problem: _Problem) -> Ints:
+def _search(problem: _Problem) -> Ints:
+    """Exact if the frontier fits; else strips, then moves of any set of cells to one label, until nothing improves."""
+    if problem.sizes.max() == 1:
+        return np.zeros(problem.unary.shape[:3], np.intp)
+    if _largest_frontier(problem.sizes) <= _EXACT_STATES:
+        return _frontier_search(problem)
+    found = _strips(problem, np.zeros(problem.unary.shape[:3], np.intp))
+    if problem.unary.shape[3] == 2:
+        return found
+    for _ in range(_MAX_ROUNDS):
+        before = found
+        for label in np.unique(problem.labels):
+            found = _move(problem, found, label)
+        if np.array_equal(found, before):
+            break
+        found = _strips(problem, found)
+    return found
+
+
+def _move(problem: _Problem, found: Ints, label: int) -> Ints:
+    """The best exchange of any cells' labels for `label`: two candidates per cell."""
+    same = problem.labels == label
+    other = np.where(same.any(3), same.argmax(3), found)
+    sizes = 1 + (other != found).any(0)
+    if sizes.max() == 1:
+        return found
+    pair = np.stack([found, other], 3)
+    two = problem.restricted(pair, sizes)
+    return np.take_along_axis(pair, _search(two)[..., None], 3)[..., 0]
+
+
+def _strips(problem: _Problem, found: Ints) -> Ints:
     """Exact minimum over every strip of columns, then of rows, given the rest, until a whole round changes nothing.
 
     Strips of one pass leave a column between them, so that they do not see each other; the next pass is shifted.
     """
     sides = (problem, problem.transposed())
     widths = [_strip_width(side.sizes) for side in sides]
-    found = np.zeros(problem.unary.shape[:3], np.intp)
     for _ in range(_MAX_ROUNDS):
         before = found
         for side, width, turned in zip(sides, widths, (False, True), strict=True):

@@ -106,14 +106,14 @@ def _penalties(
     used: Floats, a: Floats, outputs: Ints, cells: int, config: CoMixupConfig, *, clip: bool = True
 ) -> Floats:
     """f_c of Eq. 4.1 without gamma: (P, J, m) cells of each input in each output -> (P, J)."""
-    others = used.sum(1, keepdims=True) - used
+    others = used.sum(-2, keepdims=True) - used
     if not clip:
-        return (others * used).sum(2)
+        return (others * used).sum(-1)
     near = others @ a
     if config.strict:
         most = config.tau * cells * cells * outputs
-        return np.broadcast_to((np.maximum((near * used).sum((1, 2)), most) / outputs)[:, None], used.shape[:2])
-    return (near * used * (near > config.tau * cells)).sum(2)
+        return np.broadcast_to((np.maximum((near * used).sum((-2, -1)), most) / outputs)[:, None], used.shape[:2])
+    return (near * used * (near > config.tau * cells)).sum(-1)
 
 
 def sweep(parts: Parts, config: CoMixupConfig) -> None:
@@ -167,34 +167,32 @@ class _Step:
         self.others = used.sum(1) - used[:, j]
         self.outputs = parts.outputs[active]
 
-    def modular(self, halves: bool, apart: Floats, tau_type: str) -> tuple[Ints, Ints]:
-        """The reference code's step: a threshold per input, halves of the inputs in use."""
+    def modular(self, halves: bool, apart: Floats, *tau_types: str) -> tuple[Ints, Ints]:
+        """The reference code's step: a threshold per input, halves of the inputs in use. Types are stacked: (T P, h, w)."""
         near = _times(self.a, self.others)
         tau = self.config.tau * self.cells
-        if tau_type == "hard":
-            # operator precedence of the reference code: A (mask p), not mask (A p)
-            penalty = _times(self.a, (near > tau) * self.others)
-        else:
-            penalty = np.maximum(near - tau, 0)
-        unary = self.cost + (self.config.gamma / self.cells * (2 * penalty + apart))[:, None, None]
-        table = self._halves(self.used[:, self.j]) if halves else np.empty((len(unary), 0, 2), np.intp)
-        return self._solve(unary, table)
+        # operator precedence of the reference code: A (mask p), not mask (A p)
+        penalties = [
+            _times(self.a, (near > tau) * self.others) if tau_type == "hard" else np.maximum(near - tau, 0)
+            for tau_type in tau_types
+        ]
+        weight = self.config.gamma / self.cells
+        unary = np.concatenate([self.cost + (weight * (2 * p + apart))[:, None, None] for p in penalties])
+        table = self._halves(self.used[:, self.j]) if halves else np.empty((len(near), 0, 2), np.intp)
+        return self._solve(unary, np.concatenate([table] * len(tau_types)))
 
     def best(self, halves: bool, apart: Floats, old: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
         """The best of the old labels, a step with the hard and a step with the soft penalty, in terms of Eq. 4.1."""
-        options = [old, *(self.modular(halves, apart, tau_type) for tau_type in ("hard", "soft"))]
-        values = []
-        for first, second in options:
-            used = self.used.copy()
-            used[:, self.j] = _counts(first, second, used.shape[2])
-            cost = self.cost.transpose(0, 3, 1, 2)[:, None]
-            own = _own_terms(cost, (first[:, None], second[:, None]), self.parts.half_cost, self.config)[:, 0]
-            shared = _penalties(used, self.a, self.outputs, self.cells, self.config).sum(1)
-            shared += (apart * used[:, self.j]).sum(1)
-            values.append(own + self.config.gamma / self.cells * shared)
-        choice, which = np.argmin(values, 0), np.arange(len(self.used))
-        first, second = (np.stack(sides)[choice, which] for sides in zip(*options, strict=True))
-        return first, second
+        n = len(self.used)
+        new = self.modular(halves, apart, "hard", "soft")
+        first, second = (np.concatenate(sides).reshape(3, n, *old[0].shape[1:]) for sides in zip(old, new, strict=True))
+        cost = self.cost.transpose(0, 3, 1, 2)[:, None]
+        own = _own_terms(cost, (first.swapaxes(0, 1), second.swapaxes(0, 1)), self.parts.half_cost, self.config).T
+        used = np.repeat(self.used[None], 3, 0)
+        used[:, :, self.j] = counts = _counts(first, second, used.shape[3])
+        shared = _penalties(used, self.a, self.outputs, self.cells, self.config).sum(-1) + (apart * counts).sum(-1)
+        choice, which = np.argmin(own + self.config.gamma / self.cells * shared, 0), np.arange(n)
+        return first[choice, which], second[choice, which]
 
     def _halves(self, used: Floats) -> Ints:
         """(P, E, 2) half labels: the pair of an output with two inputs, the three pairs of the three most used of more.

@@ -80,9 +80,17 @@ def joint_objective(z: np.ndarray, cost: np.ndarray, a: np.ndarray, settings: di
 
 
 def masks(
-    cost: np.ndarray, a: np.ndarray, init: np.ndarray, settings: dict[str, Any], solve: Solver = swap
+    cost: np.ndarray,
+    a: np.ndarray,
+    init: np.ndarray,
+    settings: dict[str, Any],
+    solve: Solver = swap,
+    most: Callable[[torch.Tensor], torch.Tensor] = lambda count: torch.topk(count, 3).indices,
 ) -> np.ndarray:
-    """The sweeps: cost (m, h, w) with prior, A (m, m), init (J, h, w) -> z (J, h, w, m)."""
+    """The sweeps: cost (m, h, w) with prior, A (m, m), init (J, h, w) -> z (J, h, w, m).
+
+    `most` names the three most used inputs; topk breaks ties as it likes.
+    """
     m, height, width = cost.shape
     n_outputs, cells = len(init), height * width
     beta, gamma = settings["beta"] / cells, settings["gamma"] / cells
@@ -102,7 +110,7 @@ def masks(
             else:
                 modular = (near > tau).float() * (near - tau)
             unary = (cost_t + (2 * gamma * modular + gamma * extra[j])[:, None, None]).permute(1, 2, 0)
-            z[j] = _one_output(unary, count, t > 0, beta, solve)
+            z[j] = _one_output(unary, count, t > 0, beta, solve, most)
             penalty = penalty + z[j].sum((0, 1))
         if t == settings["niter"] - 2 and settings["set_resolve"]:
             extra = _resolve((z.sum((1, 2)) > 0).float())
@@ -120,13 +128,20 @@ def _watched(z: torch.Tensor, cost: torch.Tensor, beta: float, gamma: float) -> 
     return float((z * cost.permute(1, 2, 0)).sum() + beta / 2 * smooth + gamma * crowd)
 
 
-def _one_output(unary: torch.Tensor, count: torch.Tensor, halves: bool, beta: float, solve: Solver) -> torch.Tensor:
+def _one_output(
+    unary: torch.Tensor,
+    count: torch.Tensor,
+    halves: bool,
+    beta: float,
+    solve: Solver,
+    most: Callable[..., torch.Tensor],
+) -> torch.Tensor:
     m = unary.shape[2]
     n_used = int((count > 0).sum()) if halves else 0
     names = torch.eye(m)
     pair = 1 - torch.eye(m)
     if n_used >= 2:
-        used = torch.nonzero(count > 0)[:, 0] if n_used == 2 else torch.topk(count, 3).indices.sort().values
+        used = torch.nonzero(count > 0)[:, 0] if n_used == 2 else most(count).sort().values
         pairs = list(itertools.combinations(used.tolist(), 2))
         half = torch.stack([(unary[..., i] + unary[..., k]) / 2 - 5e-4 for i, k in pairs], -1)
         unary = torch.cat([unary, half], -1)
