@@ -15,10 +15,10 @@ class Attack:
     """What Algorithm 2 drew for one batch.
 
     Args:
-        images: (B, C, H, W) inputs of the saliency pass: noise added where `chosen`.
+        images: (B, C, H, W) inputs of the saliency pass: noise added where the sample is chosen in either role.
         noise: (B, C, H, W) kappa in units of pixels in [0, 1]; 0 where not chosen.
-        chosen: (B,) bool: nu, which samples are attacked.
-        share: (B,) in [0, 1]: delta, how much of the attack is shown.
+        chosen: (B, 2) bool: nu_0 and nu_1, whether each sample is attacked as itself, and as a partner.
+        share: (B, 2) in [0, 1]: delta of each, how much of the attack is shown.
     """
 
     images: Tensor
@@ -43,21 +43,21 @@ def start_attack(images: Tensor, config: PuzzleMixConfig, generator: torch.Gener
     Source: chapter 3, Algorithm 2.
 
     Differs: the reference code draws nu and delta once per batch and adds noise to the whole batch; here, as in the text,
-        each sample has its own draws. Noisy pixels are kept in [0, 1] as in the reference code.
+        every sample has draws for each of its two roles. Noisy pixels stay in [0, 1] as in the reference code.
 
     Cost: one copy of the batch.
     """
-    size = len(images)
-    chosen = torch.rand(size, generator=generator) < config.adversarial_probability
-    share = torch.rand(size, generator=generator)
+    chosen = torch.rand(len(images), 2, generator=generator) < config.adversarial_probability
+    share = torch.rand(len(images), 2, generator=generator)
     noise = (2 * torch.rand(images.shape, generator=generator) - 1) * config.adversarial_eps
     chosen, share = chosen.to(images.device), share.to(images.device)
-    noise = noise.to(images.device, images.dtype) * chosen[:, None, None, None].to(images.dtype)
-    return Attack(images=_shifted(images, noise, chosen, config), noise=noise, chosen=chosen, share=share)
+    either = chosen.any(1)
+    noise = noise.to(images.device, images.dtype) * either[:, None, None, None].to(images.dtype)
+    return Attack(images=_shifted(images, noise, either, config), noise=noise, chosen=chosen, share=share)
 
 
-def finish_attack(images: Tensor, attack: Attack, gradient: Tensor, config: PuzzleMixConfig) -> Tensor:
-    """The batch that is mixed: clean images, and where chosen `x_clean + delta clip(kappa + tau sign(gradient), +-eps)`.
+def finish_attack(images: Tensor, attack: Attack, gradient: Tensor, config: PuzzleMixConfig) -> tuple[Tensor, Tensor]:
+    """The two batches that are mixed: clean images, and where chosen `x_clean + delta clip(kappa + tau sign(gradient), +-eps)`.
 
     Args:
         images: (B, C, H, W) the clean images given to `start_attack`.
@@ -66,14 +66,15 @@ def finish_attack(images: Tensor, attack: Attack, gradient: Tensor, config: Puzz
         config: adversarial_step, adversarial_eps, image_mean, image_std.
 
     Returns:
-        (B, C, H, W): `puzzle_mix(images, ..., shown=this)`; masks see the clean pixels (reference code).
+        Two (B, C, H, W), every sample as itself and as a partner: `puzzle_mix(images, ..., shown=this)`; the masks see
+        the clean pixels (reference code).
 
     Raises:
         ValueError: the gradient has another shape.
 
     Source: chapter 3, Algorithm 2, second half.
 
-    Cost: one copy of the batch.
+    Cost: two copies of the batch.
     """
     if gradient.shape != images.shape:
         raise ValueError(
@@ -81,8 +82,11 @@ def finish_attack(images: Tensor, attack: Attack, gradient: Tensor, config: Puzz
         )
     step = attack.noise + config.adversarial_step * gradient.sign().to(images.dtype)
     step = step.clamp(-config.adversarial_eps, config.adversarial_eps)
-    shift = attack.share[:, None, None, None].to(images.dtype) * step
-    return _shifted(images, shift, attack.chosen, config)
+    share = attack.share.to(images.dtype)
+    own, partner = (
+        _shifted(images, share[:, role, None, None, None] * step, attack.chosen[:, role], config) for role in (0, 1)
+    )
+    return own, partner
 
 
 def _shifted(images: Tensor, shift: Tensor, chosen: Tensor, config: PuzzleMixConfig) -> Tensor:

@@ -39,8 +39,8 @@ class Axis:
 
     def finer(self, block: int | None) -> Axis:
         """Every run cut into equal parts of about `block` pixels, where runs are longer than that."""
-        parts = 1 if block is None else max(1, round(self.pixels / self.count / block))
-        return Axis(self.pixels, min(self.pixels, self.count * parts))
+        parts = 1 if block is None else round(self.pixels / self.count / block)
+        return Axis(self.pixels, self.count * max(1, min(parts, self.pixels // self.count)))
 
 
 @lru_cache(maxsize=64)

@@ -61,7 +61,7 @@ def puzzle_mix(
     generator: torch.Generator | None = None,
     *,
     draws: PuzzleDraws | None = None,
-    shown: Tensor | None = None,
+    shown: tuple[Tensor, Tensor] | None = None,
 ) -> MixResult:
     """Mix every sample of a batch with another one.
 
@@ -75,7 +75,8 @@ def puzzle_mix(
         config: settings, default `PuzzleMixConfig()`.
         generator: CPU generator that draws partners, grid and lam; needed unless `draws` is given.
         draws: fixed draws instead of random ones.
-        shown: (B, C, H, W) what is mixed in place of `images` (Algorithm 2: masks see the clean pixels).
+        shown: two (B, C, H, W) batches mixed in place of `images`: what stands for each sample, and what stands for it
+            where it is someone's partner (`finish_attack`, or any augmentation of the inputs); masks see `images`.
 
     Returns:
         `MixResult` with M = 2: the sample, then its partner. Samples with all-zero or non-finite saliency are left
@@ -109,6 +110,8 @@ def puzzle_mix(
         if draws is None:
             draws = draw(usable.cpu(), config, generator)
         partner = draws.partner.to(images.device)
+        if partner.shape != (len(images),) or int(partner.min()) < 0 or int(partner.max()) >= len(images):
+            raise ValueError(f"draws.partner must hold {len(images)} places in the batch, got {draws.partner.tolist()}")
         mixable = usable & usable[partner] & (usable.sum() > 1)
         rows, columns = (Axis(size, min(draws.grid, size)) for size in images.shape[-2:])
         problem = mask_problem(images, saliency, draws, config)
@@ -116,8 +119,9 @@ def puzzle_mix(
         finite = np.logical_and.reduce([np.isfinite(part).all((1, 2)) for part in weights])
         mixable &= torch.from_numpy(finite).to(images.device)
         mask, energies = solve(problem, draws.lam, config, mixable.cpu().numpy())
-        shown = images if shown is None else shown
-        return mix_under(shown, targets, saliency, (mask, energies, mixable), (partner, rows, columns), config)
+        return mix_under(
+            shown or (images, images), targets, saliency, (mask, energies, mixable), (partner, rows, columns), config
+        )
 
 
 def draw(usable: Tensor, config: PuzzleMixConfig, generator: torch.Generator | None) -> PuzzleDraws:
@@ -253,7 +257,7 @@ def solve(
 
 
 def mix_under(
-    images: Tensor,
+    images: tuple[Tensor, Tensor],
     targets: Tensor,
     saliency: Tensor,
     found: tuple[NDArray[np.float32], NDArray[np.float64], Tensor],
@@ -263,7 +267,7 @@ def mix_under(
     """Transport under given masks, and the mixed batch.
 
     Args:
-        images: (B, C, H, W).
+        images: two (B, C, H, W): every sample as itself, and as a partner.
         targets: (B, classes).
         saliency: (B, H, W) float32.
         found: masks (B, h, w), energies (B,), and which pairs are mixed (B,) bool.
@@ -277,9 +281,10 @@ def mix_under(
     """
     masks, energies, mixable = found
     partner, rows, columns = layout
-    size = len(images)
-    partner = torch.where(mixable, partner, torch.arange(size, device=images.device))
-    mask = torch.from_numpy(masks).to(images.device)
+    own, other = images
+    size, device = len(own), own.device
+    partner = torch.where(mixable, partner, torch.arange(size, device=device))
+    mask = torch.from_numpy(masks).to(device)
     mask = torch.where(mixable[:, None, None], mask, torch.ones_like(mask))
     ratio = mask.mean((1, 2))  # cells count alike, whatever their pixels
     if config.transport:
@@ -288,8 +293,10 @@ def mix_under(
         mask = mask.repeat_interleave(down, 1).repeat_interleave(across, 2)
         rows, columns = finer
     pooled = _normalised(cell_means(saliency, rows, columns))
-    weight = upsample(mask, rows, columns)[:, None].to(images.dtype)
-    mixed = torch.lerp(images[partner], images, weight)
+    weight = upsample(mask, rows, columns)[:, None].to(own.dtype)
+    mixed = torch.lerp(other[partner], own, weight)
+    if not mixable.all():
+        mixed[~mixable] = own[~mixable]
     plans = None
     if config.transport:
         plans = _plans(mask, pooled, partner, mixable, config)
@@ -300,7 +307,7 @@ def mix_under(
     return MixResult(
         images=mixed,
         targets=torch.where(mixable[:, None], soft, targets),
-        sources=torch.stack([torch.arange(size, device=images.device), partner], 1),
+        sources=torch.stack([torch.arange(size, device=device), partner], 1),
         masks=torch.stack([mask, 1 - mask], 1),
         ratios=share,
         plans=plans,
@@ -319,6 +326,8 @@ def _plans(mask: Tensor, pooled: Tensor, partner: Tensor, mixable: Tensor, confi
         both = (both > 0).float()
     plans = torch.arange(h * w).expand(size, 2, h * w).clone()
     chosen = mixable.cpu()
+    if not chosen.any():
+        return plans.to(mask.device)
     s, z = (part[mixable].flatten(0, 1).cpu().numpy() for part in (sources, both))
     if config.transport_axis == "both":
         lines, shape = (s.reshape(len(s), -1), z.reshape(len(z), -1)), (h, w)
@@ -337,7 +346,9 @@ def _plans(mask: Tensor, pooled: Tensor, partner: Tensor, mixable: Tensor, confi
     return plans.to(mask.device)
 
 
-def _move(mixed: Tensor, images: Tensor, under: tuple[Tensor, Tensor, Tensor], rows: Axis, columns: Axis) -> None:
+def _move(
+    mixed: Tensor, images: tuple[Tensor, Tensor], under: tuple[Tensor, Tensor, Tensor], rows: Axis, columns: Axis
+) -> None:
     """Rewrite, in place, the visible cells of the blend whose content comes from elsewhere."""
     mask, plans, partner = under
     flat = mask.flatten(1)
@@ -346,13 +357,13 @@ def _move(mixed: Tensor, images: Tensor, under: tuple[Tensor, Tensor, Tensor], r
     sample, cell = moved.nonzero(as_tuple=True)
     if not len(sample):
         return
-    pixels = images.flatten(2)
     blocks = []
-    for source, plan in ((partner[sample], plans[sample, 1, cell]), (sample, plans[sample, 0, cell])):
-        blocks.append(pixels[source[:, None], :, cell_pixels(plan, cell, rows, columns)])
-    weight = flat[sample, cell][:, None, None].to(images.dtype)
+    for image, source, which in zip(images, (sample, partner[sample]), (0, 1), strict=True):
+        places = cell_pixels(plans[sample, which, cell], cell, rows, columns)
+        blocks.append(image.flatten(2)[source[:, None], :, places])
+    weight = flat[sample, cell][:, None, None].to(mixed.dtype)
     target = cell_pixels(cell, cell, rows, columns)
-    mixed.flatten(2)[sample[:, None], :, target] = torch.lerp(blocks[0], blocks[1], weight)
+    mixed.flatten(2)[sample[:, None], :, target] = torch.lerp(blocks[1], blocks[0], weight)
 
 
 def _normalised(pooled: Tensor) -> Tensor:
@@ -363,7 +374,7 @@ def _normalised(pooled: Tensor) -> Tensor:
 
 
 def _check_batch(
-    images: Tensor, targets: Tensor, saliency: Tensor, shown: Tensor | None, config: PuzzleMixConfig
+    images: Tensor, targets: Tensor, saliency: Tensor, shown: tuple[Tensor, Tensor] | None, config: PuzzleMixConfig
 ) -> None:
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
@@ -380,7 +391,11 @@ def _check_batch(
             f"saliency is {tuple(saliency.shape)}; images {tuple(images.shape)} need "
             f"{(len(images), *images.shape[2:])}: take the norm over channels"
         )
-    if shown is not None and shown.shape != images.shape:
-        raise ValueError(f"shown is {tuple(shown.shape)}; it must have the shape of images, {tuple(images.shape)}")
+    for one in shown or ():
+        if one.shape != images.shape or one.dtype != images.dtype:
+            raise ValueError(
+                f"shown is {one.dtype} {tuple(one.shape)}; each of the two must be like images, "
+                f"{images.dtype} {tuple(images.shape)}"
+            )
     if config.image_std is not None and len(config.image_std) != images.shape[1]:
         raise ValueError(f"image_std has {len(config.image_std)} channels, the images have {images.shape[1]}")
