@@ -25,9 +25,9 @@ class Recorder:
         self.seen: list[tuple[torch.Tensor, ...]] = []
         self.results: list[MixResult] = []
 
-    def __call__(self, images: Any, targets: Any, saliency: Any, generator: Any, **shown: torch.Tensor) -> MixResult:
-        self.seen.append((images, targets, saliency, *shown.values()))
-        self.results.append(halves(shown.get("shown", images), targets, saliency, generator))
+    def __call__(self, images: Any, targets: Any, saliency: Any, generator: Any, shown: Any = None) -> MixResult:
+        self.seen.append((images, targets, saliency, *(shown or ())))
+        self.results.append(halves(images if shown is None else shown[0], targets, saliency, generator))
         return self.results[-1]
 
 
@@ -221,10 +221,12 @@ def test_attack_shows_perturbed_images_and_leaves_masks_to_clean_ones() -> None:
     config = PuzzleMixConfig(adversarial_probability=0.5)
     _, mixer = installed(model, attack=config)
     model(**data)
-    images, _, _, shown = mixer.seen[0]
+    images, _, _, own, partner = mixer.seen[0]
     assert torch.equal(images, data["pixel_values"])
-    moved = (shown - images).abs().flatten(1).amax(1)
-    assert 0 < int((moved > 0).sum()) < 8 and float(moved.max()) <= config.adversarial_eps + 1e-6
+    for shown in (own, partner):
+        moved = (shown - images).abs().flatten(1).amax(1)
+        assert 0 < int((moved > 0).sum()) < 8 and float(moved.max()) <= config.adversarial_eps + 1e-6
+    assert not torch.equal(own, partner)  # nu_0 and nu_1 of Algorithm 2
     with pytest.raises(ValueError, match="image_mean"):
         installed(model, attack=config)
         model(pixel_values=data["pixel_values"] * 4 - 2, labels=data["labels"])
