@@ -10,6 +10,11 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC = {
+    "soft_target_loss": "hf_dataopt.mixup.loss",
+    "PuzzleMixConfig": "hf_dataopt.mixup.config",
+    "DataCollatorForPuzzleMix": "hf_dataopt.mixup.collators",
+    "DataCollatorForCoMixup": "hf_dataopt.mixup.collators",
+    "CoMixupConfig": "hf_dataopt.mixup.co_mixup_config",
     "FeatureExtractor": "hf_dataopt.features",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
@@ -21,6 +26,11 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from .mixup.loss import soft_target_loss as soft_target_loss
+    from .mixup.config import PuzzleMixConfig as PuzzleMixConfig
+    from .mixup.collators import DataCollatorForPuzzleMix as DataCollatorForPuzzleMix
+    from .mixup.collators import DataCollatorForCoMixup as DataCollatorForCoMixup
+    from .mixup.co_mixup_config import CoMixupConfig as CoMixupConfig
     from .features import FeatureExtractor as FeatureExtractor
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig

@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "hf_dataopt.demo",
     "clean": "hf_dataopt.relation.command",
     "kvzip": "hf_dataopt.kvzip.command",
+    "mix": "hf_dataopt.mixup.command",
 }
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from transformers import default_data_collator
 
-from .. import distributed, seeding
+from .. import seeding
 from ..saliency import main_input
 from .co_mixup import co_mixup
 from .co_mixup_config import CoMixupConfig
 from .config import PuzzleMixConfig
-from .live import SALIENCY_KEY, LiveMixing, LiveOptions, Mixer, _as_images
+from .live import SALIENCY_KEY, LiveMixing, LiveOptions, Mixer, as_images, process_rank
 from .loss import soft_targets
 from .puzzle_mix import puzzle_mix
 from .result import MixResult
@@ -160,7 +160,7 @@ class _MixupCollator:
         if self.num_labels is None or "labels" not in batch:
             raise ValueError(f"the batch holds {list(batch)}, not 'labels'; rows need a column 'label' or 'labels'")
         name = main_input(nn.Identity(), batch)
-        images = _as_images(batch[name], name)
+        images = as_images(batch[name], name)
         if maps.shape != images.shape[:1] + images.shape[2:]:
             raise ValueError(
                 f"saliency has shape {tuple(maps.shape)} for inputs {tuple(batch[name].shape)}; give one map each"
@@ -170,7 +170,7 @@ class _MixupCollator:
         if self._generator is None:
             # a worker's own part of its seed changes with every pass over the data, as torch draws it anew
             passes = self._epoch if worker is None else worker.seed - worker.id
-            self._generator = seeding.generator(self.options.seed, epoch=passes, rank=distributed.rank(), worker=place)
+            self._generator = seeding.generator(self.options.seed, epoch=passes, rank=process_rank(), worker=place)
         targets = soft_targets(batch["labels"], self.num_labels)
         if (
             self.options.probability < 1
@@ -271,7 +271,7 @@ class PuzzleMixer:
         targets: Tensor,
         saliency: Tensor,
         generator: torch.Generator,
-        shown: Tensor | None = None,
+        shown: tuple[Tensor, Tensor] | None = None,
     ) -> MixResult:
         """See `puzzle_mix`."""
         return puzzle_mix(images, targets, saliency, self.config, generator, shown=shown)

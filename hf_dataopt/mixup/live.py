@@ -128,7 +128,15 @@ class LiveMixing:
         self._step: _Step | None = None
         self._model: ReferenceType[nn.Module] | None = None
         self._handles: list[Any] = []
-        self.set_epoch(0)
+        self._random: torch.Generator | None = None
+        self._epoch = 0
+
+    @property
+    def _generator(self) -> torch.Generator:
+        # made at the first step: before it the process may not know its rank
+        if self._random is None:
+            self._random = seeding.generator(self.options.seed, epoch=self._epoch, rank=process_rank())
+        return self._random
 
     @property
     def installed(self) -> bool:
@@ -142,7 +150,7 @@ class LiveMixing:
 
     def set_epoch(self, epoch: int) -> None:
         """Start the random stream of (seed, epoch, rank); call it when training resumes in a later epoch."""
-        self._generator = seeding.generator(self.options.seed, epoch=epoch, rank=distributed.rank())
+        self._epoch, self._random = epoch, None
 
     def install(self, model: nn.Module) -> None:
         """Put the hooks on `model`; a second call does nothing, and another mixing on the same model is taken off.
@@ -221,7 +229,7 @@ class LiveMixing:
         maps: Tensor | None,
     ) -> tuple[Tensor, _Step]:
         given, options = kwargs[name], self.options
-        images = _as_images(given, name)
+        images = as_images(given, name)
         if len(labels) != len(images):
             raise ValueError(f"{len(images)} inputs but {len(labels)} labels; give one label per input")
         targets = soft_targets(labels, _num_labels(module))
@@ -250,7 +258,7 @@ class LiveMixing:
             raise ValueError(
                 f"saliency has shape {tuple(saliency.shape)} for inputs {tuple(given.shape)}; give one map each"
             )
-        shown: dict[str, Tensor] = {}
+        shown: dict[str, Any] = {}
         if attack is not None and options.attack is not None:
             gradient = gradient.reshape(images.shape).float()
             shown["shown"] = finish_attack(images.float(), attack, gradient, options.attack)
@@ -330,12 +338,18 @@ class LiveMixing:
         return (loss, *output) if isinstance(output, tuple) else {"loss": loss, "logits": output}
 
 
+def process_rank() -> int:
+    """Index of this process, by torch.distributed where it runs (some launchers set no environment variable)."""
+    running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if running else distributed.rank()
+
+
 def installed_on(model: nn.Module) -> LiveMixing | None:
     """The mixing whose hooks sit on `model` (looked up under DDP and `torch.compile`), or None."""
     return _INSTALLED.get(unwrapped(model))
 
 
-def _as_images(inputs: Tensor, name: str) -> Tensor:
+def as_images(inputs: Tensor, name: str) -> Tensor:
     """Inputs as (B, C, H, W); a spectrogram (B, time, mel) has one channel."""
     if inputs.ndim not in (3, 4):
         raise ValueError(

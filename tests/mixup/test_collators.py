@@ -1,0 +1,183 @@
+"""The collators as objects: modes, columns, workers, counters, pickling, what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_dataopt.mixup.co_mixup_config import CoMixupConfig
+from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix
+from hf_dataopt.mixup.config import PuzzleMixConfig
+from hf_dataopt.mixup.live import SALIENCY_KEY
+from hf_dataopt.mixup.puzzle_mix import puzzle_mix
+from hf_dataopt.seeding import generator
+
+from .models import batch, make, rows
+
+PUZZLE = PuzzleMixConfig(grid_sizes=(2, 4), neighbourhood=1)
+
+
+def with_maps(n: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{**row, "map": row["pixel_values"][0].numpy()} for row in rows("vit", n, start)]
+
+
+def in_workers(**options: Any) -> DataCollatorForPuzzleMix:
+    return DataCollatorForPuzzleMix(None, PUZZLE, saliency="map", num_labels=10, **options)
+
+
+def test_with_a_model_the_batch_leaves_as_it_came() -> None:
+    collator = DataCollatorForPuzzleMix(make("vit"), PUZZLE)
+    found, expected = collator(rows("vit", 4)), batch("vit", 4)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_column_is_mixed_here_by_the_pure_function() -> None:
+    found = in_workers(seed=3)(with_maps(6))
+    plain = batch("vit", 6)
+    expected = puzzle_mix(
+        plain["pixel_values"], torch.eye(10)[plain["labels"]], plain["pixel_values"][:, 0], PUZZLE, generator(3)
+    )
+    assert torch.equal(found["pixel_values"], expected.images) and torch.equal(found["labels"], expected.targets)
+    assert set(found) == {"pixel_values", "labels"}
+
+
+def test_rows_without_the_column_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    collator = in_workers()
+    for _ in range(2):
+        assert collator(rows("vit", 4))["labels"].dtype == torch.int64
+    assert caplog.text.count("remove_unused_columns") == 1
+    with pytest.raises(ValueError, match="1 of 3 rows lack"):
+        collator([*with_maps(2), *rows("vit", 1)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_counts_and_streams_over_workers(workers: int) -> None:
+    data = with_maps(32)
+    data[3]["map"] = data[3]["map"] * 0
+    runs = []
+    for _ in range(2):
+        collator = in_workers()
+        torch.manual_seed(1)  # as Trainer does; torch draws the workers' seeds from it, anew for every pass
+        loader = DataLoader(data, batch_size=8, collate_fn=collator, num_workers=workers)
+        runs.append([[part["labels"] for part in loader] for _ in range(2)])
+        assert collator.seen == 64
+        assert collator.unmixed >= 2  # the blank one, twice; random permutations may add some that partner themselves
+    assert all(torch.equal(a, b) for p, q in zip(*runs, strict=True) for a, b in zip(p, q, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(*runs[0], strict=True))
+
+
+def test_spawned_workers_get_neither_model_nor_hooks() -> None:
+    model = make("vit")
+    collator = DataCollatorForPuzzleMix(model, PUZZLE, saliency="map")
+    twin = pickle.loads(pickle.dumps(collator))
+    assert twin.live is None
+    found = twin(with_maps(4))
+    assert found[SALIENCY_KEY].shape == (4, 8, 8) and found["labels"].dtype == torch.int64
+
+
+def test_epochs_repeat() -> None:
+    collator = in_workers()
+    first, second = collator(with_maps(8)), collator(with_maps(8))
+    assert not torch.equal(first["labels"], second["labels"])
+    collator.set_epoch(0)
+    assert torch.equal(collator(with_maps(8))["labels"], first["labels"])
+
+
+def test_results_are_kept_when_asked() -> None:
+    model = make("vit").train()
+    collator = DataCollatorForCoMixup(model, CoMixupConfig(grid=2, part_size=4, outputs_per_part=3, distance_window=2))
+    model(**batch("vit", 8))
+    assert collator.last_result is None and collator.seen == 6
+    collator.keep_result = True
+    output = model(**batch("vit", 8), num_items_in_batch=16)
+    assert collator.last_result is not None and collator.last_inputs is not None
+    assert len(output.logits) == len(collator.last_result.images) == 6 and len(collator.last_inputs) == 8
+    # 6 outputs made of 8 samples stand for half of 16
+    rows_ = -(collator.last_result.targets * output.logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(output.loss, rows_.mean() / 2)
+    with collator.paused():
+        model(**batch("vit", 8))
+    assert collator.seen == 12
+    collator.remove()
+    model(**batch("vit", 8))
+    assert collator.seen == 12
+
+
+def test_spectrograms_move_along_time_only() -> None:
+    model = make("ast").train()
+    config = PuzzleMixConfig(grid_sizes=(4,), transport_cost=1e-3)
+    collator = DataCollatorForPuzzleMix(model, config)
+    collator.keep_result = True
+    moved = 0
+    for _ in range(3):
+        model(**batch("ast", 8))
+        result = collator.last_result
+        assert result is not None and result.plans is not None and result.images.shape == (8, 1, 32, 16)
+        columns = result.masks.shape[-1]
+        home = torch.arange(result.plans.shape[-1])
+        assert torch.equal(result.plans % columns, (home % columns).expand_as(result.plans))
+        moved += int((result.plans // columns != home // columns).sum())
+    assert moved > 0
+
+
+def test_blank_images_are_counted() -> None:
+    model = make("vit").train()
+    with torch.no_grad():
+        model.classifier.weight.zero_()  # no gradient reaches any input
+    collator = DataCollatorForPuzzleMix(model, PUZZLE)
+    data = batch("vit", 4)
+    output = model(**data)
+    assert collator.unmixed == collator.seen == 4
+    plain = model.eval()(**data)
+    torch.testing.assert_close(output.loss, plain.loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "model is None"),
+        ({"saliency": "map"}, "num_labels"),
+        ({"saliency": "map", "num_labels": 10, "label_smoothing": 0.1}, "soft_target_loss"),
+        ({"saliency": "map", "num_labels": 10, "augmentation": abs}, "augment in the data set"),
+        ({"saliency": "map", "num_labels": 10, "config": PuzzleMixConfig(clean_weight=1.0)}, "clean_weight"),
+    ],
+)
+def test_modes_that_cannot_work_without_a_model(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForPuzzleMix(None, **options)
+
+
+def test_gradient_options_need_the_live_gradient() -> None:
+    model = make("vit")
+    for config in (PuzzleMixConfig(clean_weight=1.0), PuzzleMixConfig().adversarial()):
+        for saliency in ("map", lambda images, targets: images.mean(1)):
+            with pytest.raises(ValueError, match="saliency='live'"):
+                DataCollatorForPuzzleMix(model, config, saliency=saliency)
+    with pytest.raises(TypeError, match="unknown"):
+        DataCollatorForPuzzleMix(model, PUZZLE, unknown=1)
+    with pytest.raises(ValueError, match="loader workers"), in_workers().paused():
+        pass
+    with pytest.raises(ValueError, match="loader workers"):
+        in_workers().keep_result = True
+    with pytest.raises(ValueError, match="one map each"):
+        in_workers()([{**row, "map": torch.ones(4, 4)} for row in rows("vit", 2)])
+
+
+def test_algorithm_2_through_the_collator() -> None:
+    model = make("vit").train()
+    config = PuzzleMixConfig(grid_sizes=(2,), neighbourhood=1, transport=False).adversarial(probability=0.5)
+    collator = DataCollatorForPuzzleMix(model, config)
+    collator.keep_result = True
+    output = model(**batch("vit", 8))
+    result, images = collator.last_result, collator.last_inputs
+    assert result is not None and images is not None and bool(torch.isfinite(output.loss))
+    mask = torch.nn.functional.interpolate(result.masks[:, :1], scale_factor=4)
+    clean = mask * images + (1 - mask) * images[result.sources[:, 1]]
+    apart = (result.images - clean).abs()
+    assert 0 < float(apart.max()) <= config.adversarial_eps + 1e-6
+    assert int((apart.flatten(1).amax(1) == 0).sum()) > 0  # some pairs are drawn for neither role
