@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 _INTEGER_TOP = float(2**29)  # largest capacity; scipy's flows are int32
 _BOUND_ROUNDS = 4
-_CELLS_PER_CALL = 16384  # a call searches its whole graph in every phase: small calls stay in the cache
+_CELLS_PER_CALL = 8192  # a call searches its whole graph in every phase: small calls stay in the cache
 
 
 def grid_energy(unary: Floats, vertical: Floats, horizontal: Floats, labels: Labels) -> Floats:
