@@ -62,7 +62,7 @@ def co_mixup(
     _check(images, targets, saliency)
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     grid = _grid_of(config, images, rng)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         cells = cell_saliency(saliency.detach(), grid)
         usable = (torch.isfinite(cells).all((1, 2)) & (cells.sum((1, 2)) > 0)).cpu().numpy()
         places = salient_places(torch.nan_to_num(saliency.detach().float()), config).cpu().numpy()
@@ -307,13 +307,15 @@ def _mix_images(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
     rows, columns = (_edges(size, n) for size, n in zip((height, width), first.shape[1:], strict=True))
     mixed = images.new_empty((len(first), *images.shape[1:]))
     halved = first != second
+    some = halved.any(0).tolist()
+    first, second, halved = (labels.to(images.device) for labels in (first, second, halved))
     for r, (top, bottom) in enumerate(rows):
         for c, (left, right) in enumerate(columns):
             patch = images[:, :, top:bottom, left:right]
-            shown = patch[first[:, r, c].to(images.device)]
-            if bool(halved[:, r, c].any()):
-                where = halved[:, r, c].nonzero()[:, 0].to(images.device)
-                shown[where] = (shown[where] + patch[second[:, r, c].to(images.device)[where]]) * 0.5
+            shown = patch[first[:, r, c]]
+            if some[r][c]:
+                where = halved[:, r, c].nonzero()[:, 0]
+                shown[where] = (shown[where] + patch[second[where, r, c]]) * 0.5
             mixed[:, :, top:bottom, left:right] = shown
     return mixed
 

@@ -342,6 +342,24 @@ def test_half_precision_and_gradient_free() -> None:
     assert result.targets.dtype == torch.float32
 
 
+def test_autocast_changes_nothing() -> None:
+    batch = batch_of(8)
+    plain = mix(CoMixupConfig(), *batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = mix(CoMixupConfig(), *batch)
+    assert torch.equal(plain.images, inside.images) and torch.equal(plain.targets, inside.targets)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu() -> None:
+    batch = batch_of(20)
+    plain, there = mix(CoMixupConfig(), *batch), mix(CoMixupConfig(), *(tensor.cuda() for tensor in batch))
+    for name in ("images", "targets", "sources", "masks", "ratios", "unmixed", "energies", "saliency"):
+        moved = getattr(there, name)
+        assert moved.is_cuda
+        torch.testing.assert_close(moved.cpu(), getattr(plain, name))
+
+
 def test_presets_and_json() -> None:
     assert CoMixupConfig.cifar100() == CoMixupConfig.tiny_imagenet() == CoMixupConfig()
     imagenet = CoMixupConfig.imagenet(grid=(4, 6))
