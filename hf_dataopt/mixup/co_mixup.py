@@ -42,8 +42,8 @@ def co_mixup(
         unusable saliency, or alone in their part. No transport plans.
 
     Raises:
-        ValueError: empty batch, wrong shapes, targets or images that are not finite, negative saliency, grid finer than
-            the image.
+        ValueError: empty batch, wrong shapes, targets that are not finite, negative saliency, grid finer than
+            the image, generator not on the CPU.
         TypeError: not floating point.
 
     Source: chapter 4: Eqs. 4.1 and 4.2, Algorithm 3.
@@ -60,6 +60,8 @@ def co_mixup(
         torch.Size([6, 3, 8, 8])
     """
     _check(images, targets, saliency)
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be on the CPU, got one on {generator.device}; use torch.Generator()")
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     grid = _grid_of(config, images, rng)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):

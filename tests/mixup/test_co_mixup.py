@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -411,5 +412,7 @@ def test_bad_batches_are_refused() -> None:
     ):
         with pytest.raises(error, match=words):
             co_mixup(*arguments, config, generator)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on the CPU"):
+        co_mixup(images, targets, saliency, config, SimpleNamespace(device=torch.device("cuda")))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2x2"):
         co_mixup(images[..., :1], targets, saliency[..., :1], CoMixupConfig(grid=None), generator)
