@@ -26,14 +26,14 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from .mixup.loss import soft_target_loss as soft_target_loss
-    from .mixup.config import PuzzleMixConfig as PuzzleMixConfig
-    from .mixup.collators import DataCollatorForPuzzleMix as DataCollatorForPuzzleMix
-    from .mixup.collators import DataCollatorForCoMixup as DataCollatorForCoMixup
-    from .mixup.co_mixup_config import CoMixupConfig as CoMixupConfig
     from .features import FeatureExtractor as FeatureExtractor
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
+    from .mixup.co_mixup_config import CoMixupConfig as CoMixupConfig
+    from .mixup.collators import DataCollatorForCoMixup as DataCollatorForCoMixup
+    from .mixup.collators import DataCollatorForPuzzleMix as DataCollatorForPuzzleMix
+    from .mixup.config import PuzzleMixConfig as PuzzleMixConfig
+    from .mixup.loss import soft_target_loss as soft_target_loss
     from .relation.cleaner import RelationCleaner as RelationCleaner
     from .relation.config import RelationConfig as RelationConfig
     from .relation.report import RelationReport as RelationReport
