@@ -13,6 +13,7 @@ EXAMPLES = ["hf-dataopt demo", "hf-dataopt demo --section kvzip", "hf-dataopt de
 SECTIONS = {
     "kvzip": "hf_dataopt.kvzip.command",
     "relation": "hf_dataopt.relation.command",
+    "mixup": "hf_dataopt.mixup.command",
 }
 
 

@@ -1,0 +1,300 @@
+"""`hf-dataopt mix`: mix one batch of images with a classifier's saliency and save a picture of how it was done."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+HELP = "mix a batch of images by their saliency and save a picture (Puzzle Mix, Co-Mixup)"
+EXAMPLES = [
+    "hf-dataopt mix",
+    "hf-dataopt mix --method co --rows 16 --out co.png",
+    "hf-dataopt mix --dataset cifar10 --image-column img --model me/resnet-cifar10 --method puzzle --out mixed.png --json",
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hf-dataopt mix`."""
+    parser.add_argument("--method", choices=["puzzle", "co"], default="puzzle", help="Puzzle Mix or Co-Mixup")
+    parser.add_argument(
+        "--dataset", default=None, help="Hub name, saved folder or file; default: scikit-learn's digits"
+    )
+    parser.add_argument("--split", default="train", help="split of the dataset")
+    parser.add_argument("--image-column", default="image", help="column of images")
+    parser.add_argument("--label-column", default="label", help="column of int classes")
+    parser.add_argument(
+        "--model",
+        default=None,
+        help="image classifier (Hub name or folder); default for digits: a small network trained on the spot",
+    )
+    parser.add_argument("--rows", type=int, default=20, help="images in the batch")
+    parser.add_argument("--shown", type=int, default=6, help="outputs in the picture")
+    parser.add_argument("--grid", type=int, default=4, help="cells along each side of the mask")
+    parser.add_argument("--out", default="mixed.png", metavar="FILE", help="the picture")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Mix one batch.
+
+    Args:
+        args: the parsed command line.
+
+    Returns:
+        Path of the picture, inputs and shares of each output, statistics and seconds, ready for JSON.
+
+    Raises:
+        ValueError: a dataset without a model, missing columns, or settings out of range.
+    """
+    if args.rows < 2:
+        raise ValueError(f"--rows is {args.rows}; mixing needs at least 2 images")
+    if args.dataset is None:
+        images, labels = digits()
+        model = trained_network("plain", steps=60, seed=args.seed)[0]
+        images, labels = images[-args.rows :], labels[-args.rows :]
+        scale = None
+    else:
+        images, labels, model, scale = _from_dataset(args)
+    return mix_batch(
+        model, (images, labels), args.method, args.grid, Path(args.out), shown=args.shown, scale=scale, seed=args.seed
+    )
+
+
+def mix_batch(
+    model: Any,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    method: str,
+    grid: int,
+    picture: Path,
+    *,
+    shown: int = 6,
+    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Saliency of `model`, one mixed batch, its picture and its statistics.
+
+    Args:
+        model: an image classifier.
+        batch: images (B, C, H, W) as the model takes them, labels (B,) int64.
+        method: "puzzle" or "co".
+        grid: cells along each side of the mask.
+        picture: file to write.
+        shown: outputs in the picture.
+        scale: mean and standard deviation per channel; None: the images are in [0, 1].
+        seed: of the draws.
+
+    Returns:
+        As `run`.
+    """
+    import torch
+
+    from ..saliency import input_saliency
+    from ..seeding import generator
+    from .co_mixup import co_mixup
+    from .co_mixup_config import CoMixupConfig
+    from .config import PuzzleMixConfig
+    from .plot import plot_mixup
+    from .puzzle_mix import puzzle_mix
+    from .statistics import diversity, inputs_per_output, mixed_saliency, total_variation
+
+    images, labels = batch
+    mean, std = scale if scale is not None else (None, None)
+    config = PuzzleMixConfig(grid_sizes=(grid,), image_mean=mean, image_std=std)
+    start = time.perf_counter()
+    saliency = input_saliency(model, {model.main_input_name: images}, labels)
+    seconds = {"saliency": round(time.perf_counter() - start, 4)}
+    targets = torch.eye(model.config.num_labels)[labels]
+    start = time.perf_counter()
+    if method == "puzzle":
+        result = puzzle_mix(images, targets, saliency, config, generator(seed))
+    else:
+        result = co_mixup(images, targets, saliency, CoMixupConfig(grid=grid), generator(seed))
+    seconds["mixing"] = round(time.perf_counter() - start, 4)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    plot_mixup(result, images, config, rows=shown).savefig(picture, dpi=100)
+    sums: dict[int, float]
+    outputs = []
+    for sources, ratios in zip(result.sources.tolist(), result.ratios.tolist(), strict=True):
+        sums = {}
+        for source, ratio in zip(sources, ratios, strict=True):
+            sums[source] = sums.get(source, 0.0) + ratio
+        shares = [[source, round(share, 3)] for source, share in sorted(sums.items(), key=lambda kv: -kv[1]) if share]
+        outputs.append(shares)
+    return {
+        "method": method,
+        "picture": str(picture),
+        "images": len(images),
+        "unmixed": int(result.unmixed.sum()),
+        "mixed_saliency": round(float(mixed_saliency(result).mean()), 4),
+        "total_variation": round(float(total_variation(result.images).mean()), 4),
+        "diversity": round(diversity(result), 4),
+        "inputs_per_output": round(float(inputs_per_output(result).float().mean()), 3),
+        "outputs": outputs,
+        "seconds": seconds,
+    }
+
+
+def show(result: dict[str, Any], console: Any) -> None:
+    """The statistics as a table, and where the picture is."""
+    from rich.table import Table
+
+    table = Table(title=f"{result['images']} images mixed by {_NAMES[result['method']]}")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    rows = {
+        "saliency left in an output (one whole input: 1)": result["mixed_saliency"],
+        "inputs per output": result["inputs_per_output"],
+        "total variation": result["total_variation"],
+        "diversity (1: outputs share no input)": result["diversity"],
+        "left unmixed": result["unmixed"],
+        "seconds for saliency, for mixing": f"{result['seconds']['saliency']}, {result['seconds']['mixing']}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    console.print(f"picture: {result['picture']}", soft_wrap=True)
+
+
+_NAMES = {"plain": "no mixing", "puzzle": "Puzzle Mix", "co": "Co-Mixup"}
+
+
+def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
+    """The demo's section: one small network per method, trained on few digits by a stock Trainer; two pictures."""
+    from rich.table import Table
+
+    steps = 40 if args.smoke else 150
+    seed = getattr(args, "seed", 0)
+    args.console.print(f"three small networks, each {steps} steps on {TRAIN} of scikit-learn's digits ...")
+    table = Table(title="Accuracy on the other digits")
+    for title in ("method", "accuracy", "seconds", "samples mixed"):
+        table.add_column(title, justify="left" if title == "method" else "right")
+    result: dict[str, Any] = {"rows": []}
+    model: Any = None
+    for method in _NAMES:
+        trained, row = trained_network(method, steps=steps, seed=seed)
+        model = trained if method == "plain" else model
+        result["rows"].append({"method": method, **row})
+        table.add_row(_NAMES[method], f"{row['accuracy']:.3f}", f"{row['seconds']:.1f}", str(row["mixed"]))
+    args.console.print(table)
+    images, labels = digits()
+    for method in ("puzzle", "co"):
+        picture = output_dir / f"mixup_{method}.png"
+        result[method] = mix_batch(model, (images[-20:], labels[-20:]), method, 4, picture, seed=seed)
+        show(result[method], args.console)
+    return result
+
+
+TRAIN = 200
+_NETWORK: dict[str, Any] = {
+    "num_channels": 1,
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32],
+    "depths": [1, 1],
+    "layer_type": "basic",
+    "num_labels": 10,
+}
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """scikit-learn's 1,797 digits as (n, 1, 32, 32) float32 in [0, 1], and their labels (n,) int64."""
+    import torch
+
+    from ..errors import MissingExtraError
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "demo", "the digits") from error
+    found = load_digits()
+    images = torch.from_numpy(found.images / 16).float()[:, None]
+    images = torch.nn.functional.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False)
+    return images, torch.from_numpy(found.target).long()
+
+
+def trained_network(method: str, *, steps: int, seed: int = 0) -> tuple[Any, dict[str, Any]]:
+    """A small HF ResNet after `steps` steps of a stock Trainer on the first digits, and how it does on the others.
+
+    Args:
+        method: "plain", "puzzle" or "co".
+        steps: optimizer steps of 20 images.
+        seed: of weights, order and draws.
+
+    Returns:
+        The model in eval mode, and accuracy, seconds and number of mixed samples.
+    """
+    import torch
+    from transformers import PrinterCallback, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+
+    from .collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix
+
+    images, labels = digits()
+    rows: Any = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels.tolist(), strict=True)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ResNetForImageClassification(ResNetConfig(**_NETWORK))
+        kinds = {"puzzle": DataCollatorForPuzzleMix, "co": DataCollatorForCoMixup}
+        collator = kinds[method](model, seed=seed) if method in kinds else None
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                model=model,
+                args=TrainingArguments(
+                    output_dir=folder,
+                    per_device_train_batch_size=20,
+                    per_device_eval_batch_size=200,
+                    max_steps=steps,
+                    learning_rate=3e-3,
+                    report_to="none",
+                    save_strategy="no",
+                    logging_strategy="no",
+                    disable_tqdm=True,
+                    use_cpu=True,
+                    seed=seed,
+                ),
+                train_dataset=rows[:TRAIN],
+                eval_dataset=rows[TRAIN:],
+                data_collator=collator,
+                compute_metrics=_accuracy,
+            )
+            trainer.remove_callback(PrinterCallback)  # standard output belongs to the result
+            start = time.perf_counter()
+            output = trainer.train()
+            seconds = time.perf_counter() - start
+            accuracy = trainer.evaluate()["eval_accuracy"]
+    mixed = 0 if collator is None else collator.seen - collator.unmixed
+    if collator is not None:
+        collator.remove()
+    found = {"accuracy": float(accuracy), "seconds": seconds, "mixed": mixed, "loss": output.training_loss}
+    return model.eval(), found
+
+
+def _accuracy(found: Any) -> dict[str, float]:
+    return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
+
+
+def _from_dataset(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """Images, labels, model and pixel scale of a user's dataset and classifier."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from ..relation.command import read_dataset
+
+    if args.model is None:
+        raise ValueError("--dataset needs --model: whose saliency shall be used?")
+    dataset = read_dataset(args.dataset, args.split)
+    for name in (args.image_column, args.label_column):
+        if name not in dataset.column_names:
+            raise ValueError(
+                f"the dataset has columns {dataset.column_names}, not {name!r}; set --image-column or --label-column"
+            )
+    picked = dataset.shuffle(seed=args.seed).select(range(min(args.rows, len(dataset))))
+    processor = AutoImageProcessor.from_pretrained(args.model)
+    model = AutoModelForImageClassification.from_pretrained(args.model).eval()
+    made = processor([image.convert("RGB") for image in picked[args.image_column]], return_tensors="pt")
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    scale = (tuple(mean), tuple(std)) if getattr(processor, "do_normalize", False) and mean and std else None
+    return made["pixel_values"], torch.tensor(picked[args.label_column]), model, scale

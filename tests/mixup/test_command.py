@@ -1,0 +1,67 @@
+"""`hf-dataopt mix` and its part of the demo: pictures, JSON, a dataset and a model from folders, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import transformers
+
+from hf_dataopt.cli import main
+
+
+def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_digits_with_a_network_trained_on_the_spot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "new" / "mixed.png"
+    result = json_of(["mix", "--rows", "8", "--out", str(picture)], capsys)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert result["images"] == len(result["outputs"]) == 8
+    for shares in result["outputs"]:
+        assert sum(share for _, share in shares) == pytest.approx(1, abs=2e-3)
+    assert 0.3 < result["mixed_saliency"] < 2 and result["inputs_per_output"] > 1
+
+
+@pytest.mark.parametrize("method", ["puzzle", "co"])
+def test_own_dataset_and_model(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(6)]
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.Value("int64")})
+    dataset = datasets.Dataset.from_dict({"photo": images, "kind": [0, 1, 2, 0, 1, 2]}, features=features)
+    dataset.save_to_disk(tmp_path / "data")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=3)
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    call = [
+        "mix",
+        "--dataset",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "p.png"),
+        "--method",
+        method,
+        "--rows",
+        "6",
+    ]
+    columns = ["--image-column", "photo", "--label-column", "kind"]
+    result = json_of([*call, *columns, "--model", str(tmp_path / "model")], capsys)
+    assert result["method"] == method and (tmp_path / "p.png").stat().st_size > 1000
+    assert main([*call, *columns]) == 1 and "--model" in capsys.readouterr().err
+    assert main([*call, "--model", str(tmp_path / "model")]) == 1
+    assert "--image-column" in capsys.readouterr().err
+    assert main(["mix", "--rows", "1"]) == 1
+
+
+def test_demo_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json_of(["demo", "--section", "mixup", "--smoke", "--output-dir", str(tmp_path)], capsys)["mixup"]
+    assert [row["method"] for row in result["rows"]] == ["plain", "puzzle", "co"]
+    assert [row["mixed"] > 0 for row in result["rows"]] == [False, True, True]
+    for method in ("puzzle", "co"):
+        assert (tmp_path / f"mixup_{method}.png").stat().st_size > 1000
