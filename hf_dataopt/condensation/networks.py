@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .config import IDCConfig
 
 
 class ConvNet(nn.Module):
@@ -156,26 +161,31 @@ class ResNetAP(nn.Module):
         return F.adaptive_avg_pool2d(images, 1) if block is None else images
 
 
-def initialised(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Redraw the weights of convolutions and linear layers from `generator`, as their own default initialisation does.
+NetworkFactory = Callable[[int, int, tuple[int, int]], nn.Module]
 
-    PyTorch's initialisers take no generator where modules are built; this one does, so that no global stream is read.
+
+def factory_of(config: IDCConfig) -> NetworkFactory:
+    """The configured network as a function of (channels, classes, (height, width))."""
+    if config.network == "resnet_ap":
+        return lambda channels, classes, size: ResNetAP(channels, classes, size=max(size), width=config.width)
+    return lambda channels, classes, size: ConvNet(
+        channels, classes, size=size, width=int(config.width), depth=config.depth
+    )
+
+
+def build(factory: NetworkFactory, shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
+    """A new network whose initial weights depend on `generator` alone.
+
+    Modules initialise themselves from the global stream and take no generator, so the stream is forked, seeded from
+    `generator` for the time of the call, and left as it was.
+
+    Args:
+        factory: makes the network.
+        shape: channels, height and width of its input.
+        classes: its outputs.
+        generator: where the weights come from.
     """
-    normal = isinstance(network, ResNetAP)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear):
-                fan_in = module.weight[0].numel()
-                bound = 1 / math.sqrt(fan_in)
-                if normal and isinstance(module, nn.Conv2d):
-                    deviation = math.sqrt(2.0 / (module.kernel_size[0] ** 2 * module.out_channels))
-                    _fill(module.weight, torch.randn(module.weight.shape, generator=generator) * deviation)
-                else:
-                    _fill(module.weight, (torch.rand(module.weight.shape, generator=generator) * 2 - 1) * bound)
-                if module.bias is not None:
-                    _fill(module.bias, (torch.rand(module.bias.shape, generator=generator) * 2 - 1) * bound)
-    return network
-
-
-def _fill(parameter: Tensor, values: Tensor) -> None:
-    parameter.copy_(values.to(parameter))
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return factory(shape[0], classes, shape[1:])
