@@ -1,0 +1,305 @@
+"""Settings of dataset condensation, each with its range and the place it comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+_CHOICES = {
+    "formation": ("single", "multi", "bound"),
+    "axis": ("image", "time"),
+    "initialisation": ("random", "herding", "mix", "mix_herding", "noise"),
+    "network": ("convnet", "resnet_ap"),
+    "match": ("gradient", "feature"),
+    "metric": ("mse", "l1", "l1_mean", "cos"),
+    "train_network_on": ("real", "synthetic", "nothing"),
+    "storage": ("uint8", "float16", "float32"),
+    "dtype": ("float32", "bfloat16"),
+}
+_LEAST = {
+    "images_per_class": 1,
+    "factor": 1,
+    "formed_batch": 1,
+    "depth": 1,
+    "outer_iterations": 0,
+    "inner_iterations": 1,
+    "real_batch": 1,
+    "network_images": 1,
+    "network_batch": 1,
+    "early_epochs": 0,
+    "reinitialise_every": 1,
+    "pretrained_networks": 0,
+    "evaluation_batch": 1,
+    "checkpoint_every": 1,
+    "seed": 0,
+}
+_OPTIONAL_LEAST = {"evaluation_epochs": 1}
+_RANGES = {
+    "learning_rate": (0.0, 1e6),
+    "learning_rate_size": (1.0, 1e6),
+    "momentum": (0.0, 1.0),
+    "width": (1e-3, 1e5),
+    "network_learning_rate": (0.0, 1e3),
+    "network_momentum": (0.0, 1.0),
+    "network_weight_decay": (0.0, 1.0),
+    "cutmix": (0.0, 1.0),
+    "evaluation_learning_rate": (0.0, 1e3),
+    "evaluation_cutmix": (0.0, 1.0),
+}
+_FLAGS = ("scale_learning_rate", "match_bias", "match_head", "normalise", "compile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDCConfig:
+    """How a data set is condensed and how the result is scored.
+
+    Args:
+        images_per_class (`int`, >= 1, default 10): stored elements of a class.
+        factor (`int`, >= 1, default 2): multi-formation factor; 1 is IDC-I.
+        formation, axis, pad_value: see `Formation`; `axis="time"` for spectrograms.
+        initialisation (`str`, default `"mix"`): `"random"` real images, `"herding"` those whose running mean of pixels
+            stays closest to the class mean, `"mix"` factor^2 random images shrunk into one mosaic (equals random at
+            factor 1), `"mix_herding"`, `"noise"`.
+        network, width, depth: `"convnet"` (width in channels, 128) or `"resnet_ap"` (width as a factor, 1.0); ignored
+            when the condenser is given a network factory.
+        match (`str`, default `"gradient"`): `"feature"` is DM.
+        metric (`str`, default `"mse"`): sum of squares, `"l1"`, `"l1_mean"` or `"cos"`; see `distance`.
+        match_bias, match_head (`bool`, default False): compare vectors / the linear head too.
+        learning_rate (`float`, default 0.005): of the images at 10 images per class.
+        scale_learning_rate (`bool`, default True): times images_per_class / 10 and (size / `learning_rate_size`)^2.
+        learning_rate_size (`float`, default 32): base size in pixels of that rule (28 for MNIST, 64 speech, 224 ImageNet).
+        momentum (`float`, default 0.5): of the images' SGD, shared by all classes.
+        outer_iterations (`int`, default 2000): network lives; `inner_iterations` (100) rounds over the classes in each.
+        real_batch (`int`, default 64): real images of a class per step.
+        formed_batch (`int`, default 128): most formed synthetic images of a class per step.
+        augmentation (`str`, default `"color_crop_cutout"`): siamese augmentation of the match.
+        train_network_on (`str`, default `"real"`): `"synthetic"` is DSA, `"nothing"` DM.
+        network_images (`int`, default 500): images the network sees after each round, in batches of `network_batch` (64).
+        network_learning_rate (0.01), network_momentum (0.9), network_weight_decay (5e-4): of the network's SGD.
+        cutmix (`float`, [0, 1], default 0.5): probability of CutMix in a network step.
+        early_epochs (`int`, default 0): epochs on real data before a new network is used.
+        reinitialise_every (`int`, default 1): outer iterations a network lives.
+        pretrained_networks (`int`, default 0): size of a pool of networks trained `early_epochs` once and then drawn
+            from; 0 trains a new one each time.
+        clamp_low, clamp_high (`float` or None, default 0 and 1): range of stored values, applied at every outer
+            iteration; None: the training data's minimum for low, no bound for high.
+        normalise (`bool`, default True): networks see (x - mean) / std; `mean`, `std` default to the training data's.
+        storage (`str`, default `"uint8"`): 8-bit images; `"float16"`, `"float32"` arrays.
+        evaluation_epochs (`int`, optional): default by storage, see `evaluation_epochs_of`.
+        evaluation_augmentation (`str`, default `"color_crop_flip_scale_rotate"`), evaluation_cutmix (0.5),
+            evaluation_learning_rate (0.01), evaluation_batch (64): the scoring recipe, shared by every method.
+        dtype (`str`, default `"float32"`): `"bfloat16"` runs the networks under autocast; images stay float32.
+        compile (`bool`, default False): `torch.compile` the network of the evaluation.
+        checkpoint_every (`int`, default 1): outer iterations between checkpoints.
+        seed (`int`, >= 0, default 0): every random choice.
+
+    Raises:
+        ValueError: a field is out of its range.
+        TypeError: a field has the wrong type.
+
+    Source: sections 6.3-6.5 and Algorithm 5; values from the reference code's `--reproduce` tables.
+    Differs: herding is an initialisation of its own, and random images are drawn (the reference takes the first ones).
+
+    Example:
+        >>> IDCConfig.cifar10(images_per_class=50).factor
+        2
+    """
+
+    images_per_class: int = 10
+    factor: int = 2
+    formation: Literal["single", "multi", "bound"] = "single"
+    axis: Literal["image", "time"] = "image"
+    pad_value: float = 0.5
+    initialisation: Literal["random", "herding", "mix", "mix_herding", "noise"] = "mix"
+    network: Literal["convnet", "resnet_ap"] = "convnet"
+    width: float = 128
+    depth: int = 3
+    match: Literal["gradient", "feature"] = "gradient"
+    metric: Literal["mse", "l1", "l1_mean", "cos"] = "mse"
+    match_bias: bool = False
+    match_head: bool = False
+    learning_rate: float = 0.005
+    scale_learning_rate: bool = True
+    learning_rate_size: float = 32
+    momentum: float = 0.5
+    outer_iterations: int = 2000
+    inner_iterations: int = 100
+    real_batch: int = 64
+    formed_batch: int = 128
+    augmentation: str = "color_crop_cutout"
+    train_network_on: Literal["real", "synthetic", "nothing"] = "real"
+    network_images: int = 500
+    network_batch: int = 64
+    network_learning_rate: float = 0.01
+    network_momentum: float = 0.9
+    network_weight_decay: float = 5e-4
+    cutmix: float = 0.5
+    early_epochs: int = 0
+    reinitialise_every: int = 1
+    pretrained_networks: int = 0
+    clamp_low: float | None = 0.0
+    clamp_high: float | None = 1.0
+    normalise: bool = True
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    storage: Literal["uint8", "float16", "float32"] = "uint8"
+    evaluation_epochs: int | None = None
+    evaluation_augmentation: str = "color_crop_flip_scale_rotate"
+    evaluation_cutmix: float = 0.5
+    evaluation_learning_rate: float = 0.01
+    evaluation_batch: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    checkpoint_every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from .augment import operations
+
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, least in {**_LEAST, **_OPTIONAL_LEAST}.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL_LEAST:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(float(one) for one in value))
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        if self.clamp_low is not None and self.clamp_high is not None and self.clamp_low >= self.clamp_high:
+            raise ValueError(f"clamp_low must be below clamp_high, got {self.clamp_low} and {self.clamp_high}")
+        if self.storage == "uint8" and (self.clamp_low, self.clamp_high) != (0.0, 1.0):
+            raise ValueError("storage='uint8' needs clamp_low=0 and clamp_high=1; use storage='float32' for other ranges")
+        operations(self.augmentation), operations(self.evaluation_augmentation)
+
+    def image_learning_rate(self, height: int) -> float:
+        """Step size of the images: `learning_rate` scaled by storage and size as the reference code does.
+
+        Args:
+            height: of the images in pixels.
+        """
+        if not self.scale_learning_rate:
+            return self.learning_rate
+        return self.learning_rate * self.images_per_class / 10 * (height / self.learning_rate_size) ** 2
+
+    def epochs_of_evaluation(self, classes: int) -> int:
+        """Epochs of a scoring run: as set, else by the number of formed images per class."""
+        if self.evaluation_epochs is not None:
+            return self.evaluation_epochs
+        return evaluation_epochs_of(self.images_per_class * self.factor ** (1 if self.axis == "time" else 2), classes)
+
+    @classmethod
+    def cifar10(cls, **changes: Any) -> IDCConfig:
+        """CIFAR-10 (Table 6.1)."""
+        return cls(**{**_SMALL, "network_images": 2000, **_CIFAR, **changes})
+
+    @classmethod
+    def fashion_mnist(cls, **changes: Any) -> IDCConfig:
+        """Fashion-MNIST: L1, learning rate 1e-4 at base size 32."""
+        return cls(**{**_SMALL, "metric": "l1", "learning_rate": 1e-4, **changes})
+
+    @classmethod
+    def imagenet_subset(cls, classes: int = 10, **changes: Any) -> IDCConfig:
+        """ImageNet-10 or ImageNet-100 at 224 pixels with ResNetAP-10 (Table 6.3).
+
+        Args:
+            classes: 10 (networks trained 10 epochs first) or 100 (ten pretrained networks, 5 epochs).
+            changes: fields to set.
+        """
+        many = classes >= 100
+        values: dict[str, Any] = {
+            "factor": 3,
+            "network": "resnet_ap",
+            "width": 1.0,
+            "metric": "l1",
+            "learning_rate": 1e-3 if many else 3e-3,
+            "learning_rate_size": 224,
+            "outer_iterations": 500,
+            "early_epochs": 5 if many else 10,
+            "pretrained_networks": 10 if many else 0,
+            "cutmix": 1.0,
+            "evaluation_cutmix": 1.0,
+            "real_batch": 128 if many else 64,
+            "evaluation_batch": 128 if many else 64,
+            "network_batch": 128 if many else 64,
+            "network_learning_rate": 0.1 if many else 0.01,
+            "network_weight_decay": 1e-4 if many else 5e-4,
+            "evaluation_learning_rate": 0.1 if many else 0.01,
+        }
+        values |= changes
+        if values["factor"] >= 3 and values.get("images_per_class", 10) >= 20:
+            values.setdefault("formation", "bound")
+        return cls(**values)
+
+    @classmethod
+    def speech(cls, **changes: Any) -> IDCConfig:
+        """Mini Speech Commands: log-spectrograms of 64 x 64, cut along time (section 6.5.2, Table 6.4)."""
+        values: dict[str, Any] = {
+            "axis": "time",
+            "pad_value": 0.0,
+            "depth": 4,
+            "metric": "l1",
+            "learning_rate": 3e-3,
+            "learning_rate_size": 64,
+            "outer_iterations": 1000,
+            "augmentation": "none",
+            "network_learning_rate": 3e-4,
+            "cutmix": 0.0,
+            "clamp_low": None,
+            "clamp_high": None,
+            "storage": "float32",
+            "evaluation_epochs": 1000,
+            "evaluation_augmentation": "none",
+            "evaluation_cutmix": 0.0,
+        }
+        return cls(**{**values, **changes})
+
+    def to_json_string(self) -> str:
+        """The settings as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json_string(cls, text: str) -> IDCConfig:
+        """Settings from `to_json_string`'s output.
+
+        Raises:
+            ValueError: not JSON, or a field this version does not know.
+        """
+        values: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown IDC settings {unknown}; were they written by a newer version?")
+        return cls(**values)
+
+
+_SMALL: dict[str, Any] = {"evaluation_epochs": 1000}
+_CIFAR: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+_EPOCHS = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
+
+
+def evaluation_epochs_of(formed_per_class: int, classes: int = 10) -> int:
+    """Epochs of the reference's scoring runs: fewer for larger storage; two thirds of it, to 100s, from 100 classes on.
+
+    Example:
+        >>> evaluation_epochs_of(40), evaluation_epochs_of(40, classes=100)
+        (1500, 1000)
+    """
+    epochs = next((count for most, count in _EPOCHS if formed_per_class <= most), 300)
+    return int(epochs * 2 / 3) // 100 * 100 if classes >= 100 else epochs

@@ -1,0 +1,105 @@
+"""What a condensation run will cost, before it starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..seeding import generator as seeded
+from .loop import ImageState, RealBatches
+
+if TYPE_CHECKING:
+    from .loop import CondensationLoop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Time and memory of a run on this machine.
+
+    Args:
+        class_step_seconds: one update of one class's images.
+        network_seconds: the network's updates after one round over the classes.
+        outer_seconds: one outer iteration.
+        total_seconds: the whole run.
+        data_bytes: training images in memory.
+        network_bytes: activations of one class step and the parameters, roughly.
+    """
+
+    class_step_seconds: float
+    network_seconds: float
+    outer_seconds: float
+    total_seconds: float
+    data_bytes: int
+    network_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"estimate: {self.total_seconds / 60:.1f} min ({self.outer_seconds:.1f} s per outer iteration), "
+            f"{(self.data_bytes + self.network_bytes) / 2**20:.0f} MiB"
+        )
+
+
+def estimate(loop: CondensationLoop, network: nn.Module, initial: Tensor, classes: int) -> Estimate:
+    """Time one class step and one network update on throw-away state; memory from the outputs of every layer.
+
+    Args:
+        loop: of one class.
+        network: changed; throw it away.
+        initial: images of all classes.
+        classes: that the run updates in this process.
+    """
+    config, data = loop.config, loop.data
+    state = ImageState.start(initial.unflatten(0, (-1, config.images_per_class))[:1].clone())
+    stream = seeded(config.seed)
+    batches = [RealBatches(data.rows_of_class[0], config.real_batch, stream)]
+    held = _activations(loop, network, batches)
+    seconds = []
+    optimiser = loop.optimiser(network)
+    for action in (
+        lambda: loop._round(state, network, batches, [stream]),
+        lambda: loop._update_network(state, network, optimiser, stream),
+    ):
+        action()  # first calls prepare kernels
+        start = time.perf_counter()
+        action()
+        _wait(loop.device)
+        seconds.append(time.perf_counter() - start)
+    outer = config.inner_iterations * (classes * seconds[0] + seconds[1])
+    return Estimate(
+        class_step_seconds=seconds[0],
+        network_seconds=seconds[1],
+        outer_seconds=outer,
+        total_seconds=outer * config.outer_iterations,
+        data_bytes=data.images.nbytes,
+        network_bytes=held,
+    )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _activations(loop: CondensationLoop, network: nn.Module, batches: list[RealBatches]) -> int:
+    """Bytes of all leaf modules' outputs for the real batch, and three times those of the formed one."""
+    total = 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.nbytes
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
+    rows = batches[0].next()
+    with torch.no_grad():
+        network(loop.data.batch(rows)[0].to(loop.device))
+    for handle in handles:
+        handle.remove()
+    formed = min(loop.formation.count(loop.config.images_per_class), loop.config.formed_batch) * loop.chunk
+    share = 1 + 3 * formed / max(len(rows), 1)
+    return int(total * share) + 4 * sum(parameter.nbytes for parameter in network.parameters())

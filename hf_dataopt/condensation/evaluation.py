@@ -1,0 +1,141 @@
+"""The scoring protocol: networks trained from scratch on formed images, tested on real ones, several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..progress import bar
+from ..seeding import generator as seeded
+from .columns import LabelledImages
+from .config import IDCConfig
+from .matching import logits_of
+from .networks import NetworkFactory, build
+from .training import accuracy, batches, sgd, train_step
+
+_TEST_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Test accuracy of networks trained on a few images.
+
+    Args:
+        accuracies: per cent, one per seed, in the last epoch.
+        network: name of the test network.
+        epochs: of training.
+        images: training images after forming.
+    """
+
+    accuracies: tuple[float, ...]
+    network: str
+    epochs: int
+    images: int
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in per cent."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds (0 for one seed)."""
+        values = torch.tensor(self.accuracies, dtype=torch.float64)
+        return float(values.std()) if len(values) > 1 else 0.0
+
+
+def score(
+    images: Tensor,
+    labels: Tensor,
+    test: LabelledImages,
+    config: IDCConfig,
+    factories: Mapping[str, NetworkFactory],
+    *,
+    seeds: int = 3,
+    device: torch.device | None = None,
+) -> list[Score]:
+    """Train on images and test, for every network and seed.
+
+    Args:
+        images: (n, C, H, W) training images in stored values, formed already.
+        labels: (n,).
+        test: the test set; its mean and std normalise both.
+        config: recipe (`evaluation_*`, network momentum and weight decay, `compile`).
+        factories: test networks by name.
+        seeds: runs per network.
+        device: default CPU.
+
+    Returns:
+        One score per network.
+
+    Raises:
+        ValueError: no images, or unequal counts.
+
+    Source: section 6.5 "Experimental settings"; epochs, CutMix and learning-rate steps of the reference code.
+    Differs: reports the last epoch (the reference also prints the best of four on the test set).
+    Cost: epochs x n images, per network and seed.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(f"got {len(images)} images and {len(labels)} labels; give one label per image, at least one")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    device = device or torch.device("cpu")
+    classes = len(test.class_names)
+    epochs = config.epochs_of_evaluation(classes)
+    train = (test.normalised(images.float()).to(device), labels.to(device))
+    results = []
+    for name, factory in factories.items():
+        found = []
+        for seed in range(seeds):
+            own = seeded(config.seed, epoch=seed, worker=2**20)
+            shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+            network = build(factory, shape, classes, own).to(device)
+            found.append(_run(network, train, test, config, epochs, own))
+        results.append(Score(accuracies=tuple(found), network=name, epochs=epochs, images=len(images)))
+    return results
+
+
+def _run(
+    network: nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: LabelledImages,
+    config: IDCConfig,
+    epochs: int,
+    own: torch.Generator,
+) -> float:
+    images, labels = train
+    optimiser = sgd(network, config.evaluation_learning_rate, config.network_momentum, config.network_weight_decay)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
+    called: Any = torch.compile(network) if config.compile else network
+    with bar(epochs, "Scoring", unit="epoch") as progress:
+        for _ in range(epochs):
+            for rows in batches(len(images), config.evaluation_batch, own):
+                picked = rows.to(images.device)
+                train_step(
+                    called,
+                    optimiser,
+                    (images[picked], labels[picked]),
+                    own,
+                    augmentation=config.evaluation_augmentation,
+                    mix=config.evaluation_cutmix,
+                    dtype=getattr(torch, config.dtype),
+                )
+            schedule.step()
+            progress.update()
+    return accuracy(network, _test_batches(test, images.device))
+
+
+def _test_batches(test: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for rows in torch.arange(len(test.labels)).split(_TEST_BATCH):
+        images, labels = test.batch(rows)
+        yield images.to(device), labels.to(device)
+
+
+def agreement(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images that a network gives its label, in per cent: a quick look at condensed data."""
+    with torch.no_grad():
+        return 100 * float((logits_of(network, images).argmax(1) == labels).float().mean())

@@ -1,0 +1,124 @@
+"""First values of the condensed images: real images, herded ones, mosaics of small ones, or noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .multi_formation import Formation, grid
+
+if TYPE_CHECKING:
+    from .columns import LabelledImages
+    from .config import IDCConfig
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Rows whose running mean stays closest to the mean of all rows, greedily.
+
+    Args:
+        features: (n, d) of one class; not normalised.
+        count: rows to choose, at most n.
+
+    Returns:
+        (count,) int64 indices in the order of choice.
+
+    Raises:
+        ValueError: fewer rows than asked for.
+
+    Source: section 6.5 "Herding coreset selection [208]"; the rule of the reference code.
+    Cost: count passes over n x d.
+    """
+    if not 1 <= count <= len(features):
+        raise ValueError(f"cannot choose {count} of {len(features)} rows; lower images_per_class or factor")
+    features = features.double().flatten(1)
+    mean, total = features.mean(0), torch.zeros_like(features[0])
+    chosen: list[int] = []
+    free = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    for step in range(1, count + 1):
+        gaps = (mean - (total + features) / step).norm(dim=1)
+        best = int(torch.where(free, gaps, torch.inf).argmin())
+        chosen.append(best)
+        free[best] = False
+        total = total + features[best]
+    return torch.tensor(chosen)
+
+
+def mosaic(images: Tensor, formation: Formation, *, reference_cells: bool = False) -> Tensor:
+    """Shrink images and lay each set of cells into one stored image.
+
+    Args:
+        images: (cells * n, C, H, W); cell k of every stored image comes from images[k n : (k + 1) n].
+        formation: factor and axis.
+        reference_cells: the reference code's cells (as even as can be); they disagree with its own decoder where a side
+            is no multiple of the factor. Default: the decoder's cells, so that `form(mosaic(x))` shows the images.
+
+    Returns:
+        (n, C, H, W).
+
+    Raises:
+        ValueError: the number of images is no multiple of the cells.
+
+    Source: initialisation of multi-formation in the reference code ("mix"), nearest resizing.
+    Differs: cells agree with the decoder unless asked otherwise.
+    """
+    count = formation.cells(formation.factor)
+    if len(images) == 0 or len(images) % count:
+        raise ValueError(f"need a multiple of {count} images for a mosaic, got {len(images)}")
+    n, (height, width) = len(images) // count, images.shape[2:]
+    out = torch.empty_like(images[:n])
+    cut = _even_grid if reference_cells else grid
+    for k, (rows, columns) in enumerate(cut(height, width, formation.factor, formation.axis)):
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        small = F.interpolate(images[k * n : (k + 1) * n], size=size)
+        # the last decoder cells reach into the padding
+        out[:, :, rows, columns] = small[:, :, : max(height - rows.start, 0), : max(width - columns.start, 0)]
+    return out
+
+
+def _even_grid(height: int, width: int, factor: int, axis: str = "image") -> list[tuple[slice, slice]]:
+    def cuts(side: int, parts: int) -> list[slice]:
+        ends = [0]
+        for part in range(parts):
+            ends.append(ends[-1] + side // parts + (part < side % parts))
+        return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+
+    return [(r, c) for r in cuts(height, 1 if axis == "time" else factor) for c in cuts(width, factor)]
+
+
+def initial_images(data: LabelledImages, config: IDCConfig, formation: Formation, generator: torch.Generator) -> Tensor:
+    """First condensed images (classes * images_per_class, C, H, W) in stored values, class by class.
+
+    Args:
+        data: the training images.
+        config: how many, and which way.
+        formation: cells of a mosaic.
+        generator: draws images or noise.
+
+    Raises:
+        ValueError: a class has too few images.
+    """
+    count, mixed = config.images_per_class, config.initialisation.startswith("mix") and config.factor > 1
+    needed = count * (formation.cells(formation.factor) if mixed else 1)
+    parts = []
+    for label, rows in enumerate(data.rows_of_class):
+        if config.initialisation == "noise":
+            shape = (count, *data.images.shape[1:])
+            noise = torch.randn(shape, generator=generator)
+            low, high = config.clamp_low, config.clamp_high
+            parts.append((noise / 4 + 0.5).clamp(low if low is not None else 0, high if high is not None else 1))
+            continue
+        if len(rows) < needed:
+            raise ValueError(
+                f"class {data.class_names[label]!r} has {len(rows)} images, the initialisation needs {needed}; "
+                "lower images_per_class or factor, or use initialisation='noise'"
+            )
+        if config.initialisation.endswith("herding"):
+            chosen = rows[herding(data.pixels(rows).flatten(1), needed)]
+        else:
+            chosen = rows[torch.randperm(len(rows), generator=generator)[:needed]]
+        images = data.pixels(chosen)
+        parts.append(mosaic(images, formation) if mixed else images)
+    return torch.cat(parts)

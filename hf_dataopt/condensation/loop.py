@@ -1,0 +1,227 @@
+"""The inner loops of Algorithm 5: image updates class by class with a shared, lazily applied momentum, then the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..seeding import generator as seeded
+from .augment import augment, draw
+from .class_gradients import ClassGradients
+from .columns import LabelledImages
+from .config import IDCConfig
+from .matching import class_distance, match_features, matched_parameters
+from .multi_formation import Formation, form
+from .training import batches, network_augmentation, sgd, train_step
+
+# synthetic images of several classes go through the network together up to this many: below it, calls cost more than
+# arithmetic, above it, caches overflow (measured on a CPU: benchmarks/condensation_speed.py)
+TOGETHER = {"cpu": 24, "cuda": 512}
+
+
+@dataclass
+class ImageState:
+    """Condensed images of some classes and their SGD momentum.
+
+    Args:
+        images: (classes, images_per_class, C, H, W) stored values.
+        velocity: momentum buffer of the same shape.
+        pending: (classes,) updates of other classes that this class's momentum has not been applied for yet.
+    """
+
+    images: Tensor
+    velocity: Tensor
+    pending: list[int]
+
+    @classmethod
+    def start(cls, images: Tensor) -> ImageState:
+        """No momentum yet."""
+        return cls(images, torch.zeros_like(images), [0] * len(images))
+
+    def settle(self, index: int, momentum: float, rate: float) -> None:
+        """Apply the drift of the updates in which this class had no gradient: a geometric series of its momentum."""
+        count = self.pending[index]
+        if count:
+            drift = sum(momentum**k for k in range(1, count + 1))
+            self.images[index] -= rate * drift * self.velocity[index]
+            self.velocity[index] *= momentum**count
+            self.pending[index] = 0
+
+    def step(self, index: int, gradient: Tensor, momentum: float, rate: float) -> None:
+        """The class's own update."""
+        self.velocity[index] = momentum * self.velocity[index] + gradient
+        self.images[index] -= rate * self.velocity[index]
+
+
+class RealBatches:
+    """Batches of one class without replacement until it is used up, then shuffled anew."""
+
+    def __init__(self, rows: Tensor, size: int, generator: torch.Generator) -> None:
+        self.rows, self.size, self.generator = rows, min(size, len(rows)), generator
+        self.order: Tensor = rows[:0]
+
+    def next(self) -> Tensor:
+        """Rows of the next batch."""
+        if len(self.order) < self.size:
+            self.order = self.rows[torch.randperm(len(self.rows), generator=self.generator)]
+        batch, self.order = self.order[: self.size], self.order[self.size :]
+        return batch
+
+
+class CondensationLoop:
+    """One process's share of Algorithm 5's inner loops.
+
+    Args:
+        data: all training images (networks train on every class).
+        config: settings.
+        classes: classes whose images this process updates, ascending.
+        device: where networks run.
+    """
+
+    def __init__(self, data: LabelledImages, config: IDCConfig, classes: Sequence[int], device: torch.device) -> None:
+        self.data, self.config, self.classes, self.device = data, config, list(classes), device
+        self.formation = formation_of(config)
+        self.rate = config.image_learning_rate(data.size[0])
+        formed = min(self.formation.count(config.images_per_class), config.formed_batch)
+        self.chunk = max(1, TOGETHER.get(device.type, 64) // formed)
+
+    def outer_iteration(
+        self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, outer: int
+    ) -> Iterator[float]:
+        """Run the inner iterations; yields the matching loss (mean over classes) after each.
+
+        Args:
+            state: changed in place.
+            network, optimiser: theta, changed in place.
+            outer: index of the outer iteration: all random numbers follow from it and the seed.
+        """
+        config = self.config
+        streams = [seeded(config.seed, epoch=outer, worker=1 + label) for label in self.classes]
+        real = [
+            RealBatches(self.data.rows_of_class[label], config.real_batch, stream)
+            for label, stream in zip(self.classes, streams, strict=True)
+        ]
+        own = seeded(config.seed, epoch=outer)
+        low, high = config.clamp_low, config.clamp_high
+        state.images.clamp_(float(self.data.images.min()) if low is None else low, high)
+        for _ in range(config.inner_iterations):
+            yield self._round(state, network, real, streams)
+            self._update_network(state, network, optimiser, own)
+        # the last updates of a round, so that a checkpoint needs no counters
+        for index in range(len(self.classes)):
+            state.settle(index, config.momentum, self.rate)
+
+    def _round(
+        self, state: ImageState, network: nn.Module, real: list[RealBatches], streams: list[torch.Generator]
+    ) -> float:
+        """One update of every class, in order; classes are independent within a round."""
+        config, total = self.config, 0.0
+        count = len(self.data.class_names)
+        names = matched_parameters(network, bias=config.match_bias, head=config.match_head)
+        compute = ClassGradients(network, names)
+        for start in range(0, len(self.classes), self.chunk):
+            chosen = range(start, min(start + self.chunk, len(self.classes)))
+            for index in chosen:
+                state.pending[index] += self.classes[index]  # classes before this one in the round
+                state.settle(index, config.momentum, self.rate)
+            losses, slopes = self._match(state.images[chosen.start : chosen.stop], network, compute, real, streams, chosen)
+            total += float(losses.sum())
+            for index, slope in zip(chosen, slopes, strict=True):
+                state.step(index, slope, config.momentum, self.rate)
+                state.pending[index] += count - 1 - self.classes[index]
+        return total / max(len(self.classes), 1)
+
+    def _match(
+        self,
+        images: Tensor,
+        network: nn.Module,
+        compute: ClassGradients,
+        real: list[RealBatches],
+        streams: list[torch.Generator],
+        chosen: range,
+    ) -> tuple[Tensor, Tensor]:
+        """Matching loss of each chosen class and its gradient by the class's images."""
+        config, size = self.config, self.data.size
+        wanted, formed, labels = [], [], []
+        leaf = images.to(self.device, copy=True).requires_grad_()
+        for position, index in enumerate(chosen):
+            rows, stream = real[index].next(), streams[index]
+            synthetic = form(leaf[position], self.formation)
+            if len(synthetic) > config.formed_batch:
+                kept = torch.randperm(len(synthetic), generator=stream)[: config.formed_batch]
+                synthetic = synthetic[kept.to(self.device)]
+            draws = draw(config.augmentation, size, stream)
+            with torch.no_grad():
+                pixels = augment(self.data.normalised(self.data.pixels(rows).to(self.device)), draws)
+            synthetic = augment(self.data.normalised(synthetic), draws)
+            formed.append(synthetic)
+            if config.match == "feature":
+                labels.append(match_features(network, pixels, synthetic))
+                continue
+            target = torch.full((len(rows),), self.classes[index], device=self.device)
+            with self._autocast():
+                wanted.append(compute(pixels, target, 1))
+            labels.append(torch.full((len(synthetic),), self.classes[index], device=self.device))
+        if config.match == "feature":
+            losses = torch.stack(labels)
+        else:
+            with self._autocast():
+                got = compute(torch.cat(formed), torch.cat(labels), len(chosen), differentiable=True)
+            layers = zip(zip(*wanted, strict=True), got, strict=True)
+            losses = torch.stack(
+                [class_distance(torch.cat(want).detach().float(), have.float(), config.metric) for want, have in layers]
+            ).sum(0)
+        (slope,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), slope.to(images.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+
+    def _update_network(
+        self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator
+    ) -> None:
+        """`network_images` images in batches: real ones (IDC), synthetic ones (DSA) or none (DM)."""
+        config = self.config
+        if config.train_network_on == "nothing":
+            return
+        options = {"augmentation": network_augmentation(config.augmentation, config.cutmix), "mix": config.cutmix}
+        dtype = getattr(torch, config.dtype)
+        if config.train_network_on == "synthetic":
+            images = self.data.normalised(
+                torch.cat([form(one, self.formation) for one in state.images.detach()]).to(self.device)
+            )
+            per_class = len(images) // len(self.classes)
+            labels = torch.tensor(self.classes, device=self.device).repeat_interleave(per_class)
+            for rows in batches(len(images), config.network_batch, own):
+                picked = rows.to(self.device)
+                train_step(network, optimiser, (images[picked], labels[picked]), own, dtype=dtype, **options)  # type: ignore[arg-type]
+            return
+        whole = -(-config.network_images // config.network_batch) * config.network_batch  # full batches, as the reference
+        rows = torch.randperm(len(self.data.labels), generator=own)[:whole]
+        for part in rows.split(config.network_batch):
+            images, labels = self.data.batch(part)
+            batch = (images.to(self.device), labels.to(self.device))
+            train_step(network, optimiser, batch, own, dtype=dtype, **options)  # type: ignore[arg-type]
+
+    def train_epochs(self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int) -> None:
+        """Early phase: whole passes over the real data before the network is matched."""
+        config = self.config
+        augmentation = network_augmentation(config.augmentation, config.cutmix)
+        for _ in range(epochs):
+            for part in batches(len(self.data.labels), config.network_batch, own):
+                images, labels = self.data.batch(part)
+                batch = (images.to(self.device), labels.to(self.device))
+                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix)
+
+    def optimiser(self, network: nn.Module) -> torch.optim.SGD:
+        """A fresh SGD for a network."""
+        config = self.config
+        return sgd(network, config.network_learning_rate, config.network_momentum, config.network_weight_decay)
+
+
+def formation_of(config: IDCConfig) -> Formation:
+    """The formation a config asks for."""
+    return Formation(factor=config.factor, kind=config.formation, axis=config.axis, pad_value=config.pad_value)

@@ -1,0 +1,50 @@
+"""A PNG grid of condensed images: one row per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOST = 10
+
+
+def preview(images: Tensor, per_class: int) -> Any:
+    """A PIL image with the first elements of each class, one row per class, 2 pixels apart.
+
+    Args:
+        images: (classes, images_per_class, C, H, W) or (n, C, H, W) class by class, stored values.
+        per_class: elements of a class.
+
+    Returns:
+        The picture; values outside [0, 1] (spectrograms) are stretched to the grid's own range.
+    """
+    from PIL import Image
+
+    if images.ndim == 4:
+        images = images.unflatten(0, (-1, per_class))
+    images = images[:, :_MOST].detach().float().cpu()
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        images = (images - low) / max(high - low, 1e-12)
+    if images.shape[2] not in (1, 3):
+        images = images.mean(2, keepdim=True)
+    classes, count, channels, height, width = images.shape
+    sheet = torch.ones(channels, classes * (height + 2) - 2, count * (width + 2) - 2)
+    for row in range(classes):
+        for column in range(count):
+            top, left = row * (height + 2), column * (width + 2)
+            sheet[:, top : top + height, left : left + width] = images[row, column]
+    pixels = (sheet * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    zoom = max(1, 512 // max(picture.size))
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def save_preview(images: Tensor, path: Path, per_class: int) -> Path:
+    """Write `preview` as a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    preview(images, per_class).save(path)
+    return path
