@@ -10,17 +10,17 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC = {
-    "soft_target_loss": "hf_dataopt.mixup.loss",
-    "PuzzleMixConfig": "hf_dataopt.mixup.config",
-    "DataCollatorForPuzzleMix": "hf_dataopt.mixup.collators",
-    "DataCollatorForCoMixup": "hf_dataopt.mixup.collators",
     "CoMixupConfig": "hf_dataopt.mixup.co_mixup_config",
+    "DataCollatorForCoMixup": "hf_dataopt.mixup.collators",
+    "DataCollatorForPuzzleMix": "hf_dataopt.mixup.collators",
     "FeatureExtractor": "hf_dataopt.features",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
+    "PuzzleMixConfig": "hf_dataopt.mixup.config",
     "RelationCleaner": "hf_dataopt.relation.cleaner",
     "RelationConfig": "hf_dataopt.relation.config",
     "RelationReport": "hf_dataopt.relation.report",
+    "soft_target_loss": "hf_dataopt.mixup.loss",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

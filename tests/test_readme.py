@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from .conftest import REPO
 from .models import byte_tokenizer, tiny_model
@@ -40,8 +47,19 @@ def _relation(folder: Path) -> dict[str, Any]:
     }
 
 
+def _mixup(folder: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    rows = [{"pixel_values": rng.normal(size=(3, 16, 16)).astype(np.float32), "label": k % 3} for k in range(16)]
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config.num_labels = 3
+    args = TrainingArguments(
+        output_dir=str(folder), max_steps=2, per_device_train_batch_size=8, report_to=[], use_cpu=True
+    )
+    return {"model": ResNetForImageClassification(config), "args": args, "train": rows, "test": rows}
+
+
 # the names a quick start uses without making them
-GIVEN = {"KVzipCache": _kvzip, "RelationCleaner": _relation}
+GIVEN = {"KVzipCache": _kvzip, "RelationCleaner": _relation, "DataCollatorForPuzzleMix": _mixup}
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.findall(r"import (.*)", block)[-1])

@@ -30,7 +30,10 @@ class ClassGradients:
         self.network, self.names = network, list(names)
         modules = [network.get_submodule(name.rpartition(".")[0]) for name in self.names]
         self.together = all(
-            isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros" and name.endswith("weight")
+            isinstance(module, nn.Conv2d)
+            and module.groups == 1
+            and module.padding_mode == "zeros"
+            and name.endswith("weight")
             for module, name in zip(modules, self.names, strict=True)
         ) and not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
         self.layers: list[Any] = modules

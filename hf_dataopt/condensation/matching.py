@@ -67,11 +67,7 @@ def matched_parameters(network: nn.Module, *, bias: bool = False, head: bool = F
     """
     ranks = {name: parameter.ndim for name, parameter in network.named_parameters() if parameter.requires_grad}
     head = head or not any(rank > 2 for rank in ranks.values())
-    return [
-        name
-        for name, rank in ranks.items()
-        if rank > 2 or (rank == 2 and head) or (rank == 1 and bias)
-    ]
+    return [name for name, rank in ranks.items() if rank > 2 or (rank == 2 and head) or (rank == 1 and bias)]
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
@@ -118,7 +114,8 @@ def match_gradients(
     wanted = gradients(network, *real, names)
     got = gradients(network, *synthetic, names, differentiable=True)
     total: Tensor = sum(
-        (distance(a.detach(), b, metric) for a, b in zip(wanted, got, strict=True)), torch.zeros((), device=got[0].device)
+        (distance(a.detach(), b, metric) for a, b in zip(wanted, got, strict=True)),
+        torch.zeros((), device=got[0].device),
     )
     return total
 
