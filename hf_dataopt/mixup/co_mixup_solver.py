@@ -96,15 +96,14 @@ class _Problem:
         """(B, h, w, K): the candidates in use."""
         return np.arange(self.labels.shape[3]) < self.counts[..., None]
 
-    def only(self, i: int) -> _Problem:
-        """One of the problems."""
-        one = slice(i, i + 1)
+    def some(self, which: Ints) -> _Problem:
+        """Some of the problems."""
         return _Problem(
-            unary=self.unary[one],
-            labels=self.labels[one],
-            down=self.down[one],
-            right=self.right[one],
-            counts=self.counts[one],
+            unary=self.unary[which],
+            labels=self.labels[which],
+            down=self.down[which],
+            right=self.right[which],
+            counts=self.counts[which],
         )
 
     @classmethod
@@ -257,36 +256,45 @@ def _trace(state: Floats, before: list[Floats], down: Floats, sizes: list[list[i
 
 
 def _search(problem: _Problem) -> Ints:
-    """Exact if the frontier fits; else strips, then moves of any set of cells to one label, until nothing improves."""
-    if problem.sizes.max() == 1:
-        return np.zeros(problem.unary.shape[:3], np.intp)
+    """Exact if the frontier fits, of all at once or of each; else strips and moves."""
+    found = np.zeros(problem.unary.shape[:3], np.intp)
+    if problem.counts.max() == 1:
+        return found
     if _largest_frontier(problem.sizes) <= _EXACT_STATES:
         return _frontier_search(problem)
-    if len(problem.unary) > 1:  # each has a smaller frontier than all at once
-        return np.concatenate([_search(problem.only(i)) for i in range(len(problem.unary))])
+    wide = np.array([_largest_frontier(counts) > _EXACT_STATES for counts in problem.counts])
+    for i in np.flatnonzero(~wide):
+        found[i : i + 1] = _frontier_search(problem.some(np.array([i])))
+    if wide.any():
+        found[wide] = _wide_search(problem.some(np.flatnonzero(wide)))
+    return found
+
+
+def _wide_search(problem: _Problem) -> Ints:
+    """Strips, then moves of any set of cells to one label, until nothing improves."""
     found = _strips(problem, np.zeros(problem.unary.shape[:3], np.intp))
     if problem.unary.shape[3] == 2:
         return found
+    offered = [np.unique(labels[left]) for labels, left in zip(problem.labels, problem.left, strict=True)]
     for _ in range(_MAX_ROUNDS):
         before = found
-        for label in np.unique(problem.labels[problem.left]):
-            found = _move(problem, found, label)
+        for i in range(max(map(len, offered))):  # each problem its own label, all at once
+            found = _move(problem, found, np.array([labels[min(i, len(labels) - 1)] for labels in offered]))
         if np.array_equal(found, before):
             break
         found = _strips(problem, found)
     return found
 
 
-def _move(problem: _Problem, found: Ints, label: int) -> Ints:
-    """The best exchange of any cells' labels for `label`: two candidates per cell."""
-    same = (problem.labels == label) & problem.left
+def _move(problem: _Problem, found: Ints, label: Ints) -> Ints:
+    """The best exchange of any cells' labels for `label` (B,): two candidates per cell."""
+    same = (problem.labels == label[:, None, None, None]) & problem.left
     other = np.where(same.any(3), same.argmax(3), found)
     counts = 1 + (other != found)
     if counts.max() == 1:
         return found
     pair = np.stack([found, other], 3)
-    two = problem.restricted(pair, counts)
-    return np.take_along_axis(pair, _search(two)[..., None], 3)[..., 0]
+    return np.take_along_axis(pair, _search(problem.restricted(pair, counts))[..., None], 3)[..., 0]
 
 
 def _strips(problem: _Problem, found: Ints) -> Ints:
