@@ -64,7 +64,7 @@ def cell_means(maps: Tensor, rows: Axis, columns: Axis) -> Tensor:
 def upsample(maps: Tensor, rows: Axis, columns: Axis) -> Tensor:
     """(..., h, w) cell values to (..., H, W) pixels, each pixel its cell's value."""
     down, across = rows.run_of_pixel().to(maps.device), columns.run_of_pixel().to(maps.device)
-    return maps.index_select(-2, down).index_select(-1, across)
+    return maps.index_select(-1, across).index_select(-2, down)
 
 
 def border_strips(images: Tensor, along: Axis, cut: Axis, depth: int) -> tuple[Tensor, Tensor, int]:
@@ -82,19 +82,25 @@ def border_strips(images: Tensor, along: Axis, cut: Axis, depth: int) -> tuple[T
     inner = torch.tensor(cut.edges[1:-1])
     depth = max(1, min(depth, cut.pixels // cut.count))
     strips = max(1, along.pixels // along.count // depth)
-    reach = torch.arange(depth)
     sides = []
     for first in (inner - depth, inner):
-        index = (first[:, None] + reach).flatten().to(images.device)
-        lines = images.index_select(-2, index).unflatten(-2, (len(inner), depth)).float().mean(-2)
-        sides.append(_strip_means(lines, Axis(along.pixels, along.count * strips)))
+        lines = images.index_select(-2, first.to(images.device)).float()
+        for step in range(1, depth):
+            lines = lines + images.index_select(-2, (first + step).to(images.device))
+        sides.append(_strip_means(lines / depth, Axis(along.pixels, along.count * strips)))
     return sides[0], sides[1], strips
 
 
 def _strip_means(lines: Tensor, axis: Axis) -> Tensor:
-    if axis.uniform:
-        return lines.unflatten(-1, (axis.count, axis.pixels // axis.count)).mean(-1)
-    return lines @ _means(axis).to(lines.device).T
+    if not axis.uniform:
+        return lines @ _means(axis).to(lines.device).T
+    length = axis.pixels // axis.count
+    if length > 8:
+        return lines.unflatten(-1, (axis.count, length)).mean(-1)
+    total = lines[..., ::length]  # reductions over a few neighbours are slow in torch, sums of slices are not
+    for step in range(1, length):
+        total = total + lines[..., step::length]
+    return total / length
 
 
 def cell_pixels(cells: Tensor, of: Tensor, rows: Axis, columns: Axis) -> Tensor:

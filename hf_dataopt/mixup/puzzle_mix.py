@@ -109,9 +109,10 @@ def puzzle_mix(
         usable = torch.isfinite(total) & (total > 0) & (saliency.amin((1, 2)) >= 0)
         if draws is None:
             draws = draw(usable.cpu(), config, generator)
-        partner = draws.partner.to(images.device)
+        partner = draws.partner
         if partner.shape != (len(images),) or int(partner.min()) < 0 or int(partner.max()) >= len(images):
-            raise ValueError(f"draws.partner must hold {len(images)} places in the batch, got {draws.partner.tolist()}")
+            raise ValueError(f"draws.partner must hold {len(images)} places in the batch, got {partner.tolist()}")
+        partner = partner.to(images.device)
         mixable = usable & usable[partner] & (usable.sum() > 1)
         rows, columns = (Axis(size, min(draws.grid, size)) for size in images.shape[-2:])
         problem = mask_problem(images, saliency, draws, config)
