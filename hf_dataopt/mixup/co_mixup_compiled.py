@@ -44,18 +44,20 @@ def _one(unary, pair, labels, height, width):  # type: ignore[no-untyped-def]
         _strip(unary, pair, domain, size, labels, (height, width, width, 1), 0, width)
         return
     two, few = np.empty((cells, 2), np.int64), np.empty(cells, np.int64)
-    for _ in range(_MAX_ROUNDS):
-        changed = _cover(unary, pair, domain, size, labels, height, width, _STRIP_STATES)
-        for label in range(n):
-            offered = False
+    quiet = 0  # moves in a row that changed nothing; move 0 is the strips, move l + 1 the label l
+    for step in range(_MAX_ROUNDS * (n + 1)):
+        label, offered = step % (n + 1) - 1, False
+        if label < 0:
+            changed = _cover(unary, pair, domain, size, labels, height, width, _STRIP_STATES)
+        else:
             for cell in range(cells):
                 two[cell, 0], few[cell] = labels[cell], 1
                 for k in range(size[cell]):
                     if domain[cell, k] == label and labels[cell] != label:
                         two[cell, 1], few[cell], offered = label, 2, True
-            if offered:
-                changed |= _cover(unary, pair, two, few, labels, height, width, _MOVE_STATES)
-        if not changed:
+            changed = offered and _cover(unary, pair, two, few, labels, height, width, _MOVE_STATES)
+        quiet = 0 if changed else quiet + 1
+        if quiet > n:
             break
 
 

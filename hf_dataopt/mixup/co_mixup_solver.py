@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.intp]
 _EXACT_STATES = 16384  # largest frontier that is searched exactly
 _STRIP_STATES = 512  # of one strip
 _MAX_ROUNDS = 12
-_RIVALS = 4  # cheapest labels that every label is compared with
+_RIVALS = (1, 2, 2)  # rounds of pruning: each label is compared with this many of the cheapest
 _SLACK = 1e-9  # rounding: labels this close to their bound are kept
 
 
@@ -78,13 +78,33 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
 @dataclass
 class _Problem:
     """Problems with K candidates per cell, cheapest first: unary (B, h, w, K), labels (B, h, w, K), down (B, h - 1, w, K, K)
-    and right (B, h, w - 1, K, K) pair costs, and the number of candidates in use at each place, sizes (h, w)."""
+    and right (B, h, w - 1, K, K) pair costs, and how many candidates are in use, counts (B, h, w)."""
 
     unary: Floats
     labels: Ints
     down: Floats
     right: Floats
-    sizes: Ints
+    counts: Ints
+
+    @property
+    def sizes(self) -> Ints:
+        """(h, w): most candidates in use at each place."""
+        return self.counts.max(0)
+
+    @property
+    def left(self) -> npt.NDArray[np.bool_]:
+        """(B, h, w, K): the candidates in use."""
+        return np.arange(self.labels.shape[3]) < self.counts[..., None]
+
+    def some(self, which: Ints) -> _Problem:
+        """Some of the problems."""
+        return _Problem(
+            unary=self.unary[which],
+            labels=self.labels[which],
+            down=self.down[which],
+            right=self.right[which],
+            counts=self.counts[which],
+        )
 
     @classmethod
     def pruned(cls, unary: Floats, pair: Floats) -> _Problem:
@@ -107,7 +127,7 @@ class _Problem:
         count = int((gap <= degree * reach + _SLACK).sum(3).max())
         labels = np.argsort(unary, axis=3)[..., :count]
         left = np.full(labels.shape[:3], count)
-        for rivals in (1, 1, _RIVALS, _RIVALS):
+        for rivals in _RIVALS:
             kept = cls._of(unary, pair, labels)._possible(np.arange(labels.shape[3]) < left[..., None], rivals)
             left = kept.sum(3)
             order = np.argsort(~kept, axis=3, kind="stable")[..., : int(left.max())]
@@ -115,7 +135,7 @@ class _Problem:
             if labels.shape[3] == 1:
                 break
         problem = cls._of(unary, pair, labels)
-        problem.sizes = left.max(0)
+        problem.counts = left
         return problem
 
     @classmethod
@@ -126,11 +146,11 @@ class _Problem:
             labels=labels,
             down=pair[which, labels[:, :-1, :, :, None], labels[:, 1:, :, None, :]],
             right=pair[which, labels[:, :, :-1, :, None], labels[:, :, 1:, None, :]],
-            sizes=np.full(labels.shape[1:3], labels.shape[3]),
+            counts=np.full(labels.shape[:3], labels.shape[3]),
         )
 
-    def restricted(self, index: Ints, sizes: Ints) -> _Problem:
-        """The problems with only the candidates of `index` (B, h, w, k), `sizes` of them in use at each place."""
+    def restricted(self, index: Ints, counts: Ints) -> _Problem:
+        """The problems with only the candidates of `index` (B, h, w, k), `counts` of them in use."""
         which = np.ogrid[tuple(slice(n) for n in self.unary.shape[:3])]
         up, low, left, right = index[:, :-1], index[:, 1:], index[:, :, :-1], index[:, :, 1:]
         b, r, c = (array[..., None, None] for array in which)
@@ -139,7 +159,7 @@ class _Problem:
             labels=np.take_along_axis(self.labels, index, 3),
             down=self.down[b, r[:, :-1], c, up[..., None], low[..., None, :]],
             right=self.right[b, r, c[:, :, :-1], left[..., None], right[..., None, :]],
-            sizes=sizes,
+            counts=counts,
         )
 
     def transposed(self) -> _Problem:
@@ -149,7 +169,7 @@ class _Problem:
             labels=self.labels.transpose(0, 2, 1, 3),
             down=self.right.transpose(0, 2, 1, 3, 4),
             right=self.down.transpose(0, 2, 1, 3, 4),
-            sizes=self.sizes.T,
+            counts=self.counts.transpose(0, 2, 1),
         )
 
     def _possible(self, left: npt.NDArray[np.bool_], rivals: int) -> npt.NDArray[np.bool_]:
@@ -236,34 +256,45 @@ def _trace(state: Floats, before: list[Floats], down: Floats, sizes: list[list[i
 
 
 def _search(problem: _Problem) -> Ints:
-    """Exact if the frontier fits; else strips, then moves of any set of cells to one label, until nothing improves."""
-    if problem.sizes.max() == 1:
-        return np.zeros(problem.unary.shape[:3], np.intp)
+    """Exact if the frontier fits, of all at once or of each; else strips and moves."""
+    found = np.zeros(problem.unary.shape[:3], np.intp)
+    if problem.counts.max() == 1:
+        return found
     if _largest_frontier(problem.sizes) <= _EXACT_STATES:
         return _frontier_search(problem)
+    wide = np.array([_largest_frontier(counts) > _EXACT_STATES for counts in problem.counts])
+    for i in np.flatnonzero(~wide):
+        found[i : i + 1] = _frontier_search(problem.some(np.array([i])))
+    if wide.any():
+        found[wide] = _wide_search(problem.some(np.flatnonzero(wide)))
+    return found
+
+
+def _wide_search(problem: _Problem) -> Ints:
+    """Strips, then moves of any set of cells to one label, until nothing improves."""
     found = _strips(problem, np.zeros(problem.unary.shape[:3], np.intp))
     if problem.unary.shape[3] == 2:
         return found
+    offered = [np.unique(labels[left]) for labels, left in zip(problem.labels, problem.left, strict=True)]
     for _ in range(_MAX_ROUNDS):
         before = found
-        for label in np.unique(problem.labels):
-            found = _move(problem, found, label)
+        for i in range(max(map(len, offered))):  # each problem its own label, all at once
+            found = _move(problem, found, np.array([labels[min(i, len(labels) - 1)] for labels in offered]))
         if np.array_equal(found, before):
             break
         found = _strips(problem, found)
     return found
 
 
-def _move(problem: _Problem, found: Ints, label: int) -> Ints:
-    """The best exchange of any cells' labels for `label`: two candidates per cell."""
-    same = problem.labels == label
+def _move(problem: _Problem, found: Ints, label: Ints) -> Ints:
+    """The best exchange of any cells' labels for `label` (B,): two candidates per cell."""
+    same = (problem.labels == label[:, None, None, None]) & problem.left
     other = np.where(same.any(3), same.argmax(3), found)
-    sizes = 1 + (other != found).any(0)
-    if sizes.max() == 1:
+    counts = 1 + (other != found)
+    if counts.max() == 1:
         return found
     pair = np.stack([found, other], 3)
-    two = problem.restricted(pair, sizes)
-    return np.take_along_axis(pair, _search(two)[..., None], 3)[..., 0]
+    return np.take_along_axis(pair, _search(problem.restricted(pair, counts))[..., None], 3)[..., 0]
 
 
 def _strips(problem: _Problem, found: Ints) -> Ints:
@@ -310,10 +341,16 @@ def _strip_pass(problem: _Problem, found: Ints, width: int, shift: int) -> Ints:
             unary[:, :, 0] += problem.right[which, rows, start - 1, found[:, :, start - 1]]
         if end < columns:
             unary[:, :, -1] += problem.right[which, rows, end - 1, :, found[:, :, end]]
-        parts.append((unary, problem.down[:, :, start:end], problem.right[:, :, start : end - 1]))
-    unary, down, right = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    sizes = np.max([problem.sizes[:, start : start + width] for start in starts], axis=0)
-    best = _frontier_search(_Problem(unary=unary, labels=problem.labels, down=down, right=right, sizes=sizes))
+        parts.append(
+            (
+                unary,
+                problem.down[:, :, start:end],
+                problem.right[:, :, start : end - 1],
+                problem.counts[:, :, start:end],
+            )
+        )
+    unary, down, right, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    best = _frontier_search(_Problem(unary=unary, labels=problem.labels, down=down, right=right, counts=counts))
     result = found.copy()
     for i, start in enumerate(starts):
         result[:, :, start : start + width] = best[i * batch : (i + 1) * batch]

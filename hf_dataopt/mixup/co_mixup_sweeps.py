@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -232,12 +233,11 @@ class _Step:
         """The text's step: max(tau', v'o) with every half-and-half pair a label.
 
         max(tau', x) is the largest of theta x + (1 - theta) tau' over theta in [0, 1]: each theta is a modular problem;
-        the multiplier is bisected and the best labelling in terms of the clipped objective is kept.
+        the multiplier is bisected and the best labelling in terms of the clipped objective is kept. Where the penalised
+        problem stays above tau', or the free one below, that is the optimum.
         """
-        m, cells, config = self.cost.shape[3], self.cells, self.config
-        pairs = np.array([(i, i) for i in range(m)] + list(combinations(range(m), 2)), np.intp)
-        left, right = pairs.T
-        product = _dot((left[:, None], right[:, None]), (left, right))
+        cells, config = self.cells, self.config
+        left, right, pair = _text_labels(self.cost.shape[3])
         base = (self.cost[..., left] + self.cost[..., right]) / 2 + self.parts.half_cost * (left != right)
         v = 2 * _times(self.a, self.others)
         v = (v[:, left] + v[:, right]) / 2 * (config.gamma / cells)
@@ -245,18 +245,30 @@ class _Step:
         rest[:, self.j] = 0
         among = ((rest.sum(1, keepdims=True) - rest) @ self.a * rest).sum((1, 2))
         level = config.gamma / cells * (config.tau * cells * cells * self.outputs - among)  # tau' = tau - c
-        low, high = np.zeros(len(v)), np.ones(len(v))
+        low, high, settled = np.zeros(len(v)), np.ones(len(v)), np.zeros(len(v), bool)
         best, best_value = np.zeros(base.shape[:3], np.intp), np.full(len(v), np.inf)
         for step in range(_CLIP_STEPS + 2):
             theta = np.ones(len(v)) if step == 0 else np.zeros(len(v)) if step == 1 else (low + high) / 2
-            labels = minimise_grid(base + (theta[:, None] * v)[:, None, None], 1 - product, config.beta / cells)
+            labels = minimise_grid(base + (theta[:, None] * v)[:, None, None], pair, config.beta / cells)
             use = np.take_along_axis(v, labels.reshape(len(v), -1), 1).sum(1)
-            value = grid_energy(base, 1 - product, config.beta / cells, labels) + np.maximum(use, level)
+            value = grid_energy(base, pair, config.beta / cells, labels) + np.maximum(use, level)
             better = value < best_value
             best[better], best_value[better] = labels[better], value[better]
             if step > 1:
                 low, high = np.where(use > level, theta, low), np.where(use > level, high, theta)
+            else:
+                settled |= use >= level if step == 0 else use <= level
+            if settled.all():
+                break
         return left[best], right[best]
+
+
+@lru_cache(maxsize=8)
+def _text_labels(m: int) -> tuple[Ints, Ints, Floats]:
+    """Both inputs of the text's labels for L = 2, one input first, then every pair; and 1 - z'z between labels."""
+    labels = np.array([(i, i) for i in range(m)] + list(combinations(range(m), 2)), np.intp)
+    left, right = labels.T
+    return left, right, 1 - _dot((left[:, None], right[:, None]), (left, right))
 
 
 def _times(matrices: Floats, vectors: Floats) -> Floats:

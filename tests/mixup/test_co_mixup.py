@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -342,6 +343,24 @@ def test_half_precision_and_gradient_free() -> None:
     assert result.targets.dtype == torch.float32
 
 
+def test_autocast_changes_nothing() -> None:
+    batch = batch_of(8)
+    plain = mix(CoMixupConfig(), *batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = mix(CoMixupConfig(), *batch)
+    assert torch.equal(plain.images, inside.images) and torch.equal(plain.targets, inside.targets)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu() -> None:
+    batch = batch_of(20)
+    plain, there = mix(CoMixupConfig(), *batch), mix(CoMixupConfig(), *(tensor.cuda() for tensor in batch))
+    for name in ("images", "targets", "sources", "masks", "ratios", "unmixed", "energies", "saliency"):
+        moved = getattr(there, name)
+        assert moved.is_cuda
+        torch.testing.assert_close(moved.cpu(), getattr(plain, name))
+
+
 def test_presets_and_json() -> None:
     assert CoMixupConfig.cifar100() == CoMixupConfig.tiny_imagenet() == CoMixupConfig()
     imagenet = CoMixupConfig.imagenet(grid=(4, 6))
@@ -393,5 +412,7 @@ def test_bad_batches_are_refused() -> None:
     ):
         with pytest.raises(error, match=words):
             co_mixup(*arguments, config, generator)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on the CPU"):
+        co_mixup(images, targets, saliency, config, SimpleNamespace(device=torch.device("cuda")))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2x2"):
         co_mixup(images[..., :1], targets, saliency[..., :1], CoMixupConfig(grid=None), generator)
