@@ -28,7 +28,7 @@ def digits(smoke: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and test rows: (1, 32, 32) images in [0, 1]."""
     from sklearn.datasets import load_digits
 
-    found = load_digits(args.smoke)
+    found = load_digits()
     images = torch.nn.functional.interpolate(torch.from_numpy(found.images / 16).float()[:, None], size=(32, 32))
     rows = [{"pixel_values": x, "labels": int(y)} for x, y in zip(images, found.target, strict=True)]
     return rows[:300], rows[300 : 500 if smoke else None]
