@@ -144,7 +144,7 @@ class _MixupCollator:
             if all(held):
                 maps = torch.stack([torch.as_tensor(row[self.column], dtype=torch.float32) for row in features])
                 features = [{name: value for name, value in row.items() if name != self.column} for row in features]
-            elif not self._warned:
+            elif not self._warned and int(self._counts.sum()) == 0:  # later ones belong to an evaluation
                 self._warned = True
                 logger.warning(
                     "no column %r in a batch: it is left unmixed. That is right for evaluation data; in training set "
