@@ -129,7 +129,9 @@ def _read_labels(dataset: Dataset, column: str, names: list[str] | None) -> tupl
         raise ValueError(f"labels must be integers or strings, got {labels.dtype} of shape {labels.shape}")
     names = names or own or [str(label) for label in range(int(labels.max()) + 1)]
     if labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(f"labels must be in [0, {len(names)}), got {labels.min()} .. {labels.max()}; drop unlabelled rows")
+        raise ValueError(
+            f"labels must be in [0, {len(names)}), got {labels.min()} .. {labels.max()}; drop unlabelled rows"
+        )
     return torch.from_numpy(labels.astype(np.int64)), list(names)
 
 

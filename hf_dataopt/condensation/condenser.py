@@ -202,14 +202,20 @@ class DatasetCondenser:
 
     def _estimate(self, data: LabelledImages, classes: int) -> Estimate:
         loop = CondensationLoop(data, self.config, range(min(1, classes)), self.device)
-        return estimate(loop, self._build(data, seeded(self.config.seed, worker=_NETWORK)), self._initial(data), classes)
+        return estimate(
+            loop, self._build(data, seeded(self.config.seed, worker=_NETWORK)), self._initial(data), classes
+        )
 
     def _build(self, data: LabelledImages, own: torch.Generator) -> nn.Module:
         shape = (int(data.images.shape[1]), *data.size)
         return build(self.network, shape, len(data.class_names), own).to(self.device).train()
 
     def _optimise(
-        self, data: LabelledImages, classes: list[int], folder: Path | None, callback: Callable[[int, float], None] | None
+        self,
+        data: LabelledImages,
+        classes: list[int],
+        folder: Path | None,
+        callback: Callable[[int, float], None] | None,
     ) -> Tensor:
         """Images (classes, images_per_class, C, H, W) of this process's classes after all outer iterations."""
         config = self.config

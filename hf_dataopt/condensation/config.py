@@ -186,7 +186,9 @@ class IDCConfig:
         if self.clamp_low is not None and self.clamp_high is not None and self.clamp_low >= self.clamp_high:
             raise ValueError(f"clamp_low must be below clamp_high, got {self.clamp_low} and {self.clamp_high}")
         if self.storage == "uint8" and (self.clamp_low, self.clamp_high) != (0.0, 1.0):
-            raise ValueError("storage='uint8' needs clamp_low=0 and clamp_high=1; use storage='float32' for other ranges")
+            raise ValueError(
+                "storage='uint8' needs clamp_low=0 and clamp_high=1; use storage='float32' for other ranges"
+            )
         operations(self.augmentation), operations(self.evaluation_augmentation)
 
     def image_learning_rate(self, height: int) -> float:
@@ -201,9 +203,12 @@ class IDCConfig:
 
     def epochs_of_evaluation(self, classes: int) -> int:
         """Epochs of a scoring run: as set, else by the number of formed images per class."""
+        from .multi_formation import Formation
+
         if self.evaluation_epochs is not None:
             return self.evaluation_epochs
-        return evaluation_epochs_of(self.images_per_class * self.factor ** (1 if self.axis == "time" else 2), classes)
+        formation = Formation(factor=self.factor, kind=self.formation, axis=self.axis)
+        return evaluation_epochs_of(formation.count(self.images_per_class), classes)
 
     @classmethod
     def cifar10(cls, **changes: Any) -> IDCConfig:

@@ -127,7 +127,9 @@ class CondensationLoop:
             for index in chosen:
                 state.pending[index] += self.classes[index]  # classes before this one in the round
                 state.settle(index, config.momentum, self.rate)
-            losses, slopes = self._match(state.images[chosen.start : chosen.stop], network, compute, real, streams, chosen)
+            losses, slopes = self._match(
+                state.images[chosen.start : chosen.stop], network, compute, real, streams, chosen
+            )
             total += float(losses.sum())
             for index, slope in zip(chosen, slopes, strict=True):
                 state.step(index, slope, config.momentum, self.rate)
@@ -199,14 +201,18 @@ class CondensationLoop:
                 picked = rows.to(self.device)
                 train_step(network, optimiser, (images[picked], labels[picked]), own, dtype=dtype, **options)  # type: ignore[arg-type]
             return
-        whole = -(-config.network_images // config.network_batch) * config.network_batch  # full batches, as the reference
+        whole = (
+            -(-config.network_images // config.network_batch) * config.network_batch
+        )  # full batches, as the reference
         rows = torch.randperm(len(self.data.labels), generator=own)[:whole]
         for part in rows.split(config.network_batch):
             images, labels = self.data.batch(part)
             batch = (images.to(self.device), labels.to(self.device))
             train_step(network, optimiser, batch, own, dtype=dtype, **options)  # type: ignore[arg-type]
 
-    def train_epochs(self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int) -> None:
+    def train_epochs(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int
+    ) -> None:
         """Early phase: whole passes over the real data before the network is matched."""
         config = self.config
         augmentation = network_augmentation(config.augmentation, config.cutmix)

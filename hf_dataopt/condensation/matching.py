@@ -67,17 +67,14 @@ def matched_parameters(network: nn.Module, *, bias: bool = False, head: bool = F
     """
     ranks = {name: parameter.ndim for name, parameter in network.named_parameters() if parameter.requires_grad}
     head = head or not any(rank > 2 for rank in ranks.values())
-    return [
-        name
-        for name, rank in ranks.items()
-        if rank > 2 or (rank == 2 and head) or (rank == 1 and bias)
-    ]
+    return [name for name, rank in ranks.items() if rank > 2 or (rank == 2 and head) or (rank == 1 and bias)]
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits of a plain module or of a transformers model (its output object's `logits`)."""
+    """Logits, at least float32, of a plain module or of a transformers model (its output object's `logits`)."""
     output = network(images)
-    return output if isinstance(output, Tensor) else output.logits
+    logits = output if isinstance(output, Tensor) else output.logits
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def gradients(
@@ -85,7 +82,7 @@ def gradients(
 ) -> list[Tensor]:
     """Gradients of the mean cross-entropy, one per name; with a graph back to the images if `differentiable`."""
     parameters = dict(network.named_parameters())
-    loss = F.cross_entropy(logits_of(network, images).float(), labels)
+    loss = F.cross_entropy(logits_of(network, images), labels)
     found = torch.autograd.grad(loss, [parameters[name] for name in names], create_graph=differentiable)
     return list(found)
 
@@ -118,7 +115,8 @@ def match_gradients(
     wanted = gradients(network, *real, names)
     got = gradients(network, *synthetic, names, differentiable=True)
     total: Tensor = sum(
-        (distance(a.detach(), b, metric) for a, b in zip(wanted, got, strict=True)), torch.zeros((), device=got[0].device)
+        (distance(a.detach(), b, metric) for a, b in zip(wanted, got, strict=True)),
+        torch.zeros((), device=got[0].device),
     )
     return total
 

@@ -107,7 +107,9 @@ def form(images: Tensor, formation: Formation) -> Tensor:
     """
     if images.ndim != 4:
         raise ValueError(f"images must have shape (n, C, H, W), got {tuple(images.shape)}; add the missing axes")
-    return torch.cat([_form(images[start:stop], factor, formation) for factor, start, stop in formation.plan(len(images))])
+    return torch.cat(
+        [_form(images[start:stop], factor, formation) for factor, start, stop in formation.plan(len(images))]
+    )
 
 
 def form_labels(labels: Tensor, formation: Formation) -> Tensor:
