@@ -10,6 +10,9 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC = {
+    "DatasetCondenser": "hf_dataopt.condensation.condenser",
+    "IDCConfig": "hf_dataopt.condensation.config",
+    "MultiFormation": "hf_dataopt.condensation.multi_formation",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
 }
@@ -17,6 +20,9 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from .condensation.condenser import DatasetCondenser as DatasetCondenser
+    from .condensation.config import IDCConfig as IDCConfig
+    from .condensation.multi_formation import MultiFormation as MultiFormation
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
 

@@ -17,6 +17,7 @@ from types import ModuleType
 from . import __version__
 
 COMMANDS = {
+    "condense": "hf_dataopt.condensation.command",
     "demo": "hf_dataopt.demo",
     "kvzip": "hf_dataopt.kvzip.command",
 }
