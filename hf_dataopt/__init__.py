@@ -13,9 +13,12 @@ _PUBLIC = {
     "CoMixupConfig": "hf_dataopt.mixup.co_mixup_config",
     "DataCollatorForCoMixup": "hf_dataopt.mixup.collators",
     "DataCollatorForPuzzleMix": "hf_dataopt.mixup.collators",
+    "DatasetCondenser": "hf_dataopt.condensation.condenser",
     "FeatureExtractor": "hf_dataopt.features",
+    "IDCConfig": "hf_dataopt.condensation.config",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
+    "MultiFormation": "hf_dataopt.condensation.multi_formation",
     "PuzzleMixConfig": "hf_dataopt.mixup.config",
     "RelationCleaner": "hf_dataopt.relation.cleaner",
     "RelationConfig": "hf_dataopt.relation.config",
@@ -26,6 +29,9 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from .condensation.condenser import DatasetCondenser as DatasetCondenser
+    from .condensation.config import IDCConfig as IDCConfig
+    from .condensation.multi_formation import MultiFormation as MultiFormation
     from .features import FeatureExtractor as FeatureExtractor
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig

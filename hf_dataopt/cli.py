@@ -18,9 +18,10 @@ from . import __version__
 
 COMMANDS = {
     "demo": "hf_dataopt.demo",
-    "clean": "hf_dataopt.relation.command",
-    "kvzip": "hf_dataopt.kvzip.command",
     "mix": "hf_dataopt.mixup.command",
+    "clean": "hf_dataopt.relation.command",
+    "condense": "hf_dataopt.condensation.command",
+    "kvzip": "hf_dataopt.kvzip.command",
 }
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130

@@ -14,6 +14,7 @@ SECTIONS = {
     "kvzip": "hf_dataopt.kvzip.command",
     "relation": "hf_dataopt.relation.command",
     "mixup": "hf_dataopt.mixup.command",
+    "condensation": "hf_dataopt.condensation.command",
 }
 
 

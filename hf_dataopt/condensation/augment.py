@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class Draws:
 
     def repeat(self, counts: Tensor) -> Draws:
         """Every entry repeated for `counts[i]` images: from one entry per group to one per image."""
-        values = {
+        values: dict[str, Any] = {
             name: value.repeat_interleave(counts) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,11 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
         return plain
     if method in ("random", "herding"):
         return replace(plain, outer_iterations=0, initialisation="herding" if method == "herding" else "random")
-    own = {"scale_learning_rate": False, "augmentation": "color_crop_cutout_flip_scale_rotate", "match_bias": False}
+    own: dict[str, Any] = {
+        "scale_learning_rate": False,
+        "augmentation": "color_crop_cutout_flip_scale_rotate",
+        "match_bias": False,
+    }
     if method == "dsa":
         return replace(
             plain, metric="cos", learning_rate=0.1, train_network_on="synthetic", cutmix=0.0, match_head=True, **own

@@ -75,7 +75,7 @@ class ClassGradients:
 
         handles = [layer.register_forward_hook(keep) for layer in self.layers]
         try:
-            loss = F.cross_entropy(logits_of(self.network, images).float(), labels)
+            loss = F.cross_entropy(logits_of(self.network, images), labels)
         finally:
             for handle in handles:
                 handle.remove()
@@ -87,8 +87,8 @@ def _weight_gradient(layer: nn.Conv2d, value: Tensor, slope: Tensor) -> Tensor:
     """Gradient of one convolution's weight, differentiable by both arguments."""
     found = torch.ops.aten.convolution_backward(
         slope,
-        value,
-        layer.weight,
+        value.to(slope.dtype),  # under autocast the output is narrower than the input
+        layer.weight.to(slope.dtype),
         None,
         layer.stride,
         layer.padding if not isinstance(layer.padding, str) else [k // 2 for k in layer.kernel_size],

@@ -203,9 +203,12 @@ class IDCConfig:
 
     def epochs_of_evaluation(self, classes: int) -> int:
         """Epochs of a scoring run: as set, else by the number of formed images per class."""
+        from .multi_formation import Formation
+
         if self.evaluation_epochs is not None:
             return self.evaluation_epochs
-        return evaluation_epochs_of(self.images_per_class * self.factor ** (1 if self.axis == "time" else 2), classes)
+        formation = Formation(factor=self.factor, kind=self.formation, axis=self.axis)
+        return evaluation_epochs_of(formation.count(self.images_per_class), classes)
 
     @classmethod
     def cifar10(cls, **changes: Any) -> IDCConfig:

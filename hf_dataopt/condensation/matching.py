@@ -71,9 +71,10 @@ def matched_parameters(network: nn.Module, *, bias: bool = False, head: bool = F
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits of a plain module or of a transformers model (its output object's `logits`)."""
+    """Logits, at least float32, of a plain module or of a transformers model (its output object's `logits`)."""
     output = network(images)
-    return output if isinstance(output, Tensor) else output.logits
+    logits = output if isinstance(output, Tensor) else output.logits
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def gradients(
@@ -81,7 +82,7 @@ def gradients(
 ) -> list[Tensor]:
     """Gradients of the mean cross-entropy, one per name; with a graph back to the images if `differentiable`."""
     parameters = dict(network.named_parameters())
-    loss = F.cross_entropy(logits_of(network, images).float(), labels)
+    loss = F.cross_entropy(logits_of(network, images), labels)
     found = torch.autograd.grad(loss, [parameters[name] for name in names], create_graph=differentiable)
     return list(found)
 

@@ -187,5 +187,5 @@ def build(factory: NetworkFactory, shape: tuple[int, int, int], classes: int, ge
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return factory(shape[0], classes, shape[1:])

@@ -52,7 +52,7 @@ def train_step(
             partner = partner.to(images.device)
             images, share = cutmix(images, partner, box)
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits = logits_of(network, images).float()
+        logits = logits_of(network, images)
     loss = F.cross_entropy(logits, labels)
     if partner is not None:
         loss = share * loss + (1 - share) * F.cross_entropy(logits, labels[partner])

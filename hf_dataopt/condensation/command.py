@@ -1,0 +1,247 @@
+"""`hf-dataopt condense`: a few synthetic images per class out of a labelled image data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .config import IDCConfig
+
+HELP = "condense a labelled image data set to a few synthetic images per class (IDC)"
+EXAMPLES = [
+    "hf-dataopt condense cifar10 --image-column img --preset cifar10 --images-per-class 10 --output-dir run1",
+    "hf-dataopt condense ./my_images --factor 2 --width 32 --outer-iterations 20 --output-dir run2 --evaluate",
+    "hf-dataopt condense ./train.parquet --test ./test.parquet --evaluate --output-dir run3 --json",
+]
+
+_PRESETS = ("cifar10", "fashion_mnist", "imagenet_subset", "speech")
+# options that set a field of IDCConfig; None leaves the preset's value
+_FIELDS: dict[str, tuple[type, str]] = {
+    "images_per_class": (int, "stored images per class"),
+    "factor": (int, "multi-formation: factor^2 training images per stored one"),
+    "width": (float, "channels of the network (128 in the dissertation; 32 is minutes on a CPU)"),
+    "depth": (int, "blocks of the network"),
+    "metric": (str, "mse, l1, l1_mean or cos"),
+    "learning_rate": (float, "of the images, at 10 images per class"),
+    "outer_iterations": (int, "network lives"),
+    "inner_iterations": (int, "rounds over the classes in each"),
+    "network_images": (int, "real images the network sees per round"),
+    "initialisation": (str, "random, herding, mix, mix_herding or noise"),
+    "augmentation": (str, "of the match"),
+    "storage": (str, "uint8, float16 or float32"),
+    "evaluation_epochs": (int, "epochs of a scoring run"),
+    "dtype": (str, "float32 or bfloat16"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hf-dataopt condense`."""
+    parser.add_argument("dataset", help="Hub name, folder (image folder or saved data set) or parquet file")
+    parser.add_argument("--split", default="train", help="split to condense")
+    parser.add_argument("--test", default=None, help="data set to score on; default: the split 'test' of the same")
+    parser.add_argument("--image-column", default="image", help="column of images or arrays")
+    parser.add_argument("--label-column", default="label", help="column of labels")
+    parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and condensed.parquet; resumable")
+    parser.add_argument("--preset", choices=_PRESETS, default=None, help="start from a setting of the dissertation")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="train networks on the result and on random real images"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="scoring runs")
+    parser.add_argument("--push-to-hub", metavar="REPO", default=None, help="upload the result under this name")
+    parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
+    group = parser.add_argument_group("settings (see IDCConfig)")
+    for name, (kind, text) in _FIELDS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Condense, save, and score if asked.
+
+    Args:
+        args: the parsed command line.
+
+    Returns:
+        Files, settings, losses and scores, ready for JSON.
+
+    Raises:
+        ValueError: the data set cannot be read, or a setting is out of range.
+    """
+    config = config_from(args)
+    train = load(args.dataset, args.split)
+    test = load(args.test or args.dataset, "test") if args.evaluate else None
+    from .condenser import DatasetCondenser
+
+    condenser = DatasetCondenser(config, device=args.device)
+    columns = {"image_column": args.image_column, "label_column": args.label_column}
+    cost = condenser.estimate(train, **columns)
+    args.console.print(str(cost))
+    condensed = condenser.condense(train, output_dir=args.output_dir, **columns)
+    result = {
+        "images": len(condensed),
+        "classes": len(condensed) // config.images_per_class,
+        "outer_iterations": config.outer_iterations,
+        "losses": condenser.losses,
+        "config": config.to_json_string(),
+    }
+    from ..distributed import is_main_process
+
+    if not is_main_process():
+        return result
+    path = Path(args.output_dir) / "condensed.parquet"
+    condensed.to_parquet(path)
+    result |= {"file": str(path), "preview": str(Path(args.output_dir) / "preview.png")}
+    if args.push_to_hub:
+        condensed.push_to_hub(args.push_to_hub)
+        result["repository"] = args.push_to_hub
+    if test is not None:
+        result["scores"] = scores_as_rows(condenser.evaluate(condensed, test, seeds=args.seeds))
+    return result
+
+
+def config_from(args: argparse.Namespace) -> IDCConfig:
+    """The preset with the options that were given."""
+    from .config import IDCConfig
+
+    changes = {name: getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}
+    make = getattr(IDCConfig, args.preset) if args.preset else IDCConfig
+    config: IDCConfig = make(**changes, seed=args.seed)
+    return config
+
+
+def load(name: str, split: str) -> Dataset:
+    """A split of a Hub data set, a saved folder, an image folder or a parquet file.
+
+    Raises:
+        ValueError: nothing of that name, or no such split.
+    """
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+    path = Path(name)
+    if path.is_dir() and any((path / mark).exists() for mark in ("state.json", "dataset_dict.json")):
+        saved = load_from_disk(name)
+        if isinstance(saved, DatasetDict):
+            if split not in saved:
+                raise ValueError(f"{name} has the splits {sorted(saved)}, not {split!r}")
+            return saved[split]
+        return saved
+    if path.suffix == ".parquet":
+        if not path.is_file():
+            raise ValueError(f"no file {name}")
+        return Dataset.from_parquet(name)
+    try:
+        return load_dataset(name, split=split)
+    except Exception as error:
+        raise ValueError(f"cannot load the split {split!r} of {name}: {error}") from error
+
+
+def scores_as_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """Scores as flat rows."""
+    return [
+        {
+            "trained on": name,
+            "network": one.network,
+            "images": one.images,
+            "epochs": one.epochs,
+            "accuracy": round(one.mean, 2),
+            "spread": round(one.spread, 2),
+            "seeds": len(one.accuracies),
+        }
+        for name, found in scores.items()
+        for one in found
+    ]
+
+
+def show(result: dict[str, Any], console: Any) -> None:
+    """What was written, and the accuracies."""
+    from rich.table import Table
+
+    console.print(f"{result['images']} images of {result['classes']} classes")
+    for name in ("file", "preview", "repository"):
+        if name in result:
+            console.print(f"{name}: {result[name]}")
+    if result["losses"]:
+        console.print(f"matching loss {result['losses'][0]:.4g} -> {result['losses'][-1]:.4g}")
+    if result.get("scores"):
+        table = Table(title="Test accuracy of networks trained on it")
+        for column in result["scores"][0]:
+            table.add_column(column)
+        for row in result["scores"]:
+            table.add_row(*map(str, row.values()))
+        console.print(table)
+
+
+def digits(size: int = 16) -> tuple[Dataset, Dataset]:
+    """Scikit-learn's handwritten digits as grey images of `size` pixels: 1,437 for training, 360 for testing."""
+    import torch
+    import torch.nn.functional as F
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    from ..errors import MissingExtraError
+    from ..seeding import generator
+    from .multi_formation import to_images
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "demo", "the digits data set") from error
+    found = load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16
+    images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    labels = torch.tensor(found.target)
+    order = torch.randperm(len(labels), generator=generator(0))
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    splits = [
+        Dataset.from_dict({"image": to_images(images[rows]), "label": labels[rows].tolist()}, features=features)
+        for rows in (order[360:], order[:360])
+    ]
+    return splits[0], splits[1]
+
+
+def digits_config(**changes: Any) -> IDCConfig:
+    """Settings that condense the digits to one image per class in about a minute."""
+    from .config import IDCConfig
+
+    values: dict[str, Any] = {
+        "images_per_class": 1,
+        "factor": 2,
+        "width": 32,
+        "outer_iterations": 8,
+        "inner_iterations": 20,
+        "network_images": 256,
+        "learning_rate": 0.02,
+        "scale_learning_rate": False,
+        "evaluation_epochs": 300,
+        "evaluation_augmentation": "color_crop_scale_rotate",
+        "evaluation_cutmix": 0.0,
+    }
+    return IDCConfig(**{**values, **changes})
+
+
+def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
+    """The demo's section: handwritten digits in ten images, against the mosaics they start from and random images."""
+    from .condenser import DatasetCondenser
+
+    train, test = digits()
+    changes: dict[str, Any] = {"seed": args.seed}
+    if args.smoke:
+        changes |= {"outer_iterations": 1, "inner_iterations": 4, "evaluation_epochs": 40}
+    condenser = DatasetCondenser(digits_config(**changes))
+    args.console.print(f"1,437 digits into 10 images, {condenser.estimate(train)} (and as long for the scores)")
+    condensed = condenser.condense(train, output_dir=output_dir / "condensation")
+    seeds = 1 if args.smoke else 2
+    scores = condenser.evaluate(condensed, test, seeds=seeds)
+    before = condenser.evaluate(condenser.initial(train), test, seeds=seeds)["condensed"]
+    named = {"random images": scores["random"], "mosaics before": before, "condensed": scores["condensed"]}
+    result = {
+        "images": len(condensed),
+        "classes": 10,
+        "losses": condenser.losses,
+        "preview": str(output_dir / "condensation" / "preview.png"),
+        "scores": scores_as_rows(named),
+    }
+    show(result, args.console)
+    return result
