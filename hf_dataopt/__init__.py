@@ -18,11 +18,15 @@ _PUBLIC = {
     "IDCConfig": "hf_dataopt.condensation.config",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
+    "MixResult": "hf_dataopt.mixup.result",
     "MultiFormation": "hf_dataopt.condensation.multi_formation",
     "PuzzleMixConfig": "hf_dataopt.mixup.config",
     "RelationCleaner": "hf_dataopt.relation.cleaner",
     "RelationConfig": "hf_dataopt.relation.config",
     "RelationReport": "hf_dataopt.relation.report",
+    "co_mixup": "hf_dataopt.mixup.co_mixup",
+    "plot_mixup": "hf_dataopt.mixup.plot",
+    "puzzle_mix": "hf_dataopt.mixup.puzzle_mix",
     "soft_target_loss": "hf_dataopt.mixup.loss",
 }
 
@@ -35,11 +39,15 @@ if TYPE_CHECKING:
     from .features import FeatureExtractor as FeatureExtractor
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
+    from .mixup.co_mixup import co_mixup as co_mixup
     from .mixup.co_mixup_config import CoMixupConfig as CoMixupConfig
     from .mixup.collators import DataCollatorForCoMixup as DataCollatorForCoMixup
     from .mixup.collators import DataCollatorForPuzzleMix as DataCollatorForPuzzleMix
     from .mixup.config import PuzzleMixConfig as PuzzleMixConfig
     from .mixup.loss import soft_target_loss as soft_target_loss
+    from .mixup.plot import plot_mixup as plot_mixup
+    from .mixup.puzzle_mix import puzzle_mix as puzzle_mix
+    from .mixup.result import MixResult as MixResult
     from .relation.cleaner import RelationCleaner as RelationCleaner
     from .relation.config import RelationConfig as RelationConfig
     from .relation.report import RelationReport as RelationReport
