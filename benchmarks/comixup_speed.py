@@ -140,9 +140,15 @@ def measure(name: str, repeats: int, starts: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one repeat of the first setting; nothing is written")
-    smoke = parser.parse_args().smoke
+    parser.add_argument("--repeats", type=int, default=7, help="timed batches of each side and setting")
+    parser.add_argument("--starts", type=int, default=24, help="starts whose objectives are compared")
+    arguments = parser.parse_args()
+    smoke, repeats, starts = arguments.smoke, arguments.repeats, arguments.starts
     torch.set_num_threads(1)
-    rows = [measure(name, 1 if smoke else 7, 2 if smoke else 24) for name in list(SETTINGS)[: 1 if smoke else None]]
+    rows = [
+        measure(name, 1 if smoke else repeats, 2 if smoke else starts)
+        for name in list(SETTINGS)[: 1 if smoke else None]
+    ]
     mean: dict[str, Any] = {"setting": "mean"}
     for column in list(rows[0])[1:]:
         values = [row[column] for row in rows]
