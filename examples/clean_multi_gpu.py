@@ -1,11 +1,12 @@
-"""Clean a large dataset on several devices: features with one process a GPU, then the graph split over processes.
+"""Clean a large dataset on several devices: features with one worker a GPU, then the graph split over processes.
 
-accelerate launch --multi_gpu --num_processes 4 examples/clean_multi_gpu.py --dataset imagenet-1k --model facebook/deit-base
+python examples/clean_multi_gpu.py --extract --dataset imagenet-1k --model facebook/deit-base-patch16-224   # one worker a GPU
+accelerate launch --multi_gpu --num_processes 4 examples/clean_multi_gpu.py                                 # one process a GPU
 accelerate launch --multi_gpu --num_processes 2 examples/clean_multi_gpu.py --smoke        # two CPU processes, gloo
 python examples/clean_multi_gpu.py --smoke                                                # one process: the same scores
 
-A killed run goes on where it stopped: the features are cached by `datasets`, finished stripes of the graph lie in
---output-dir. (`accelerate launch --cpu --num_processes 2` starts one process only; use --multi_gpu or torchrun.)
+A killed run goes on where it stopped: finished stripes of the graph lie in --output-dir. (`accelerate launch --cpu
+--num_processes 2` starts one process only; use --multi_gpu or torchrun.)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import os
 from pathlib import Path
 
+import multiprocess
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -22,7 +24,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from hf_dataopt import FeatureExtractor, RelationCleaner
 
 
-def made_up(folder: Path) -> Dataset:
+def made_up(folder: Path) -> None:
     """2,000 rows of clustered features with 8 % flipped labels, as an extractor would leave them."""
     rng = np.random.default_rng(0)
     centres, labels = rng.standard_normal((10, 64)), rng.integers(0, 10, 2_000)
@@ -32,12 +34,23 @@ def made_up(folder: Path) -> Dataset:
     probs = (probs / probs.sum(1, keepdims=True)).astype(np.float32)
     labels = np.where(rng.random(2_000) < 0.08, rng.integers(0, 10, 2_000), labels)
     Dataset.from_dict({"label": labels, "features": features, "probs": probs}).save_to_disk(folder)
-    return load_from_disk(str(folder))
+
+
+def extract(args: argparse.Namespace, folder: Path) -> None:
+    """Features and probabilities of every row, before any process group exists."""
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        multiprocess.set_start_method("spawn", force=True)  # CUDA cannot be used in forked workers
+    extractor = FeatureExtractor(args.model, column=args.column, dtype="bfloat16" if gpus else "float32")
+    rows = load_dataset(args.dataset, split="train")
+    rows = rows.map(extractor, batched=True, batch_size=256, num_proc=gpus if gpus > 1 else None, with_rank=True)
+    rows.save_to_disk(folder)
 
 
 def main() -> None:
     """Every process runs this; the main one writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--extract", action="store_true", help="first step: features of --dataset by --model")
     parser.add_argument("--dataset", help="Hub name")
     parser.add_argument("--model", help="classifier that was trained on it")
     parser.add_argument("--column", default="image")
@@ -46,22 +59,15 @@ def main() -> None:
     parser.add_argument("--output-dir", default="clean_output")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
-    state = PartialState(cpu=not torch.cuda.is_available())
     out = Path(args.output_dir)
-
-    with state.main_process_first():  # the main process extracts, the others find its result in the cache
-        if args.smoke or args.dataset is None:
-            dataset = made_up(out / "rows") if state.is_main_process else load_from_disk(str(out / "rows"))
-        else:
-            dataset = load_dataset(args.dataset, split="train")
-            gpus = torch.cuda.device_count()
-            dataset = dataset.map(
-                FeatureExtractor(args.model, column=args.column, dtype="bfloat16" if gpus else "float32"),
-                batched=True,
-                batch_size=256,
-                num_proc=gpus if gpus > 1 else None,
-                with_rank=True,  # one worker a GPU
-            )
+    if args.extract:
+        extract(args, out / "rows")
+        return
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if args.smoke and state.is_main_process:
+        made_up(out / "rows")
+    state.wait_for_everyone()
+    dataset = load_from_disk(str(out / "rows"))
 
     cleaner = RelationCleaner(
         temperature=4,

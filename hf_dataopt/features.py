@@ -77,12 +77,13 @@ class FeatureExtractor:
             model.to(torch.device("cuda", (rank or 0) % torch.cuda.device_count()))
         caught: list[tuple[torch.Tensor, torch.Tensor]] = []
         handle = _head(model).register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output)))
-        training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         try:
             logits = model.eval()(**self._inputs(batch[self.column], model)).logits
         finally:
             handle.remove()
-            model.train(training)
+            for module, mode in modes:
+                module.training = mode
         probs = torch.softmax(logits.float(), dim=-1)
         features = _pooled(*caught[-1], logits).float().cpu().numpy()
         return {f"features{self.suffix}": features, f"probs{self.suffix}": probs.cpu().numpy()}
@@ -112,13 +113,25 @@ class FeatureExtractor:
             if self.modality == "text":
                 options = {"padding": True, "truncation": True}
             elif self.modality == "audio":
-                options = {"sampling_rate": getattr(processor, "sampling_rate", None)}
-                values = [np.asarray(one["array"] if isinstance(one, Mapping) else one) for one in values]
+                values, rate = _waveforms(values, getattr(processor, "sampling_rate", None))
+                options = {"sampling_rate": rate}
             elif getattr(model.config, "num_channels", 3) == 3:
                 values = [one.convert("RGB") if hasattr(one, "convert") else one for one in values]
             made = dict(processor(values, return_tensors="pt", **options))
         dtype, device = getattr(torch, self.dtype), model.device
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in made.items()}
+
+
+def _waveforms(values: Any, expected: int | None) -> tuple[list[Any], int | None]:
+    """Samples of an audio batch and their rate: what `Audio` columns decode to (dictionaries or decoders), or bare arrays."""
+    plain = (np.ndarray, list, tuple, torch.Tensor)
+    rates = {int(one["sampling_rate"]) for one in values if not isinstance(one, plain)}
+    if rates - {expected}:
+        raise ValueError(
+            f"the audio has sampling rates {sorted(rates)}, the model needs {expected}; cast the column: "
+            f"dataset.cast_column(column, Audio({expected}))"
+        )
+    return [np.asarray(one if isinstance(one, plain) else one["array"]) for one in values], expected
 
 
 def _load_processor(model: Any, modality: str, revision: str | None) -> Any:
@@ -145,6 +158,8 @@ def _pooled(inputs: torch.Tensor, outputs: torch.Tensor, logits: torch.Tensor) -
 def _head(model: Any) -> torch.nn.Linear:
     """The last linear layer with as many outputs as the model has labels."""
     labels = model.config.num_labels
+    if labels < 2:
+        raise ValueError(f"{type(model).__name__} has {labels} output: a regression model has no class probabilities")
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == labels]
     if not linear:
         raise ValueError(f"{type(model).__name__} has no linear layer of {labels} outputs; give a classifier")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,12 +34,16 @@ class PassCheckpoint:
         """(finished stripes, vectors) of an earlier run with the same key, or None."""
         if self.path is None or not self.path.is_file():
             return None
-        with safe_open(self.path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
-            if about.get("key") != self.key:
-                logger.warning("%s was written for other data or settings; starting afresh", self.path)
-                return None
-            return int(about["done"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
+                if about.get("key") != self.key:
+                    logger.warning("%s was written for other data or settings; starting afresh", self.path)
+                    return None
+                return int(about["done"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            logger.warning("%s cannot be read (%s); starting afresh", self.path, error)
+            return None
 
     def save(self, done: int, vectors: dict[str, Tensor], *, force: bool = False) -> None:
         """Write the state if `every_seconds` have passed since the last write, or when forced."""

@@ -21,10 +21,10 @@ from .. import distributed
 from ..progress import say
 from ..seeding import generator
 from .checkpoint import PassCheckpoint
-from .combined import combined_parts, ranks
+from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
 from .graph import RelationGraph
-from .label_noise import LabelNoise, find_label_noise
+from .label_noise import LabelNoise, find_label_noise, top_share
 from .labels import read_labels
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows
 from .report import RelationReport
@@ -54,6 +54,10 @@ class RelationCleaner:
     """
 
     def __init__(self, config: RelationConfig | None = None, **fields: Any) -> None:
+        if config is not None and not isinstance(config, RelationConfig):
+            raise TypeError(
+                f"config must be a RelationConfig, got {type(config).__name__}; single fields go as keywords"
+            )
         if config is not None and fields:
             raise ValueError(f"give config= or single fields, not both; got config and {sorted(fields)}")
         self.config = config or RelationConfig(**fields)
@@ -104,11 +108,13 @@ class RelationCleaner:
         found = [_score(graph, reference, _Work(work, str(k), quiet)) for k, graph in enumerate(graphs)]
         noise = [result.noise for result in found]
         scores = np.mean([one.scores for one in noise], axis=0)
-        noisy = noise[0].noisy if len(noise) == 1 else scores > np.mean([one.threshold for one in noise])
+        noisy = noise[0].noisy if len(noise) == 1 else _ensemble_set(scores, noise, config)
         parts: dict[str, NDArray[np.float64]] = {}
         if config.score == "combined":
-            scores, noisy, parts = _combine(graphs, scores, _Work(work, "neighbours", quiet))
+            places = prob_columns(labels, graphs[0])
+            scores, noisy, parts = _combine(graphs, places, scores, _Work(work, "neighbours", quiet))
         outlier = np.mean([result.outlier for result in found], axis=0)
+        flagged, level = is_outlier(outlier, config.outlier_share)
         report = RelationReport(
             config=config,
             label_column=label_column,
@@ -118,9 +124,10 @@ class RelationCleaner:
             labels=labels.codes,
             label_noise_score=scores,
             is_label_error=noisy,
-            suggested_label=suggest(graphs, noisy, labels.codes, keep=_Work(work, "votes", quiet).votes, quiet=quiet),
+            suggested_label=_suggest(graphs, noisy, labels.codes, _Work(work, "votes", quiet)),
             outlier_score=outlier,
-            is_outlier=is_outlier(outlier, config.outlier_share)[0],
+            is_outlier=flagged,
+            outlier_level=level,
             reference=[Reference.of(graph, reference, *view) for graph, view in zip(graphs, views, strict=True)],
             parts=parts,
             summary={"checkpoints": [result.about for result in found], "processes": distributed.world_size()},
@@ -157,7 +164,7 @@ class _Work:
 
     def votes(self, graph: RelationGraph, number: int, rows: Index) -> PassCheckpoint | None:
         """A checkpoint for the votes on some rows."""
-        return self.keep(graph, str(number), rows)
+        return self.keep(graph, f"{number}-{int(rows[0])}", rows)
 
 
 def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
@@ -208,11 +215,12 @@ def _joined(parts: list[Index], solved: list[LabelNoise], count: int) -> LabelNo
         scores[part] = one.scores * (count / len(part))
         noisy[part] = one.noisy
     level = float(np.mean([one.threshold * count / len(part) for part, one in zip(parts, solved, strict=True)]))
-    return LabelNoise(scores, noisy, level)
+    stopped = "skipped" if all(one.stopped == "skipped" for one in solved) else "converged"
+    return LabelNoise(scores, noisy, level, stopped=stopped)
 
 
 def _combine(
-    graphs: list[RelationGraph], relation: NDArray[np.float64], work: _Work
+    graphs: list[RelationGraph], places: Index, relation: NDArray[np.float64], work: _Work
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
     """The combined score, the rows it flags, and the ranks it is made of.
 
@@ -221,7 +229,7 @@ def _combine(
     """
     config = graphs[0].config
     found = [
-        combined_parts(graph, config.neighbours, checkpoint=work.keep(graph, str(k)), quiet=work.quiet)
+        _combined_parts(graph, places, _Work(work.folder, f"{work.name}-{k}", work.quiet))
         for k, graph in enumerate(graphs)
     ]
     parts = {name: np.mean([one[name] for one, _ in found], axis=0) for name in found[0][0]}
@@ -231,6 +239,43 @@ def _combine(
     bounded = np.zeros_like(noisy)
     bounded[kept] = noisy[kept]
     return scores, bounded, {**parts, "relation": ranks(relation)}
+
+
+def _combined_parts(
+    graph: RelationGraph, places: Index, work: _Work
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
+    """The ranks of one checkpoint, neighbours within the partition."""
+    loss, margin = unary_scores(graph, places)
+    nearest = np.empty(len(graph))
+    parts = _partitions(len(graph), graph.config)
+    for k, part in enumerate(parts):
+        sub = graph if len(parts) == 1 else graph.select(part)
+        kept = work.keep(sub, str(k))
+        nearest[part] = neighbour_margin(
+            sub, graph.config.neighbours, checkpoint=kept, quiet=work.quiet or len(parts) > 1
+        )
+    return {"loss": ranks(loss), "margin": ranks(margin), "neighbours": ranks(nearest)}, (margin > 0) & (nearest > 0)
+
+
+def _ensemble_set(scores: NDArray[np.float64], noise: list[LabelNoise], config: RelationConfig) -> NDArray[np.bool_]:
+    """N of the mean scores: above the mean lambda of the checkpoints that formed a set, bounded as each of them is."""
+    levels = [one.threshold for one in noise if one.stopped != "skipped"]
+    if not levels:
+        return np.zeros(len(scores), bool)
+    return top_share(scores, config.max_noisy_share, float(np.mean(levels)))[0]
+
+
+def _suggest(graphs: list[RelationGraph], noisy: NDArray[np.bool_], labels: Index, work: _Work) -> Index:
+    """Suggestions for the rows of N, from their own partition."""
+    parts = _partitions(len(labels), graphs[0].config)
+    if len(parts) == 1:
+        return suggest(graphs, noisy, labels, keep=work.votes, quiet=work.quiet)
+    suggested = labels.copy()
+    for k, part in enumerate(parts):
+        subs = [graph.select(part) for graph in graphs]
+        kept = _Work(work.folder, f"{work.name}-{k}", True).votes
+        suggested[part] = suggest(subs, noisy[part], labels[part], keep=kept, quiet=True)
+    return suggested
 
 
 def graphs_of(
@@ -253,7 +298,10 @@ def _estimate(graphs: list[RelationGraph], config: RelationConfig) -> list[str]:
     graph, count = graphs[0], len(graphs[0])
     part = min(config.partition_size or count, count)
     reference = min(config.outlier_reference or count, count)
-    tiles = count * part / 2 + count * reference
+    tiles = (
+        count * part * (0.5 + 2 * config.max_noisy_share * 0.3) + count * reference
+    )  # sums, cuts and votes, outliers
+    tiles += count * part if config.score == "combined" else 0
     seconds = len(graphs) * graph.seconds_per_tile() * tiles / graph.tile_rows**2 / distributed.world_size()
     width = graph.features.width + (graph.probs.width if graph.probs else 0)
     return [

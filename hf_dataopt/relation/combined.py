@@ -15,31 +15,40 @@ from torch import Tensor
 from . import baselines
 from .checkpoint import PassCheckpoint
 from .graph import RelationGraph, Tile
+from .labels import Labels
 
 Index = NDArray[np.int64]
 Vector = NDArray[np.float64]
 BLOCK = 8192  # rows of probabilities read at a time
 
 
-def combined_parts(
-    graph: RelationGraph, neighbours: int, *, checkpoint: PassCheckpoint | None = None, quiet: bool = False
-) -> tuple[dict[str, Vector], NDArray[np.bool_]]:
-    """The three ranks whose mean is the combined score, and the rows that both sides would label otherwise.
+def prob_columns(labels: Labels, graph: RelationGraph) -> Index:
+    """Which column of `probs` belongs to each label code: the class number of a `ClassLabel`, or the integer itself.
+
+    Raises:
+        ValueError: texts, whose order in the model is unknown, or numbers that are no columns.
+    """
+    width = 0 if graph.probs is None else graph.probs.width
+    if not all(isinstance(value, int) and 0 <= value < width for value in labels.values):
+        raise ValueError(
+            f"score='combined' reads the probability of each label, but the labels {labels.values[:3]} ... are no columns of "
+            f"probs (0 to {width - 1}); cast the label column to a ClassLabel in the order of the model's classes"
+        )
+    return np.asarray(labels.values, np.int64)
+
+
+def unary_scores(graph: RelationGraph, places: Index) -> tuple[Vector, Vector]:
+    """Loss and margin of every row, read in blocks.
 
     Args:
         graph: with labels and probabilities.
-        neighbours: edges kept per row, k >= 1.
-        checkpoint: where finished stripes are kept.
-        quiet: no progress bar.
+        places: (classes,) column of `probs` of each label code.
 
     Returns:
-        `loss`, `margin` (the model's) and `neighbours` (`neighbour_margin`): (n,) float64 ranks in [0, 1], higher =
-        more suspicious; and (n,) bool: model and nearest rows both prefer another label.
+        (n,) float64 each, higher = more suspicious; a positive margin means that the model prefers another label.
 
     Raises:
         ValueError: a graph without probabilities or labels.
-
-    Cost: 2 n^2 d operations for the neighbours.
     """
     if graph.probs is None or graph.labels is None:
         raise ValueError("score='combined' needs labels and probabilities: use compatibility=True")
@@ -47,12 +56,11 @@ def combined_parts(
     block = np.empty((BLOCK, graph.probs.width), np.float32)
     for start in range(0, len(graph), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(graph)))
-        part = block[: len(rows)]
+        part, own = block[: len(rows)], places[graph.labels[rows]]
         graph.probs.take(rows, part)
-        loss[rows] = baselines.loss(part, graph.labels[rows])
-        margin[rows] = baselines.margin(part, graph.labels[rows])
-    nearest = neighbour_margin(graph, neighbours, checkpoint=checkpoint, quiet=quiet)
-    return {"loss": ranks(loss), "margin": ranks(margin), "neighbours": ranks(nearest)}, (margin > 0) & (nearest > 0)
+        loss[rows] = baselines.loss(part, own)
+        margin[rows] = baselines.margin(part, own)
+    return loss, margin
 
 
 def neighbour_margin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ EXAMPLES = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt clean`."""
     parser.add_argument("dataset", help="Hub name, folder of `save_to_disk`, or a csv, json, jsonl or parquet file")
+    parser.add_argument("--config", default=None, help="configuration of a Hub dataset that has several")
     parser.add_argument("--split", default="train", help="split to clean")
     parser.add_argument("--model", help="classifier (Hub name or folder); without it the columns below must be there")
     parser.add_argument("--column", default="image", help="what the model reads")
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition-size", type=int, default=None, help="rows of a partition (very large sets)")
     parser.add_argument("--drop-outliers", action="store_true", help="drop outliers too")
     parser.add_argument("--max-memory-gb", type=float, default=0.06, help="working memory of the graph")
+    parser.add_argument("--device", default=None, help="where the graph is computed, such as cuda; default the CPU")
     parser.add_argument("--rows", type=int, default=24, help="rows in the HTML report")
     parser.add_argument("--out", help="folder for the cleaned set, report.html, worst.png, README.md and the scores")
     parser.add_argument(
@@ -53,6 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: neither `--out` nor `--push-to-hub`; a dataset that cannot be read; unfit columns.
     """
+    from .. import distributed
     from .cleaner import RelationCleaner
     from .config import RelationConfig
 
@@ -63,9 +67,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         temperature=args.temperature,
         partition_size=args.partition_size,
         max_memory_gb=args.max_memory_gb,
+        device=args.device,
         seed=args.seed,
     )
-    source = read_dataset(args.dataset, args.split)
+    source = read_dataset(args.dataset, args.split, args.config)
     dataset = _with_features(source, args)
     out = Path(args.out or f"{args.push_to_hub.split('/')[-1]}-cleaned")
     report = RelationCleaner(config).fit(
@@ -77,12 +82,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.noise_rate is not None:
         report = report.rethreshold(noise_rate=args.noise_rate)
-        report.save(out / "report")
+        if distributed.is_main_process():
+            report.save(out / "report")
     cleaned = report.filter(source, outliers=args.drop_outliers)
-    return _write(args, report, dataset, cleaned, out)
+    result = summary(report, len(cleaned))
+    # every process of accelerate or torchrun comes here; one writes
+    return {**result, "paths": _write(args, report, dataset, cleaned, out)} if distributed.is_main_process() else result
 
 
-def read_dataset(name: str, split: str) -> Any:
+def read_dataset(name: str, split: str, config: str | None = None) -> Any:
     """A dataset from the Hub, from `save_to_disk`, or from a file.
 
     Raises:
@@ -105,7 +113,7 @@ def read_dataset(name: str, split: str) -> Any:
                 f"{name} is no {', '.join(kinds)} file; save the dataset with save_to_disk and name the folder"
             )
         return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-    return datasets.load_dataset(name, split=split)
+    return datasets.load_dataset(name, config, split=split)
 
 
 def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
@@ -117,11 +125,14 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
     return dataset.map(extractor, batched=True, batch_size=args.batch_size, desc="Features")
 
 
-def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, Any]:
+def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
+    """Cleaned set first, then page, picture and card; returns where they are."""
     from ..errors import MissingExtraError
     from .pages import draw_worst, write_page
 
     out.mkdir(parents=True, exist_ok=True)
+    if args.out:
+        cleaned.save_to_disk(out / "dataset")
     write_page(report, dataset, out / "report.html", count=args.rows)
     paths = {"report": str(out / "report.html"), "scores": str(out / "report")}
     try:
@@ -131,16 +142,20 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
         pass
     (out / "README.md").write_text(card(args, report, len(cleaned)), encoding="utf-8")
     if args.out:
-        cleaned.save_to_disk(out / "dataset")
         paths["dataset"] = str(out / "dataset")
     if args.push_to_hub:
         paths["repository"] = _push(args, report, cleaned, out)
+    return paths
+
+
+def summary(report: Any, kept: int) -> dict[str, Any]:
+    """Counts, settings and the worst rows, ready for JSON."""
     return {
         "rows": len(report),
         "label_errors": int(report.is_label_error.sum()),
         "outliers": int(report.is_outlier.sum()),
-        "kept": len(cleaned),
-        "config": report.config.to_json_string(),
+        "kept": kept,
+        "config": json.loads(report.config.to_json_string()),
         "summary": report.summary,
         "worst": [
             {
@@ -151,7 +166,7 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
             }
             for row in report.worst(10)
         ],
-        "paths": paths,
+        "paths": {},
     }
 
 

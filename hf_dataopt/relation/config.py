@@ -47,8 +47,8 @@ class RelationConfig:
         diagonal (`bool`, default False): keep `r(i, i)` as the reference code does; the text sets it to 0.
         threshold (`str`, default `"relative"`): how lambda of Eq. 5.2 is set. `"absolute"`: lambda itself (text);
             `"relative"`: share of the largest |score|, taken anew at every pass (reference code); `"quantile"`: quantile
-            of the initial scores; `"noise_rate"`: the expected share of wrong labels is taken at every pass, positive
-            scores only.
+            of the initial scores, at least 0.5; `"noise_rate"`: the expected share of wrong labels is taken at every pass,
+            positive scores only.
         threshold_value (`float`, default 0.05): the number that `threshold` reads.
         max_noisy_share (`float`, [0, 1], default 0.3): the noisy set never holds more than this share of the rows.
         skip_share (`float`, [0, 1], default 0.5): when more than this share of the initial scores speaks against its
@@ -121,6 +121,15 @@ class RelationConfig:
         for name in ("compatibility", "diagonal"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        if self.score == "combined" and not self.compatibility:
+            raise ValueError("score='combined' needs the probabilities: use compatibility=True")
+        if self.device is not None and not isinstance(self.device, str):
+            raise TypeError(f"device must be a string such as 'cuda:0', got {type(self.device).__name__}")
+        if self.threshold == "quantile" and self.threshold_value < 0.5:
+            raise ValueError(
+                f"threshold='quantile' with threshold_value={self.threshold_value} calls more than half of the labels wrong; "
+                "give a quantile of the scores such as 0.9"
+            )
         high = math.inf if self.threshold == "absolute" else 1.0
         _check_number("threshold_value", self.threshold_value, 0.0, high)
 

@@ -68,7 +68,7 @@ def evidence_of(
 
     against, support = strongest(-relations), strongest(relations)
     return Evidence(
-        row=row,
+        row=int(row),
         label=int(labels[row]),
         conflicting=against,
         conflicting_labels=labels[against],

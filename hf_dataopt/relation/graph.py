@@ -148,7 +148,7 @@ class RelationGraph:
 
     def features_only(self) -> RelationGraph:
         """The graph of `s(f, f')` alone: no compatibility, no cut-off."""
-        bare = replace(self.config, compatibility=False, edge_cutoff=0.0)
+        bare = replace(self.config, score="label_noise", compatibility=False, edge_cutoff=0.0)
         return RelationGraph(self.features, None, self.labels, bare, self.centre)
 
     def visit_all(
@@ -285,6 +285,7 @@ class RelationGraph:
         queries: RelationGraph | None = None,
         checkpoint: PassCheckpoint | None = None,
         quiet: bool = False,
+        alone: bool = False,
     ) -> NDArray[np.float64]:
         """`sum_{j in subset} r(i, j)` for every row i of `queries` (default: of this graph).
 
@@ -295,6 +296,7 @@ class RelationGraph:
             queries: another graph with the same columns; the diagonal is removed only without one.
             checkpoint: where finished stripes are kept.
             quiet: no progress bar.
+            alone: this process does all of it; the others need not call.
 
         Returns:
             (n,) float64, equal on every process.
@@ -314,8 +316,8 @@ class RelationGraph:
             sums.numpy()[rows] += found
 
         job = _Pass(add, sums, queries is None and not self.config.diagonal, checkpoint, quiet)
-        self._visit(job, source, source.order, self.order[mask[self.order]])
-        return _sum_over_processes(sums, self.device).numpy()
+        self._visit(job, source, source.order, self.order[mask[self.order]], alone=alone)
+        return sums.numpy() if alone else _sum_over_processes(sums, self.device).numpy()
 
     def votes_against(
         self,
@@ -325,6 +327,7 @@ class RelationGraph:
         *,
         checkpoint: PassCheckpoint | None = None,
         quiet: bool = False,
+        alone: bool = False,
     ) -> NDArray[np.float64]:
         """`sum_j k(i, j)` over the voters j of each label, for each of `rows`.
 
@@ -334,6 +337,7 @@ class RelationGraph:
             classes: number of labels.
             checkpoint: where finished stripes are kept.
             quiet: no progress bar.
+            alone: this process does all of it; the others need not call.
 
         Returns:
             (a, classes) float64, equal on every process.
@@ -358,8 +362,8 @@ class RelationGraph:
         mask = np.zeros(len(self), bool)
         mask[voters] = True
         job = _Pass(add, votes, True, checkpoint, quiet)
-        self._visit(job, self, np.asarray(rows, np.int64), self.order[mask[self.order]])
-        return _sum_over_processes(votes, self.device).numpy()
+        self._visit(job, self, np.asarray(rows, np.int64), self.order[mask[self.order]], alone=alone)
+        return votes.numpy() if alone else _sum_over_processes(votes, self.device).numpy()
 
     def _visit(self, job: _Pass, source: RelationGraph, rows: Index, subset: Index, *, alone: bool = False) -> None:
         """Call `job.add` on every tile of `rows` of `source` against `subset` of this graph; finished stripes are kept.

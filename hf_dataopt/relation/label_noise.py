@@ -60,7 +60,7 @@ def select(scores: Vector, config: RelationConfig, initial: Vector | None = None
     Source: Algorithm 4; "relative" and its strict comparison are the reference code's.
     """
     if config.threshold == "noise_rate":
-        return top_share(scores, config.threshold_value, 0.0)
+        return top_share(scores, min(config.threshold_value, config.max_noisy_share), 0.0)
     if config.threshold == "absolute":
         level = float(config.threshold_value)
     elif config.threshold == "quantile":
@@ -68,14 +68,14 @@ def select(scores: Vector, config: RelationConfig, initial: Vector | None = None
     else:
         level = config.threshold_value * float(np.abs(scores).max(initial=0.0))
     noisy = scores > level
-    if noisy.sum() > int(config.max_noisy_share * len(scores)):
+    if noisy.sum() > int(config.max_noisy_share * len(scores) + 1e-9):
         return top_share(scores, config.max_noisy_share, level)
     return noisy, level
 
 
 def top_share(scores: Vector, share: float, level: float = -np.inf) -> tuple[Mask, float]:
     """The highest `share` of the rows, none at or below `level`; ties by row number. Returns mask and cut."""
-    count = min(int(share * len(scores)), int((scores > level).sum()))
+    count = min(int(share * len(scores) + 1e-9), int((scores > level).sum()))
     order = np.argsort(-scores, kind="stable")
     noisy = np.zeros(len(scores), bool)
     noisy[order[:count]] = True

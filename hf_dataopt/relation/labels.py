@@ -54,6 +54,8 @@ def read_labels(dataset: Any, column: str) -> Labels:
             f"label column {column!r} holds real numbers ({data.type}), a regression target; the relation graph compares "
             "classes. Bin the target, or cast an integer-valued column with `cast_column`."
         )
+    if data.null_count and dataset._indices is not None:  # perhaps the missing ones were filtered out
+        return read_labels(dataset.select_columns([column]).flatten_indices(), column)
     if data.null_count:
         raise ValueError(f"label column {column!r} misses {data.null_count} labels; filter those rows out first")
     raw = data.to_numpy()

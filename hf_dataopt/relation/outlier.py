@@ -32,6 +32,7 @@ def outlier_scores(
     *,
     checkpoint: PassCheckpoint | None = None,
     quiet: bool = False,
+    alone: bool = False,
 ) -> NDArray[np.float64]:
     """`1 / (sum_{j in S} k(x, x_j) + epsilon)`: higher = fewer similar rows.
 
@@ -41,6 +42,7 @@ def outlier_scores(
         queries: new rows (any labels are ignored); default: the graph's own rows, each without itself.
         checkpoint: where finished stripes are kept.
         quiet: no progress bar.
+        alone: this process does all of it; the others need not call.
 
     Returns:
         (n,) float64, at most 1 / epsilon; infinite where epsilon is 0 and nothing is similar.
@@ -58,6 +60,7 @@ def outlier_scores(
         queries=queries,
         checkpoint=checkpoint,
         quiet=quiet,
+        alone=alone,
     )
     with np.errstate(divide="ignore"):
         return np.asarray(1.0 / (sums + config.outlier_epsilon), dtype=np.float64)
@@ -71,7 +74,7 @@ def is_outlier(scores: NDArray[Any], share: float = 0.01) -> tuple[NDArray[np.bo
     """
     if not 0 <= share < 1:
         raise ValueError(f"share must be in [0, 1), got {share}; it is the part of the rows to call outliers")
-    level = float(np.sort(scores)[-1 - int(share * len(scores))]) if len(scores) else 0.0
+    level = float(np.sort(scores)[-1 - int(share * len(scores) + 1e-9)]) if len(scores) else 0.0
     return scores > level, level
 
 
@@ -109,7 +112,7 @@ class Reference:
         probs = None if self.probs is None else self._rows(data, self.probs_column, self.probs.shape[1])
         mine = RelationGraph(rows_of(self.features, "features"), _rows_or_none(self.probs), None, config)
         asked = RelationGraph(features, probs, None, config)
-        return outlier_scores(mine, np.arange(len(mine)), asked, quiet=quiet)
+        return outlier_scores(mine, np.arange(len(mine)), asked, quiet=quiet, alone=True)
 
     @staticmethod
     def _rows(data: Any, column: str, width: int) -> Rows:

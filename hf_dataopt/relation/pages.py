@@ -80,7 +80,8 @@ def write_page(
 
 def facts(report: RelationReport) -> list[tuple[str, str]]:
     """Numbers at the top of the page and on the card."""
-    first = report.summary["checkpoints"][0]
+    first, cut = report.summary["checkpoints"][0], report.summary.get("cut")
+    asked = [("cut", f"{cut['rule']} {cut['value']:g}")] if cut else []
     return [
         ("rows", f"{len(report):,}"),
         ("classes", f"{len(report.label_names):,}"),
@@ -88,7 +89,8 @@ def facts(report: RelationReport) -> list[tuple[str, str]]:
         ("outliers", f"{int(report.is_outlier.sum()):,} ({report.is_outlier.mean():.1%})"),
         ("score", report.config.score),
         ("temperature", f"{report.config.temperature:g}"),
-        ("max-cut objective (Eq. 5.2)", f"{first['objective']:.4g}"),
+        *asked,
+        ("max-cut objective of Algorithm 4's set (Eq. 5.2)", f"{first['objective']:.4g}"),
         ("passes", f"{first['passes']} ({', '.join(first['stopped'])})"),
     ]
 
@@ -126,11 +128,13 @@ def draw_worst(
         cells = [(int(row), None), *zip(found.conflicting, found.conflicting_relations, strict=True)]
         for place, (one, relation) in enumerate(cells):
             axes = figure.add_subplot(len(rows), evidence + 1, line * (evidence + 1) + place + 1)
-            axes.imshow(np.asarray(shown.value(int(one))), cmap="gray")
+            picture = shown.value(int(one))
+            if picture is not None:
+                axes.imshow(np.asarray(picture), cmap="gray")
             axes.set_axis_off()
             name = report.label_names[report.labels[one]]
             title = name if relation is None else f"{name} ({relation:+.2f})"
-            axes.set_title(title, fontsize=8, color="crimson" if relation is None else "black")
+            axes.set_title(title, fontsize=8, color="crimson" if relation is None else "black", parse_math=False)
     return figure
 
 
@@ -152,6 +156,8 @@ class _Shown:
         self.is_image = bool(self.column and kinds.get(self.column))
         self.report = report
         self.dataset = dataset if self.column is None else dataset.select_columns([self.column]).with_format(None)
+        if self.is_image:
+            self.dataset = self.dataset.cast_column(self.column, Image())  # decodes where decoding was switched off
 
     def value(self, row: int) -> Any:
         return None if self.column is None else self.dataset[row][self.column]
@@ -159,7 +165,7 @@ class _Shown:
     def item(self, row: int, relation: float | None = None) -> Item:
         value, image, text = self.value(row), None, None
         if self.is_image:
-            image = _thumbnail(value)
+            image = None if value is None else _thumbnail(value)
         elif value is not None:
             text = str(value)
             text = text if len(text) <= 220 else text[:217] + "..."

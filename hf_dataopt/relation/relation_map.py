@@ -71,7 +71,7 @@ def draw_relation_map(graphs: list[RelationGraph], row: int, *, title: str, max_
     axes.set_xlim(-1.05 * reach, 1.05 * reach)
     axes.set_xlabel("relation value" if len(graphs) == 1 else "mean relation value")
     axes.set_ylabel(name)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     figure.colorbar(points, label="relation at the last checkpoint" if len(graphs) > 1 else "relation")
     return figure
 

@@ -47,7 +47,8 @@ class RelationReport:
         is_label_error: (n,) bool, the noisy set N.
         suggested_label: (n,) int64 code that similar rows outside N vote for; the row's own outside N.
         outlier_score: (n,) float64 of section 5.3.3.
-        is_outlier: (n,) bool.
+        is_outlier: (n,) bool: an outlier score above `outlier_level`.
+        outlier_level: what the outlier score of a row, old or new, is compared with.
         reference: features and probabilities of the reference set S, for rows that were not in the graph.
         parts: with `score="combined"`: (n,) ranks in [0, 1] of `loss`, `margin`, `neighbours` (their mean is the score)
             and of the relation score itself.
@@ -72,6 +73,7 @@ class RelationReport:
     suggested_label: NDArray[np.int64]
     outlier_score: NDArray[np.float64]
     is_outlier: NDArray[np.bool_]
+    outlier_level: float
     reference: list[Reference]
     parts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +137,7 @@ class RelationReport:
         Raises:
             ValueError: another number of rows than was fitted.
         """
-        self._check_length(dataset)
+        self._check_same(dataset)
         drop = (self.is_label_error & label_errors) | (self.is_outlier & outliers)
         return dataset.select(np.flatnonzero(~drop))
 
@@ -169,8 +171,9 @@ class RelationReport:
         given = {name: value for name, value in rules.items() if value is not None}
         if len(given) > 1 or (outlier_share is not None and outlier_threshold is not None):
             raise ValueError("two rules for one cut; give one of noise_rate, threshold, quantile, and one for outliers")
-        changed = replace(self, _graphs=self._graphs)
+        changed = replace(self, _graphs=self._graphs, summary={**self.summary})
         for name, value in given.items():
+            changed.summary["cut"] = {"rule": name, "value": value}
             rule: Any = name
             config = replace(self.config, threshold=rule, threshold_value=value)
             if name == "noise_rate":
@@ -179,9 +182,9 @@ class RelationReport:
                 changed.is_label_error = select(self.label_noise_score, config)[0]
             changed._suggest_new()
         if outlier_share is not None:
-            changed.is_outlier = is_outlier(self.outlier_score, outlier_share)[0]
+            changed.is_outlier, changed.outlier_level = is_outlier(self.outlier_score, outlier_share)
         if outlier_threshold is not None:
-            changed.is_outlier = self.outlier_score > outlier_threshold
+            changed.is_outlier, changed.outlier_level = self.outlier_score > outlier_threshold, float(outlier_threshold)
         return changed
 
     def worst(self, count: int = 25) -> NDArray[np.int64]:
@@ -264,8 +267,7 @@ class RelationReport:
 
     def _annotate_outliers(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         scores = self.score_outliers(batch, quiet=True)
-        level = self.outlier_score[~self.is_outlier].max(initial=0.0)
-        return {"outlier_score": scores.tolist(), "is_outlier": (scores > level).tolist()}
+        return {"outlier_score": scores.tolist(), "is_outlier": (scores > self.outlier_level).tolist()}
 
     def attach(self, graphs: list[RelationGraph]) -> None:
         """Give the report the graph over its dataset, which evidence, maps and new suggestions read."""
@@ -292,6 +294,7 @@ class RelationReport:
             "columns": self.columns,
             "label_values": self.label_values,
             "label_names": self.label_names,
+            "outlier_level": self.outlier_level,
             "summary": self.summary,
         }
         save_file(arrays, folder / "report.safetensors.tmp")
@@ -327,6 +330,7 @@ class RelationReport:
                 columns=columns,
                 label_values=about["label_values"],
                 label_names=about["label_names"],
+                outlier_level=float(about["outlier_level"]),
                 parts={name[5:]: values for name, values in arrays.items() if name.startswith("part.")},
                 summary=about["summary"],
                 reference=[Reference.from_arrays(arrays, k, *names) for k, names in enumerate(columns)],
@@ -337,7 +341,7 @@ class RelationReport:
         if dataset is not None:
             from .cleaner import graphs_of
 
-            report._check_length(dataset)
+            report._check_same(dataset)
             report.attach(graphs_of(dataset, columns, report.labels, report.config))
         return report
 
@@ -345,12 +349,14 @@ class RelationReport:
         from .suggestion import suggest
 
         new = self.is_label_error & (self.suggested_label == self.labels)
+        self.suggested_label = np.where(self.is_label_error, self.suggested_label, self.labels)
         if new.any() and self._graphs is None:
             logger.warning(
                 "%d newly flagged rows keep their own label as suggestion; load the report with its dataset", new.sum()
             )
         elif new.any() and self._graphs is not None:
-            self.suggested_label = suggest(self._graphs, self.is_label_error, self.labels, new, quiet=True)
+            found = suggest(self._graphs, self.is_label_error, self.labels, new, quiet=True, alone=True)
+            self.suggested_label = np.where(new, found, self.suggested_label)
 
     def _need_graphs(self) -> list[RelationGraph]:
         if self._graphs is None:
@@ -363,6 +369,16 @@ class RelationReport:
         if not 0 <= row < len(self):
             raise ValueError(f"row is {row}; the report has rows 0 to {len(self) - 1}")
 
-    def _check_length(self, dataset: Any) -> None:
+    def _check_same(self, dataset: Any) -> None:
+        """The fitted dataset has as many rows and, where the column is still there, the same labels in the same order."""
         if len(dataset) != len(self):
             raise ValueError(f"the dataset has {len(dataset)} rows, the report {len(self)}; give the fitted dataset")
+        if self.label_column not in dataset.column_names:
+            return
+        given = np.asarray(dataset.select_columns([self.label_column]).with_format(None)[self.label_column][:])
+        differs = np.flatnonzero(given != np.asarray(self.label_values)[self.labels])
+        if len(differs):
+            raise ValueError(
+                f"row {differs[0]} (and {len(differs) - 1} more) has another label than was fitted: the dataset was shuffled, "
+                "filtered or changed since; give the fitted dataset"
+            )

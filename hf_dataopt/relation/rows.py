@@ -81,13 +81,29 @@ def rows_of_column(dataset: Any, column: str) -> Rows:
 
     Cost: no copy; memory-mapped pages are read when a tile asks for them.
     """
-    import pyarrow as pa
-
     if column not in dataset.column_names:
         raise ValueError(
             f"the dataset has columns {dataset.column_names}, not {column!r}; "
             "map a FeatureExtractor over it first, or name the column that holds the values"
         )
+    try:
+        chunks = _chunks(dataset, column)
+    except ValueError:
+        if dataset._indices is None:
+            raise
+        # perhaps the rows at fault were filtered out: look at what is left only (writes a cache file)
+        dataset = dataset.select_columns([column]).flatten_indices()
+        chunks = _chunks(dataset, column)
+    index = None
+    if dataset._indices is not None:
+        index = dataset._indices.column(0).to_numpy().astype(np.int64)
+    return Rows(chunks, index)
+
+
+def _chunks(dataset: Any, column: str) -> list[NDArray[Any]]:
+    """The column's Arrow chunks as matrices, zero-copy."""
+    import pyarrow as pa
+
     chunks = []
     for chunk in dataset.data.column(column).chunks:
         if isinstance(chunk, pa.ExtensionArray):
@@ -108,10 +124,7 @@ def rows_of_column(dataset: Any, column: str) -> Rows:
         if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)) or flat.null_count:
             raise ValueError(f"column {column!r} holds {chunk.type} with missing values or no numbers; need floats")
         chunks.append(flat.to_numpy(zero_copy_only=False).reshape(count, -1))
-    index = None
-    if dataset._indices is not None:
-        index = dataset._indices.column(0).to_numpy().astype(np.int64)
-    return Rows(chunks, index)
+    return chunks
 
 
 def _lengths(array: Any) -> NDArray[np.int64] | None:

@@ -12,6 +12,7 @@ from .graph import RelationGraph
 
 Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+TABLE = 2_000_000  # votes held at a time, 16 MB
 
 
 def suggest(
@@ -22,6 +23,7 @@ def suggest(
     *,
     keep: Callable[[RelationGraph, int, Index], PassCheckpoint | None] | None = None,
     quiet: bool = False,
+    alone: bool = False,
 ) -> Index:
     """The label with the largest `sum_j k(i, j)` over the rows j outside N that carry it, summed over checkpoints.
 
@@ -32,6 +34,7 @@ def suggest(
         wanted: (n,) rows to vote on, default N.
         keep: makes the checkpoint of one graph's pass over some rows.
         quiet: no progress bars.
+        alone: this process does all of it; the others need not call.
 
     Returns:
         (n,) codes; the own label for rows not in `wanted`, and where no unflagged row is similar.
@@ -43,9 +46,11 @@ def suggest(
     suggested = labels.copy()
     if not len(rows) or not len(voters):
         return suggested
-    votes = np.zeros((len(rows), int(labels.max()) + 1))
-    for k, graph in enumerate(graphs):
-        kept = keep(graph, k, rows) if keep else None
-        votes += graph.votes_against(voters, rows, votes.shape[1], checkpoint=kept, quiet=quiet)
-    suggested[rows] = np.where(votes.max(axis=1) > 0, votes.argmax(axis=1), labels[rows])
+    classes = int(labels.max()) + 1
+    for block in np.array_split(rows, -(-len(rows) * classes // TABLE)):
+        votes = np.zeros((len(block), classes))
+        for k, graph in enumerate(graphs):
+            kept = keep(graph, k, block) if keep else None
+            votes += graph.votes_against(voters, block, classes, checkpoint=kept, quiet=quiet, alone=alone)
+        suggested[block] = np.where(votes.max(axis=1) > 0, votes.argmax(axis=1), labels[block])
     return suggested

@@ -75,12 +75,18 @@ def test_filter_and_rethreshold(report: RelationReport) -> None:
     assert stricter.is_label_error.sum() == 20 and stricter.is_outlier.sum() == 40
     np.testing.assert_array_equal(np.flatnonzero(stricter.is_label_error), np.sort(report.worst(20)))
     assert stricter.label_noise_score is report.label_noise_score
-    everything = report.rethreshold(quantile=0.0)
+    everything = report.rethreshold(noise_rate=1.0)
     assert everything.is_label_error.sum() == 120  # max_noisy_share
     assert report.rethreshold(outlier_threshold=1e9).is_outlier.sum() == 0
     assert report.rethreshold(quantile=0.9).is_label_error.sum() == 40
     newly = everything.is_label_error & ~report.is_label_error
     assert (everything.suggested_label[newly] != CASE.labels[newly]).any()
+    old = report.is_label_error
+    np.testing.assert_array_equal(everything.suggested_label[old], report.suggested_label[old])
+    outside = ~stricter.is_label_error
+    np.testing.assert_array_equal(stricter.suggested_label[outside], CASE.labels[outside])
+    assert (report.suggested_label[old] != CASE.labels[old]).all()  # the first report is as it was
+    assert stricter.summary["cut"] == {"rule": "noise_rate", "value": 0.05} and "cut" not in report.summary
     with pytest.raises(ValueError, match="two rules"):
         report.rethreshold(noise_rate=0.1, quantile=0.9)
 
@@ -264,6 +270,57 @@ def test_annotating_another_dataset_is_refused(report: RelationReport) -> None:
         report.annotate({}, [400])
 
 
+def test_filter_and_load_refuse_another_order(report: RelationReport, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    for call in (report.filter, lambda data: RelationReport.load(tmp_path, data)):
+        with pytest.raises(ValueError, match="shuffled"):
+            call(DATA.shuffle(seed=0))
+    assert len(report.filter(DATA.remove_columns("label"))) == len(report.filter(DATA))
+
+
+def test_rows_at_fault_can_be_filtered_out() -> None:
+    ragged = [row.tolist() for row in CASE.features]
+    ragged[3], ragged[5] = ragged[3][:-1], None
+    labels = [None if k == 9 else int(v) for k, v in enumerate(CASE.labels)]
+    data = DATA.remove_columns(["features", "label"]).add_column("features", ragged).add_column("label", labels)
+    good = [k for k in range(400) if k not in (3, 5, 9)]
+    found = RelationCleaner().fit(data.select(good), quiet=True)
+    clean = RelationCleaner().fit(DATA.select(good), quiet=True)
+    np.testing.assert_allclose(found.label_noise_score, clean.label_noise_score, atol=1e-4)
+
+
+def test_combined_reads_the_column_of_its_class() -> None:
+    keep = np.flatnonzero(CASE.labels != 1)
+    data = _with_label(CASE.labels).select(keep)
+    found = RelationCleaner(score="combined").fit(data, quiet=True)
+    assert average_precision(CASE.wrong[keep], found.label_noise_score) > 0.95
+    with pytest.raises(ValueError, match="ClassLabel"):
+        RelationCleaner(score="combined").fit(_with_label([f"c{k}" for k in CASE.labels]), quiet=True)
+
+
+def test_an_ensemble_skips_and_bounds_like_its_checkpoints(caplog: pytest.LogCaptureFixture) -> None:
+    shuffled = np.random.default_rng(0).permutation(CASE.labels)
+    data = (
+        CASE.dataset(features_2=CASE.features, probs_2=CASE.probs).remove_columns("label").add_column("label", shuffled)
+    )
+    columns = {"features_column": ["features", "features_2"], "probs_column": ["probs", "probs_2"]}
+    assert not RelationCleaner().fit(data, quiet=True, **columns).is_label_error.any()
+    few = RelationCleaner(threshold="noise_rate", threshold_value=0.2, max_noisy_share=0.05).fit(DATA, quiet=True)
+    assert few.is_label_error.sum() <= 20
+
+
+def test_streams_follow_the_outlier_threshold(report: RelationReport) -> None:
+    none = report.rethreshold(outlier_threshold=1e9)
+    assert not any(row["is_outlier"] for row in none.score_outliers(DATA.to_iterable_dataset()))
+
+
+def test_an_unreadable_checkpoint_starts_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "0-0-sums-0-of-1.safetensors").write_bytes(b"broken")
+    found = RelationCleaner().fit(DATA, output_dir=tmp_path, quiet=True)
+    assert "starting afresh" in caplog.text and found.is_label_error.any()
+
+
 def test_config_round_trip_and_ranges() -> None:
     config = RelationConfig(temperature=6, partition_size=100)
     assert RelationConfig.from_json_string(config.to_json_string()) == config
@@ -277,6 +334,8 @@ def test_config_round_trip_and_ranges() -> None:
         {"max_passes": 0},
         {"partition_size": 1},
         {"score": "both"},
+        {"threshold_value": 0.05, "threshold": "quantile"},
+        {"compatibility": False, "score": "combined"},
     ]
     for fields in bad:
         with pytest.raises(ValueError, match=next(iter(fields))):
@@ -302,6 +361,11 @@ if sys.argv[3] == "slow":
     from hf_dataopt.relation.checkpoint import PassCheckpoint
     PassCheckpoint.__init__.__defaults__ = (0.0,)
 report = RelationCleaner(score="combined").fit(datasets.load_from_disk(sys.argv[1]), output_dir=sys.argv[2], quiet=True)
+from hf_dataopt import distributed
+if distributed.is_main_process():  # what one process alone may ask of a report
+    report.rethreshold(noise_rate=0.2)
+    report.evidence(3)
+    report.score_outliers(datasets.load_from_disk(sys.argv[1]), quiet=True)
 """
 
 
