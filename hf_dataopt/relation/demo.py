@@ -13,13 +13,12 @@ STEPS = 300
 CHECKPOINTS = (150, 300)  # steps after which features are read: a temporal ensemble of two
 
 
-def clean_digits(folder: Path, seed: int, *, rows: int | None = None) -> dict[str, Any]:
+def clean_digits(folder: Path, seed: int) -> dict[str, Any]:
     """20 % of the training labels are changed at random; a small ResNet learns them; the graph finds them.
 
     Args:
         folder: for the HTML page, the picture of the worst rows and a relation map.
         seed: of split, flips and networks.
-        rows: training rows, default all 1,297.
 
     Returns:
         Counts, detection metrics against the known flips, test accuracy before and after, paths.
@@ -32,7 +31,7 @@ def clean_digits(folder: Path, seed: int, *, rows: int | None = None) -> dict[st
     from .cleaner import RelationCleaner
     from .pages import draw_worst, write_page
 
-    train, wrong, test = _noisy_digits(seed, rows)
+    train, wrong, test = _noisy_digits(seed)
     model, data = _network(seed), train
     for step in _train(model, train, seed):
         data = data.map(FeatureExtractor(model, column="pixels", suffix=f"_{step}"), batched=True, desc="Features")
@@ -86,7 +85,7 @@ def show_digits(result: dict[str, Any], console: Any) -> None:
         console.print(f"{name}: {path}")
 
 
-def _noisy_digits(seed: int, rows: int | None) -> tuple[Any, Any, Any]:
+def _noisy_digits(seed: int) -> tuple[Any, Any, Any]:
     """Training set with flipped labels, which rows were flipped, clean test set of 500 rows."""
     import numpy as np
     from datasets import Array3D, ClassLabel, Dataset, Features, Image
@@ -110,7 +109,7 @@ def _noisy_digits(seed: int, rows: int | None) -> tuple[Any, Any, Any]:
         kinds = Features(image=Image(), pixels=Array3D((1, 8, 8), "float32"), label=ClassLabel(names=names))
         return Dataset.from_dict(columns, features=kinds)
 
-    train, test = order[500:][:rows], order[:500]
+    train, test = order[500:], order[:500]
     wrong = rng.random(len(train)) < NOISE
     labels = np.where(wrong, (digits.target[train] + rng.integers(1, 10, len(train))) % 10, digits.target[train])
     return make(train, labels), wrong, make(test, digits.target[test])

@@ -110,6 +110,6 @@ def test_cards_never_guess() -> None:
 
 
 def test_demo_section_finds_the_flips(tmp_path: Path) -> None:
-    result = clean_digits(tmp_path, 0, rows=500)
+    result = clean_digits(tmp_path, 0)
     assert result["ap"] > 0.8 and result["flagged_and_flipped"] > 0.8 * result["flagged"] > 10
     assert all(Path(path).stat().st_size > 5_000 for path in result["paths"].values())
