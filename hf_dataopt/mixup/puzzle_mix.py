@@ -295,7 +295,7 @@ def mix_under(
         rows, columns = finer
     pooled = _normalised(cell_means(saliency, rows, columns))
     weight = upsample(mask, rows, columns)[:, None].to(own.dtype)
-    mixed = torch.lerp(other[partner], own, weight)
+    mixed = other[partner].lerp_(own, weight)
     if not mixable.all():
         mixed[~mixable] = own[~mixable]
     plans = None

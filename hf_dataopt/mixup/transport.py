@@ -177,11 +177,13 @@ def _propose(
     """
     n = holder.shape[1]
     owner, holder, held = problem * n + row, holder.reshape(-1), held.reshape(-1)
-    order = np.lexsort((column, price, owner))
-    owner, price, target = owner[order], price[order], (problem * n + column)[order]
-    total = held.size
-    first = np.searchsorted(owner, np.arange(total))
-    last = np.searchsorted(owner, np.arange(total), side="right")
+    if not _in_order(owner, price, column):
+        order = np.lexsort((column, price, owner))
+        problem, owner, price, column = problem[order], owner[order], price[order], column[order]
+    target = problem * n + column
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    first, last = np.zeros(held.size, dtype=np.int64), np.zeros(held.size, dtype=np.int64)
+    first[owner[starts]], last[owner[starts]] = starts, np.append(starts[1:], len(owner))
     pointer = first.copy()
     homeless = []
     while len(active):
@@ -205,6 +207,14 @@ def _propose(
         held[asked[wins]] = bid[wins]
         active = np.concatenate([losers, bidder[~wins], evicted])
     return np.concatenate(homeless) if homeless else np.empty(0, dtype=np.int64)
+
+
+def _in_order(owner: Cells, price: NDArray[np.float32], column: Cells) -> bool:
+    """Every row's pairs stand together, cheapest first: what `_candidates` gives but for ties made by rounding."""
+    same = owner[1:] == owner[:-1]
+    down = (price[1:] < price[:-1]) | ((price[1:] == price[:-1]) & (column[1:] < column[:-1]))
+    runs = len(owner) - np.count_nonzero(same)
+    return not (same & down).any() and len(np.unique(owner[np.flatnonzero(np.diff(owner, prepend=-1))])) == runs
 
 
 def _pairs_within(left: Cells, right: Cells) -> tuple[Cells, Cells]:
