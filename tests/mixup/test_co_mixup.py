@@ -244,6 +244,29 @@ def test_strict_step_is_the_best_of_all_labellings() -> None:
     assert np.mean(hits) >= 0.75  # a multiplier cannot reach optima inside a duality gap
 
 
+def test_half_labels_of_the_reference_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean less 5e-4, a quarter beside a constituent, one between different halves; the three most used of more."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def record(unary: np.ndarray, pair: np.ndarray, beta: float) -> np.ndarray:
+        seen.append((unary[0, 0, 0], pair[0]))
+        return np.full(unary.shape[:3], unary.shape[3] - 1)
+
+    monkeypatch.setattr(sweeps, "minimise_grid", record)
+    cost, a = np.arange(5.0)[:, None, None] + np.zeros((5, 2, 4)), np.eye(5)
+    for init, pairs in (([0, 0, 0, 0, 4, 4, 4, 4], [(0, 4)]), ([1, 2, 2, 3, 3, 4, 4, 4], [(2, 3), (2, 4), (3, 4)])):
+        parts = parts_of(cost, a, np.array(init).reshape(1, 2, 4))
+        step = sweeps._Step(parts, CoMixupConfig(), np.array([0]), 0, parts.usage())
+        first, second = step.modular(True, np.zeros((1, 5)), "hard")
+        unary, pair = seen.pop()
+        np.testing.assert_allclose(unary, [0, 1, 2, 3, 4] + [(i + k) / 2 - 5e-4 for i, k in pairs])
+        expected = 1 - np.eye(5 + len(pairs))
+        for e, members in enumerate(pairs):
+            expected[5 + e, members] = expected[members, 5 + e] = 0.25
+        np.testing.assert_array_equal(pair, expected)
+        assert (first[0, 0, 0], second[0, 0, 0]) == pairs[-1]
+
+
 def test_strict_conventions() -> None:
     text, code = CoMixupConfig.dissertation(eta=1.0, omega=0.1), CoMixupConfig(eta=1.0, omega=0.1)
     draw = np.array([0.25, 0.75])
