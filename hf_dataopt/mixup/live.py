@@ -282,7 +282,7 @@ class LiveMixing:
                 f"inputs run from {low:.3g} to {high:.3g}; the attack needs pixels in [0, 1]: set image_mean and image_std "
                 "of the config to those of the image processor"
             )
-        if images.shape[1] == 3:
+        if images.shape[1] == 3 and getattr(self.mixer, "needs_pixels", False):
             logger.warning(
                 "inputs run from %.3g to %.3g: set image_mean and image_std of the config to those of the image processor, "
                 "so that the smoothness of the mix is measured on pixels in [0, 1]",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from hf_dataopt.mixup.config import PuzzleMixConfig
@@ -20,6 +21,8 @@ from .models import FAMILIES, batch, halves, make
 
 class Recorder:
     """A stand-in mixer that keeps what it was given."""
+
+    needs_pixels = True
 
     def __init__(self) -> None:
         self.seen: list[tuple[torch.Tensor, ...]] = []
@@ -282,3 +285,16 @@ def test_what_cannot_be_mixed_is_refused() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         LiveOptions(**options)
+
+
+def test_pixels_outside_their_range_are_noted_once(caplog: pytest.LogCaptureFixture) -> None:
+    config = transformers.ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_attention_heads=2)
+    config.num_labels, config.num_hidden_layers = 10, 1
+    model = transformers.ViTForImageClassification(config).train()
+    images = torch.rand(2, 3, 8, 8) * 4 - 2
+    for scale, warned in (({}, 1), ({"mean": (0.5,) * 3, "std": (0.25,) * 3}, 0)):
+        caplog.clear()
+        installed(model, **scale)
+        for _ in range(2):
+            model(pixel_values=images, labels=torch.tensor([1, 2]))
+        assert caplog.text.count("image_mean") == warned
