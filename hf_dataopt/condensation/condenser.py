@@ -263,8 +263,8 @@ class DatasetCondenser:
             if name not in _FREE and not name.startswith("evaluation_")
         }
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(data.images.numpy())
-        digest.update(data.labels.numpy())
+        digest.update(data.images.numpy().data)
+        digest.update(data.labels.numpy().data)
         about = [settings, digest.hexdigest(), distributed.rank(), distributed.world_size(), self.device.type]
         return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
 

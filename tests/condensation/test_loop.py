@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -223,12 +224,25 @@ def test_two_processes_equal_one(train: Dataset, tmp_path: Path) -> None:
     )
     script = tmp_path / "run.py"
     script.write_text(code)
-    call = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    call += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    call += [str(script), str(tmp_path / "two"), "0"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=REPO, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # what `accelerate launch --num_processes 2` sets
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    shared |= {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "two"), "0"],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPO,
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
     one = DatasetCondenser(replace(SMALL, outer_iterations=4)).condense(train)
     for rank in range(2):
         found = Dataset.load_from_disk(str(tmp_path / "two" / f"out{rank}"))
