@@ -5,26 +5,29 @@
 The transcription (tests/reference/condensation.py) runs as the reference code does: class by class, gradients of every
 parameter, real and synthetic images augmented in one graph, one optimiser step over all images per class. Both runs draw
 the same random numbers; "deviation" is the largest difference of the images after the timed iterations. Times are
-CPU-seconds, medians over repeats that alternate between the two.
+CPU-seconds, medians over two processes of each way in turn, so that neither sees the other's memory allocator settings.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import _report
+import _report
+
 from hf_dataopt.condensation.columns import LabelledImages
 from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.condensation.loop import CondensationLoop, ImageState
+from hf_dataopt.condensation.memory import reused_memory
 from hf_dataopt.condensation.networks import ConvNet
 from tests.reference import condensation as reference
 
@@ -45,14 +48,15 @@ def synthetic(size: int, channels: int) -> LabelledImages:
     )
 
 
-def network(size: int, channels: int) -> ConvNet:
+def network(way: str, size: int, channels: int) -> ConvNet:
     """The same weights every time."""
     torch.manual_seed(0)
-    return ConvNet(channels, CLASSES, size=(size, size), width=32)
+    kind = reference.PlainConvNet if way == "plain" else ConvNet
+    return kind(channels, CLASSES, size=(size, size), width=32)
 
 
-def measure(setting: tuple[int, int, int, int, int], repeats: int, inner: int) -> dict[str, object]:
-    """Times and deviation of one setting."""
+def one_run(way: str, setting: tuple[int, ...], inner: int, repeats: int) -> tuple[list[float], torch.Tensor]:
+    """CPU-seconds per inner iteration of each repeat, and the images after the last."""
     size, channels, per_class, factor, seen = setting
     data = synthetic(size, channels)
     config = IDCConfig(
@@ -60,41 +64,44 @@ def measure(setting: tuple[int, int, int, int, int], repeats: int, inner: int) -
         learning_rate=1e-3, scale_learning_rate=False,
     )  # fmt: skip
     start = torch.rand(CLASSES * per_class, channels, size, size, generator=torch.Generator().manual_seed(1))
-    times: dict[str, list[float]] = {"plain": [], "ours": [], "plain images": [], "ours images": []}
-    loop = CondensationLoop(data, config, range(CLASSES), torch.device("cpu"))
-    without = replace(config, train_network_on="nothing")
-    images_only = CondensationLoop(data, without, range(CLASSES), torch.device("cpu"))
-    deviation = 0.0
-    for repeat in range(repeats + 1):
-        theta, leaf = network(size, channels), start.clone().requires_grad_()
-        optimiser = torch.optim.SGD([leaf], lr=config.learning_rate, momentum=config.momentum)
-        clock = time.process_time()
-        reference.outer_iteration(leaf, optimiser, theta, data, config, 0)
-        plain = time.process_time() - clock
-        theta, state = network(size, channels), ImageState.start(start.unflatten(0, (CLASSES, per_class)).clone())
-        clock = time.process_time()
-        list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
-        ours = time.process_time() - clock
-        deviation = max(deviation, float((state.images.flatten(0, 1) - leaf.detach()).abs().max()))
-        theta, state = network(size, channels), ImageState.start(start.unflatten(0, (CLASSES, per_class)).clone())
-        clock = time.process_time()
-        list(images_only.outer_iteration(state, theta, images_only.optimiser(theta), 0))
-        ours_images = time.process_time() - clock
-        if repeat:  # the first prepares kernels
-            times["plain"].append(plain / inner)
-            times["ours"].append(ours / inner)
-            times["ours images"].append(ours_images / inner)
-            times["plain images"].append((plain - (ours - ours_images)) / inner)
-    middle = {name: statistics.median(values) for name, values in times.items()}
+    loop, times, images = CondensationLoop(data, config, range(CLASSES), torch.device("cpu")), [], start
+    with reused_memory(way == "ours"):
+        for _ in range(repeats + 1):
+            theta = network(way, size, channels)
+            clock = time.process_time()
+            if way == "plain":
+                images = start.clone().requires_grad_()
+                optimiser = torch.optim.SGD([images], lr=config.learning_rate, momentum=config.momentum)
+                reference.outer_iteration(images, optimiser, theta, data, config, 0)
+            else:
+                state = ImageState.start(start.unflatten(0, (CLASSES, per_class)).clone())
+                list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+                images = state.images.flatten(0, 1)
+            times.append((time.process_time() - clock) / inner)
+    return times[1:], images.detach()  # the first prepares kernels
+
+
+def measure(setting: tuple[int, ...], repeats: int, inner: int) -> dict[str, object]:
+    """Times and deviation of one setting; each way in processes of its own, in turn."""
+    times: dict[str, list[float]] = {"plain": [], "ours": []}
+    images = {}
+    for _ in range(2):
+        for way, found in times.items():
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "result.pt"
+                call = [sys.executable, __file__, "--way", way, "--setting", ",".join(map(str, setting))]
+                call += ["--inner", str(inner), "--repeats", str(repeats), "--result", str(path)]
+                subprocess.run(call, check=True)
+                seconds, images[way] = torch.load(path)
+            found += seconds
+    plain, ours = (statistics.median(found) for found in times.values())
+    size, channels, per_class, factor, seen = setting
     return {
-        "setting": f"{size}x{size}x{channels}, {per_class} per class, factor {factor}",
-        "plain s": middle["plain"],
-        "ours s": middle["ours"],
-        "faster": middle["plain"] / middle["ours"],
-        "class steps plain s": middle["plain images"],
-        "class steps ours s": middle["ours images"],
-        "class steps faster": middle["plain images"] / middle["ours images"],
-        "deviation": f"{deviation:.1e}",
+        "setting": f"{size}x{size}x{channels}, {per_class} per class, factor {factor}, {seen} network images",
+        "plain s": plain,
+        "ours s": ours,
+        "faster": plain / ours,
+        "deviation": f"{float((images['plain'] - images['ours']).abs().max()):.1e}",
     }
 
 
@@ -103,8 +110,15 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="the smallest setting, once")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--inner", type=int, default=3)
+    parser.add_argument("--way", choices=["plain", "ours"], default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--setting", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--result", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.way:
+        setting = tuple(int(value) for value in args.setting.split(","))
+        torch.save(one_run(args.way, setting, args.inner, args.repeats), args.result)
+        return
     settings = SETTINGS[:1] if args.smoke else SETTINGS
     rows = [measure(setting, 1 if args.smoke else args.repeats, args.inner) for setting in settings]
     if args.smoke:

@@ -28,6 +28,7 @@ from .estimate import Estimate, estimate
 from .evaluation import Score, score
 from .initialise import initial_images
 from .loop import CondensationLoop, ImageState, formation_of
+from .memory import reused_memory
 from .multi_formation import MultiFormation, form, form_labels, read_recipe, recipe_text, stack
 from .networks import NetworkFactory, build, factory_of
 from .preview import save_preview
@@ -99,7 +100,8 @@ class DatasetCondenser:
         data = self._read(dataset, image_column, label_column)
         folder = Path(output_dir) if output_dir is not None else None
         classes = distributed.shard(len(data.class_names))
-        images = self._optimise(data, list(classes), folder, callback)
+        with reused_memory(self.device.type == "cpu"):
+            images = self._optimise(data, list(classes), folder, callback)
         images = _gather(images, list(classes), len(data.class_names))
         low, high = self.config.clamp_low, self.config.clamp_high
         images = images.clamp_(float(data.images.min()) if low is None else low, high)
@@ -175,10 +177,11 @@ class DatasetCondenser:
         if data is not None:
             rows = random_rows(data, len(stored) // len(known.class_names), self.config.seed)
             sets["random"] = (data.pixels(rows), data.labels[rows])
-        return {
-            name: score(images, targets, real, self.config, factories, seeds=seeds, device=self.device)
-            for name, (images, targets) in sets.items()
-        }
+        with reused_memory(self.device.type == "cpu"):
+            return {
+                name: score(images, targets, real, self.config, factories, seeds=seeds, device=self.device)
+                for name, (images, targets) in sets.items()
+            }
 
     def _read(self, dataset: Dataset, image_column: str, label_column: str) -> LabelledImages:
         """The data in memory, kept for the next call on the same data set."""

@@ -51,10 +51,10 @@ SMALL = IDCConfig(
 )
 
 
-def network(seed: int = 0, classes: int = 3, size: int = 12) -> ConvNet:
+def network(seed: int = 0, classes: int = 3, size: int = 12, kind: type[ConvNet] = ConvNet) -> ConvNet:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ConvNet(1, classes, size=(size, size), width=4, depth=2)
+        return kind(1, classes, size=(size, size), width=4, depth=2)
 
 
 @pytest.mark.parametrize("metric", ["mse", "l1", "l1_mean", "cos"])
@@ -69,7 +69,7 @@ def test_outer_iterations_equal_the_transcription(
     state = ImageState.start(start.unflatten(0, (3, 2)).clone())
     loop = CondensationLoop(data, config, range(3), torch.device("cpu"))
     for outer in range(2):  # momentum lives on across outer iterations
-        plain, ours = network(outer), network(outer)
+        plain, ours = network(outer, kind=reference.PlainConvNet), network(outer)
         expected = reference.outer_iteration(leaf, optimiser, plain, data, config, outer)
         found = list(loop.outer_iteration(state, ours, loop.optimiser(ours), outer))
         assert found == pytest.approx(expected, rel=1e-4)
@@ -91,6 +91,17 @@ def test_classes_together_equal_one_at_a_time(
         return state.images
 
     torch.testing.assert_close(run(8 * chunk), run(1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (13, 9), (7, 10)])
+def test_pooling_equals_pytorchs(size: tuple[int, int]) -> None:
+    images = torch.randn(3, 1, *size, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours = ConvNet(1, 3, size=size, width=4, depth=2)
+        plain = reference.PlainConvNet(1, 3, size=size, width=4, depth=2)
+    plain.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(images), plain(images))
 
 
 @pytest.mark.parametrize("kind", ["convnet", "resnet", "linear", "batchnorm"])
