@@ -130,8 +130,12 @@ def row(data: str, splits: Splits, method: str, per_class: int, args: argparse.N
         "train images": found.images,
         "condense CPU s": round(seconds, 1),
         "seeds": seeds,
-        "settings": config.to_json_string(),
     }
+
+
+def used(args: argparse.Namespace) -> dict[str, str]:
+    """IDC's settings for every data set and storage; the other methods change what `method_config` says."""
+    return {f"{data}, {n}": settings(data, n, False).to_json_string() for data in args.data for n in args.per_class}
 
 
 SOURCES: dict[str, Callable[[], Splits]] = {"digits": digits, "fashion": fashion, "speech": speech}
@@ -161,8 +165,8 @@ def main() -> None:
                     continue
                 rows.append(row(data, splits, method, per_class, args))
                 if not args.smoke:
-                    _report.write("condensation_quality", rows, network="ConvNet-3, width 32")
-    _report.show("condensation quality", [{k: v for k, v in r.items() if k != "settings"} for r in rows])
+                    _report.write("condensation_quality", rows, network="ConvNet-3, width 32", settings=used(args))
+    _report.show("condensation quality", rows)
 
 
 if __name__ == "__main__":

@@ -347,7 +347,7 @@ def _restore(network: nn.Module, optimiser: torch.optim.SGD, kept: dict[str, Ten
 
 
 def _own_device() -> torch.device:
-    if distributed.world_size() > 1:
+    if torch.cuda.is_available() and distributed.world_size() > 1:
         from accelerate import PartialState
 
         return PartialState().device
@@ -358,9 +358,11 @@ def _gather(images: Tensor, classes: list[int], total: int) -> Tensor:
     """All classes' images on every process, in the order of the classes."""
     if distributed.world_size() == 1:
         return images.clone()
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
+    import torch.distributed as group
 
-    PartialState()
-    whole: dict[int, Any] = dict(gather_object(list(zip(classes, images.cpu(), strict=True))))
+    if not group.is_initialized():
+        group.init_process_group("gloo")
+    parts: list[Any] = [None] * distributed.world_size()
+    group.all_gather_object(parts, list(zip(classes, images.cpu(), strict=True)))
+    whole = {label: value for part in parts for label, value in part}
     return torch.stack([whole[label] for label in range(total)])
