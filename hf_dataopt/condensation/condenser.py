@@ -28,6 +28,7 @@ from .estimate import Estimate, estimate
 from .evaluation import Score, score
 from .initialise import initial_images
 from .loop import CondensationLoop, ImageState, formation_of
+from .memory import reused_memory
 from .multi_formation import MultiFormation, form, form_labels, read_recipe, recipe_text, stack
 from .networks import NetworkFactory, build, factory_of
 from .preview import save_preview
@@ -99,7 +100,8 @@ class DatasetCondenser:
         data = self._read(dataset, image_column, label_column)
         folder = Path(output_dir) if output_dir is not None else None
         classes = distributed.shard(len(data.class_names))
-        images = self._optimise(data, list(classes), folder, callback)
+        with reused_memory(self.device.type == "cpu"):
+            images = self._optimise(data, list(classes), folder, callback)
         images = _gather(images, list(classes), len(data.class_names))
         low, high = self.config.clamp_low, self.config.clamp_high
         images = images.clamp_(float(data.images.min()) if low is None else low, high)
@@ -175,10 +177,11 @@ class DatasetCondenser:
         if data is not None:
             rows = random_rows(data, len(stored) // len(known.class_names), self.config.seed)
             sets["random"] = (data.pixels(rows), data.labels[rows])
-        return {
-            name: score(images, targets, real, self.config, factories, seeds=seeds, device=self.device)
-            for name, (images, targets) in sets.items()
-        }
+        with reused_memory(self.device.type == "cpu"):
+            return {
+                name: score(images, targets, real, self.config, factories, seeds=seeds, device=self.device)
+                for name, (images, targets) in sets.items()
+            }
 
     def _read(self, dataset: Dataset, image_column: str, label_column: str) -> LabelledImages:
         """The data in memory, kept for the next call on the same data set."""
@@ -263,8 +266,8 @@ class DatasetCondenser:
             if name not in _FREE and not name.startswith("evaluation_")
         }
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(data.images.numpy())
-        digest.update(data.labels.numpy())
+        digest.update(data.images.numpy().data)
+        digest.update(data.labels.numpy().data)
         about = [settings, digest.hexdigest(), distributed.rank(), distributed.world_size(), self.device.type]
         return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -344,7 +347,7 @@ def _restore(network: nn.Module, optimiser: torch.optim.SGD, kept: dict[str, Ten
 
 
 def _own_device() -> torch.device:
-    if distributed.world_size() > 1:
+    if torch.cuda.is_available() and distributed.world_size() > 1:
         from accelerate import PartialState
 
         return PartialState().device
@@ -355,9 +358,11 @@ def _gather(images: Tensor, classes: list[int], total: int) -> Tensor:
     """All classes' images on every process, in the order of the classes."""
     if distributed.world_size() == 1:
         return images.clone()
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
+    import torch.distributed as group
 
-    PartialState()
-    whole: dict[int, Any] = dict(gather_object(list(zip(classes, images.cpu(), strict=True))))
+    if not group.is_initialized():
+        group.init_process_group("gloo")
+    parts: list[Any] = [None] * distributed.world_size()
+    group.all_gather_object(parts, list(zip(classes, images.cpu(), strict=True)))
+    whole = {label: value for part in parts for label, value in part}
     return torch.stack([whole[label] for label in range(total)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -50,10 +51,10 @@ SMALL = IDCConfig(
 )
 
 
-def network(seed: int = 0, classes: int = 3, size: int = 12) -> ConvNet:
+def network(seed: int = 0, classes: int = 3, size: int = 12, kind: type[ConvNet] = ConvNet) -> ConvNet:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ConvNet(1, classes, size=(size, size), width=4, depth=2)
+        return kind(1, classes, size=(size, size), width=4, depth=2)
 
 
 @pytest.mark.parametrize("metric", ["mse", "l1", "l1_mean", "cos"])
@@ -68,7 +69,7 @@ def test_outer_iterations_equal_the_transcription(
     state = ImageState.start(start.unflatten(0, (3, 2)).clone())
     loop = CondensationLoop(data, config, range(3), torch.device("cpu"))
     for outer in range(2):  # momentum lives on across outer iterations
-        plain, ours = network(outer), network(outer)
+        plain, ours = network(outer, kind=reference.PlainConvNet), network(outer)
         expected = reference.outer_iteration(leaf, optimiser, plain, data, config, outer)
         found = list(loop.outer_iteration(state, ours, loop.optimiser(ours), outer))
         assert found == pytest.approx(expected, rel=1e-4)
@@ -90,6 +91,17 @@ def test_classes_together_equal_one_at_a_time(
         return state.images
 
     torch.testing.assert_close(run(8 * chunk), run(1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (13, 9), (7, 10)])
+def test_pooling_equals_pytorchs(size: tuple[int, int]) -> None:
+    images = torch.randn(3, 1, *size, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours = ConvNet(1, 3, size=size, width=4, depth=2)
+        plain = reference.PlainConvNet(1, 3, size=size, width=4, depth=2)
+    plain.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(images), plain(images))
 
 
 @pytest.mark.parametrize("kind", ["convnet", "resnet", "linear", "batchnorm"])
@@ -223,12 +235,25 @@ def test_two_processes_equal_one(train: Dataset, tmp_path: Path) -> None:
     )
     script = tmp_path / "run.py"
     script.write_text(code)
-    call = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    call += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    call += [str(script), str(tmp_path / "two"), "0"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=REPO, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # what `accelerate launch --num_processes 2` sets
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    shared |= {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "two"), "0"],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPO,
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
     one = DatasetCondenser(replace(SMALL, outer_iterations=4)).condense(train)
     for rank in range(2):
         found = Dataset.load_from_disk(str(tmp_path / "two" / f"out{rank}"))

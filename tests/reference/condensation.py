@@ -13,8 +13,18 @@ from hf_dataopt.condensation.augment import augment, draw
 from hf_dataopt.condensation.columns import LabelledImages
 from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.condensation.loop import RealBatches
+from hf_dataopt.condensation.networks import ConvNet
 from hf_dataopt.condensation.training import network_augmentation, train_step
 from hf_dataopt.seeding import generator as seeded
+
+
+class PlainConvNet(ConvNet):
+    """The network as the reference code writes it, with PyTorch's own pooling."""
+
+    def features(self, images: Tensor, block: int | None = None) -> Tensor:
+        for convolution, norm in zip(self.layers["conv"], self.layers["norm"], strict=True):
+            images = F.avg_pool2d(F.relu(norm(convolution(images))), 2)
+        return images
 
 
 def decode(images: Tensor, factor: int, pad: float = 0.5) -> Tensor:
