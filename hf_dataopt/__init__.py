@@ -6,10 +6,16 @@ Importing the package loads no heavy module; a public name loads its room on fir
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._plugin import install as _install
+
 __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC = {
+    "CCMConfig": "hf_dataopt.ccm.config",
+    "CompressedContextMemory": "hf_dataopt.ccm.memory",
+    "DataCollatorForCCM": "hf_dataopt.ccm.collator",
+    "StreamingContextMemory": "hf_dataopt.ccm.streaming",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
 }
@@ -17,6 +23,10 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from .ccm.streaming import StreamingContextMemory as StreamingContextMemory
+    from .ccm.collator import DataCollatorForCCM as DataCollatorForCCM
+    from .ccm.memory import CompressedContextMemory as CompressedContextMemory
+    from .ccm.config import CCMConfig as CCMConfig
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
 
@@ -29,3 +39,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
+
+
+_install()

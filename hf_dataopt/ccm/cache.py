@@ -1,0 +1,35 @@
+"""The cache that one generation continues: memory first, then the tokens of the call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+
+class MemoryCache(DynamicCache):
+    """A cache that starts with memory slots.
+
+    Built without a config on purpose: sliding-window layers would throw memory away.
+
+    Args:
+        layers: per layer keys and values (B, KV heads, M, d), after RoPE; empty for an empty memory.
+    """
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        super().__init__()
+        self.memory_length = layers[0][0].shape[2] if layers else 0
+        for index, (keys, values) in enumerate(layers):
+            self.update(keys, values, index)
+
+    def tail(self, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of the last `tokens` slots, per layer."""
+        layers: list[Any] = self.layers
+        return [(layer.keys[:, :, -tokens:], layer.values[:, :, -tokens:]) for layer in layers]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values held."""
+        layers: list[Any] = self.layers
+        return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
