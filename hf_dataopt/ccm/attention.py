@@ -193,7 +193,14 @@ def _sdpa(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **
 
 
 def _eager(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, dropout: float = 0.0, **kw: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: Any = None,
+    dropout: float = 0.0,
+    **kw: Any,
 ) -> Any:
     key, value = with_merged(key, value)
     group = query.shape[1] // key.shape[1]

@@ -15,10 +15,12 @@ class MemoryCache(DynamicCache):
 
     Args:
         layers: per layer keys and values (B, KV heads, M, d), after RoPE; empty for an empty memory.
+        full: every user holds every slot, so that a call without a mask is right.
     """
 
-    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], full: bool = True) -> None:
         super().__init__()
+        self.full = full
         self.memory_length = layers[0][0].shape[2] if layers else 0
         for index, (keys, values) in enumerate(layers):
             self.update(keys, values, index)

@@ -7,6 +7,7 @@ Ids from the vocabulary's size on mean compression tokens; neither the tokenizer
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -22,6 +23,7 @@ from .cache import MemoryCache
 from .config import CCMConfig, CCMPeftType
 
 EMBEDDINGS = "lora_comp_embeddings"
+_ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
 
 
 class CCMLinearVariant(LoraVariant):
@@ -71,7 +73,9 @@ class CCMModel(LoraModel):
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, *args, **kwargs)
         layer = getattr(parent, target_name)
         if not isinstance(layer, Linear):
-            raise ValueError(f"cannot adapt {target_name} ({type(layer).__name__}) on some tokens only; use linear layers")
+            raise ValueError(
+                f"cannot adapt {target_name} ({type(layer).__name__}) on some tokens only; use linear layers"
+            )
         if lora_config.conditional:
             layer.lora_variant[adapter_name] = CCMLinearVariant()
 
@@ -100,9 +104,13 @@ class CCMModel(LoraModel):
             embedding.register_forward_hook(reader.embed),
         ]
         model._hf_dataopt_ccm = handles
+        if hasattr(model, "prepare_inputs_for_generation"):
+            model.prepare_inputs_for_generation = _checking_prompts(model.prepare_inputs_for_generation)
 
     def _embeddings(self) -> Any:
-        return getattr(self.model.get_input_embeddings(), EMBEDDINGS, {})  # set_adapter comes before the first ones are made
+        return getattr(
+            self.model.get_input_embeddings(), EMBEDDINGS, {}
+        )  # set_adapter comes before the first ones are made
 
     @classmethod
     def _get_adapter_state_dict(
@@ -134,6 +142,7 @@ class CCMModel(LoraModel):
         """The base model without adapter, hooks and compression tokens."""
         for handle in self.model.__dict__.pop("_hf_dataopt_ccm", []):
             handle.remove()
+        vars(self.model).pop("prepare_inputs_for_generation", None)
         delattr(self.model.get_input_embeddings(), EMBEDDINGS)
         return super().unload()
 
@@ -188,7 +197,7 @@ class _Reader:
             )
         kwargs = {**kwargs, "input_ids": ids.masked_fill(comp >= 0, 0)}
         if memory is not None:
-            check_memory_call(memory, ids, kwargs.get("attention_mask"))
+            kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
             call = Call(comp if has_comp else None, None, backend, memory.memory_length)
         else:
             call = self._parallel(comp, kwargs, config, backend)
@@ -266,19 +275,34 @@ class _Recompute:
         return self.plain(in_its_call, *args)
 
 
-def check_memory_call(memory: MemoryCache, ids: torch.Tensor, mask: Any) -> None:
-    """Refuse a forward whose mask does not cover memory and tokens.
+def check_memory_call(memory: MemoryCache, ids: torch.Tensor, mask: Any) -> torch.Tensor:
+    """The mask (B, memory + tokens) of a forward; refuse one that does not cover memory and tokens.
 
     Raises:
-        DroppedTokensError: `generate` would have dropped prompt tokens.
+        DroppedTokensError: prompt tokens would be dropped, or slots read that a user does not hold.
     """
     need = memory.get_seq_length() + ids.shape[1]
+    if mask is None and memory.full:  # generate drops masks of ones
+        return torch.ones(ids.shape[0], need, dtype=torch.int64, device=ids.device)
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] != need or ids.shape[1] == 0:
         got = tuple(mask.shape) if isinstance(mask, torch.Tensor) else mask
-        raise DroppedTokensError(
-            f"memory and tokens need a 2-D attention_mask of width {need}, got {got}: prompt tokens would be dropped; "
-            "call `model.generate(**memory.inputs(question))`"
-        )
+        raise DroppedTokensError(f"memory and tokens need a 2-D attention_mask of width {need}, got {got}; {_ADVICE}")
+    return mask
+
+
+def _checking_prompts(prepare: Any) -> Any:
+    """`prepare_inputs_for_generation` that refuses to cut a prompt: new ids are no continuation of the memory's tokens."""
+
+    @functools.wraps(prepare)
+    def checked(input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
+        first = kwargs.get("is_first_iteration") and isinstance(kwargs.get("past_key_values"), MemoryCache)
+        if first and next_sequence_length is not None and next_sequence_length != input_ids.shape[1]:
+            raise DroppedTokensError(
+                f"generate would keep {next_sequence_length} of {input_ids.shape[1]} prompt tokens; {_ADVICE}"
+            )
+        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+
+    return checked
 
 
 def register_peft_type() -> None:

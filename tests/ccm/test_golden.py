@@ -13,7 +13,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_dataopt import CCMConfig
+from hf_dataopt import CCMConfig, CompressedContextMemory, StreamingContextMemory
 
 from ..conftest import golden_params
 
@@ -86,3 +86,48 @@ def test_an_unconditional_lora_differs(golden: Path) -> None:
         logits = case.text(case.model(case.ids).logits)
     close(logits, case.data["plain_lora_logits"])
     assert np.abs(logits - case.data["logits_text"]).max() > 0.1
+
+
+@files
+def test_online(golden: Path) -> None:
+    case = Case(golden)
+    if "online_logits" not in case.data:
+        assert not case.meta["recur"] or case.meta["update"] == "gist"
+        return
+    memory = CompressedContextMemory(case.model)
+    contexts = torch.from_numpy(case.data["contexts"]).split(case.data["context_lens"].tolist())
+    for step, context in enumerate(contexts, start=1):
+        memory.append(context)
+        close(torch.stack([keys[0] for keys, _ in memory.layers]), case.data[f"mem_K_{step}"])
+        close(torch.stack([values[0] for _, values in memory.layers]), case.data[f"mem_V_{step}"])
+    question = torch.from_numpy(np.concatenate([case.data["query_ids"], case.data["target_ids"]]))
+    found = memory.logits(question)[0]
+    close(found, case.data["online_logits"])
+    close(case.text(case.model(case.ids).logits)[-len(found) :], found)
+    assert np.abs(found.numpy() - case.data["no_context_logits"]).max() > 0.1
+    config = case.model.config
+    slot = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    memory.generate(question, max_new_tokens=1)
+    assert memory.peak_kv_bytes == int(case.data["peak"]) * slot
+
+
+@files
+def test_stream(golden: Path) -> None:
+    case = Case(golden)
+    if case.meta["stream"] is None:
+        assert "stream_ids" not in case.data
+        return
+    sizes = case.meta["stream"]
+    stream = StreamingContextMemory(
+        case.model,
+        max_kv=sizes["window"],
+        compress_tokens=sizes["comp_size"],
+        memory_size=sizes["memory"],
+        sink=sizes["sink"],
+    )
+    ids = torch.from_numpy(case.data["stream_ids"])
+    close(stream.feed(ids), case.data["stream_logits"])
+    stream.reset()
+    for token, size in zip(ids, case.data["stream_sizes"], strict=True):
+        stream.feed(token[None])
+        assert stream.size == size
