@@ -10,6 +10,11 @@ from types import ModuleType
 
 
 def _register() -> None:
+    # modules that are on their way in, and brought peft along: both register at their own end
+    for name, attribute in (("config", "CCMConfig"), ("tuner", "register_peft_type")):
+        module = sys.modules.get(f"hf_dataopt.ccm.{name}")
+        if module is not None and not hasattr(module, attribute):
+            return
     from .ccm.tuner import register_peft_type
 
     register_peft_type()

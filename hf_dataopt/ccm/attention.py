@@ -107,7 +107,7 @@ def build_layout(comp: torch.Tensor, real: torch.Tensor, position_ids: torch.Ten
     else:
         memory = same & is_comp[:, None, :] & (step[:, None, :] < step[:, :, None]) & sees[:, :, None]
     if config.sink:
-        memory = memory | (same & start[:, None, :])
+        memory = memory | (same & start[:, None, :] & (step > 0)[:, :, None])
     n = comp.shape[1]
     causal = torch.ones(n, n, dtype=torch.bool, device=comp.device).tril()
     return Layout(own, memory & causal & real[:, None, :], weights, slots)

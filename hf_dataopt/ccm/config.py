@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from peft import LoraConfig
 
+from .._plugin import install
+
 MEMORIES = ("concat", "merge", "concat_apart", "merge_apart", "gist")
 
 
@@ -80,3 +82,6 @@ class CCMConfig(LoraConfig):
     def update_weight(self, step: int) -> float:
         """a_t of step `step` (from 1): the share of h(t) in Mem(t)."""
         return 1.0 if step == 1 else (1.0 / step if self.merge_weight is None else self.merge_weight)
+
+
+install()

@@ -79,8 +79,10 @@ class CCMModel(LoraModel):
         if lora_config.conditional:
             layer.lora_variant[adapter_name] = CCMLinearVariant()
 
-    def _post_injection_hook(self, model: Any, config: Any, adapter_name: str) -> None:
-        super()._post_injection_hook(model, config, adapter_name)
+    def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT, with embeddings for the adapter's compression tokens; for first and added adapters."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config: Any = self.peft_config[adapter_name]
         embedding = model.get_input_embeddings()
         if not hasattr(embedding, EMBEDDINGS):
             setattr(embedding, EMBEDDINGS, nn.ParameterDict())
@@ -120,6 +122,13 @@ class CCMModel(LoraModel):
         ending = f"{EMBEDDINGS}.{adapter_name}"
         return found | {key: value for key, value in state_dict.items() if key.endswith(ending)}
 
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return {f"{key}.{adapter_name}" if key.endswith(EMBEDDINGS) else key: value for key, value in found.items()}
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """As PEFT, embeddings included."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
@@ -130,7 +139,7 @@ class CCMModel(LoraModel):
     def delete_adapter(self, adapter_name: str) -> None:
         """As PEFT, embeddings included."""
         super().delete_adapter(adapter_name)
-        del self._embeddings()[adapter_name]
+        self._embeddings().pop(adapter_name)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
@@ -314,3 +323,6 @@ def register_peft_type() -> None:
     )
     for table, value in zip(tables, (CCMConfig, CCMModel, "lora_"), strict=True):
         table[CCMPeftType.CCM] = value
+
+
+register_peft_type()
