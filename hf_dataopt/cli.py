@@ -18,6 +18,7 @@ from . import __version__
 
 COMMANDS = {
     "demo": "hf_dataopt.demo",
+    "ccm": "hf_dataopt.ccm.command",
     "kvzip": "hf_dataopt.kvzip.command",
 }
 

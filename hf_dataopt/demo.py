@@ -10,7 +10,7 @@ from typing import Any
 HELP = "run the methods on real input and show what happened"
 EXAMPLES = ["hf-dataopt demo", "hf-dataopt demo --section kvzip", "hf-dataopt demo --smoke --json"]
 
-SECTIONS = {"kvzip": "hf_dataopt.kvzip.command"}
+SECTIONS = {"kvzip": "hf_dataopt.kvzip.command", "ccm": "hf_dataopt.ccm.command"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -57,7 +57,7 @@ class CCMConfig(LoraConfig):
         if self.task_type is None:
             self.task_type = "CAUSAL_LM"
         if self.target_modules is None:
-            self.target_modules = {"q_proj", "k_proj", "v_proj", "o_proj"}
+            self.target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
         if self.memory not in MEMORIES:
             raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
         if isinstance(self.num_comp_tokens, bool) or self.num_comp_tokens < 1:

@@ -213,6 +213,9 @@ class CompressedContextMemory:
             The answer as `str` (a list for several), or ids (B, q + new) without a tokenizer.
         """
         inputs = self.inputs(question)
+        copies = max(kwargs.get("num_beams") or 1, kwargs.get("num_return_sequences") or 1)
+        if copies > 1:  # generate repeats ids and masks for beams, but not a cache it was given
+            inputs["past_key_values"].batch_repeat_interleave(copies)
         output = self.model.generate(**inputs, **kwargs)
         self.peak_kv_bytes = max(self.peak_kv_bytes, inputs["past_key_values"].nbytes)
         if self.tokenizer is None or not isinstance(output, torch.Tensor):
@@ -313,7 +316,7 @@ def _average(old: torch.Tensor, new: torch.Tensor, weight: torch.Tensor) -> torc
 
 
 def _is_ids(given: Any) -> bool:
-    return isinstance(given, torch.Tensor) or (len(given) > 0 and all(isinstance(entry, int) for entry in given))
+    return isinstance(given, torch.Tensor) or all(isinstance(entry, int) for entry in given)
 
 
 def _left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

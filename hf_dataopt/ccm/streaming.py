@@ -25,7 +25,8 @@ class StreamingContextMemory:
     Args:
         model (`PeftModel`): with an active `CCMConfig` adapter of a concat memory.
         tokenizer (`PreTrainedTokenizerBase`, optional): for text.
-        max_kv (`int`, tokens, default 160): size of the cache; one more token is held for the moment it takes to compress. compress_tokens (`int`, default 64): tokens per compression.
+        max_kv (`int`, tokens, default 160): size of the cache; one more token is held for the moment it takes
+            to compress. compress_tokens (`int`, default 64): tokens per compression.
         memory_size (`int`, slots, default 8): compressed slots at most. sink (`int`, tokens, default 1): first tokens kept.
         compress (`bool`, default `True`): False drops tokens instead, with the same cache size at every step (StreamingLLM).
 

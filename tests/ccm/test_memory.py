@@ -80,7 +80,7 @@ def test_save_and_fork(memory: str, tmp_path: Path) -> None:
 
 
 def test_a_stream_in_pieces_and_its_baseline() -> None:
-    model = adapted("gemma3")
+    model = adapted("qwen3")
     sizes = {"max_kv": 20, "compress_tokens": 8, "memory_size": 6}
     ids = torch.randint(4, 260, (70,), generator=torch.Generator().manual_seed(0))
     whole, pieces = StreamingContextMemory(model, **sizes), StreamingContextMemory(model, **sizes)
@@ -92,7 +92,6 @@ def test_a_stream_in_pieces_and_its_baseline() -> None:
         assert plain.size == pieces.size <= 20
     torch.testing.assert_close(whole.feed(ids), torch.cat(parts), rtol=0, atol=1e-4)
     assert whole.perplexity(ids) != plain.perplexity(ids)
-    # a dropped prefix with re-assigned positions is what a short text alone would give behind the sink
     with pytest.raises(ValueError, match="merged key"):
         StreamingContextMemory(adapted(memory="merge"))
     with pytest.raises(ValueError, match="cannot hold"):
