@@ -23,10 +23,10 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from .ccm.streaming import StreamingContextMemory as StreamingContextMemory
     from .ccm.collator import DataCollatorForCCM as DataCollatorForCCM
-    from .ccm.memory import CompressedContextMemory as CompressedContextMemory
     from .ccm.config import CCMConfig as CCMConfig
+    from .ccm.memory import CompressedContextMemory as CompressedContextMemory
+    from .ccm.streaming import StreamingContextMemory as StreamingContextMemory
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
 

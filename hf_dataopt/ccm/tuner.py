@@ -67,7 +67,7 @@ class CCMModel(LoraModel):
             peft_config.comp_token_ids = list(range(size, size + peft_config.num_comp_tokens))
         return super()._prepare_adapter_config(peft_config, model_config)
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self, lora_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, *args: Any, **kwargs: Any
     ) -> None:
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, *args, **kwargs)
@@ -173,7 +173,7 @@ class _Reader:
             return None
         name = layer.active_adapters[0]
         config = tuner.peft_config.get(name)
-        return None if config is None else (name, config)
+        return (name, config) if isinstance(config, CCMConfig) else None
 
     def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder: find the compression tokens, replace their ids, route attention if they change it."""
