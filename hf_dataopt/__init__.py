@@ -6,11 +6,16 @@ Importing the package loads no heavy module; a public name loads its room on fir
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._plugin import install as _install
+
 __version__ = "0.1.0"
 
 # public name -> module that defines it
 _PUBLIC = {
+    "CCMConfig": "hf_dataopt.ccm.config",
     "CoMixupConfig": "hf_dataopt.mixup.co_mixup_config",
+    "CompressedContextMemory": "hf_dataopt.ccm.memory",
+    "DataCollatorForCCM": "hf_dataopt.ccm.collator",
     "DataCollatorForCoMixup": "hf_dataopt.mixup.collators",
     "DataCollatorForPuzzleMix": "hf_dataopt.mixup.collators",
     "DatasetCondenser": "hf_dataopt.condensation.condenser",
@@ -24,6 +29,7 @@ _PUBLIC = {
     "RelationCleaner": "hf_dataopt.relation.cleaner",
     "RelationConfig": "hf_dataopt.relation.config",
     "RelationReport": "hf_dataopt.relation.report",
+    "StreamingContextMemory": "hf_dataopt.ccm.streaming",
     "co_mixup": "hf_dataopt.mixup.co_mixup",
     "plot_mixup": "hf_dataopt.mixup.plot",
     "puzzle_mix": "hf_dataopt.mixup.puzzle_mix",
@@ -33,6 +39,10 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
+    from .ccm.collator import DataCollatorForCCM as DataCollatorForCCM
+    from .ccm.config import CCMConfig as CCMConfig
+    from .ccm.memory import CompressedContextMemory as CompressedContextMemory
+    from .ccm.streaming import StreamingContextMemory as StreamingContextMemory
     from .condensation.condenser import DatasetCondenser as DatasetCondenser
     from .condensation.config import IDCConfig as IDCConfig
     from .condensation.multi_formation import MultiFormation as MultiFormation
@@ -61,3 +71,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
+
+
+_install()

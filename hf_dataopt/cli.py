@@ -21,6 +21,7 @@ COMMANDS = {
     "mix": "hf_dataopt.mixup.command",
     "clean": "hf_dataopt.relation.command",
     "condense": "hf_dataopt.condensation.command",
+    "ccm": "hf_dataopt.ccm.command",
     "kvzip": "hf_dataopt.kvzip.command",
 }
 

@@ -15,6 +15,7 @@ SECTIONS = {
     "relation": "hf_dataopt.relation.command",
     "mixup": "hf_dataopt.mixup.command",
     "condensation": "hf_dataopt.condensation.command",
+    "ccm": "hf_dataopt.ccm.command",
 }
 
 

@@ -1,0 +1,324 @@
+"""Online inference: compress each new context, keep the compression tokens' keys and values, answer from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .._compat import causal_model_of
+from .cache import MemoryCache
+from .config import CCMConfig
+from .turns import encode_turn
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+_WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
+
+
+class CompressedContextMemory:
+    """Mem(t) of one user, or of a batch of users with different numbers of steps.
+
+    Eq. 7.1 to 7.3: `append` computes h(t) and updates Mem(t); `generate` answers from Mem(t) alone.
+
+    Args:
+        model (`PeftModel`): with an active `CCMConfig` adapter.
+        tokenizer (`PreTrainedTokenizerBase`, optional): needed where contexts or questions are text or messages.
+        batch_size (`int`, default 1): users in this memory.
+
+    Raises:
+        ValueError: the active adapter is not a CCM adapter.
+
+    Source: section 7.3.1, Eq. 7.1 to 7.3.
+    Cost: memory of t * num_comp_tokens slots (concat) or num_comp_tokens slots (merge) per layer and head.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, batch_size: int = 1) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.config = ccm_config(model)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        device = next(model.parameters()).device
+        self._layers: Layers = []
+        self._sink: Layers = []
+        self._held = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
+        self.steps = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._text = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._history: list[list[int]] = [[] for _ in range(batch_size)]
+        self.peak_kv_bytes = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Users in this memory."""
+        return len(self.steps)
+
+    @property
+    def tokens_seen(self) -> list[int]:
+        """Context tokens compressed so far, per user."""
+        return self._text.tolist()
+
+    @property
+    def layers(self) -> Layers:
+        """Per layer keys and values (B, KV heads, slots, d) of Mem(t), sink left out, keys after RoPE."""
+        return list(self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory, sink included."""
+        return sum(keys.nbytes + values.nbytes for keys, values in [*self._layers, *self._sink])
+
+    @torch.no_grad()
+    def append(self, context: Any) -> None:
+        """Compress one more context c(t) and update the memory.
+
+        Args:
+            context: one user: `str`, message (`{"role", "content"}`) or ids (list or 1-D tensor). Several users: a list of
+                these, one per user; None where a user has nothing new.
+
+        Raises:
+            ValueError: an empty context, or another number of users.
+            TypeError: neither text, message nor ids.
+        """
+        rows = self._rows(context)
+        new = torch.tensor([row is not None for row in rows], device=self.steps.device)
+        if self.config.memory == "gist":
+            self._history = [[*old, *(row or [])] for old, row in zip(self._history, rows, strict=True)]
+            rows = [list(old) or None for old in self._history]
+            if not new.all():
+                raise ValueError("a gist memory is made anew at every step: every user needs a context")
+            self._layers, self._sink, self._held = [], [], self._held[:, :0]
+            self.steps, self._text = torch.zeros_like(self.steps), torch.zeros_like(self._text)
+        cache = self._compress(rows)
+        found = cache.tail(self.config.num_comp_tokens)
+        self._update(found, new)
+        self._text = self._text + torch.tensor([len(row or []) for row in rows], device=self._text.device)
+        self.steps = self.steps + new.long()
+
+    def _compress(self, rows: list[list[int] | None]) -> MemoryCache:
+        """One forward of [c(t) COMP] behind the memory it may see (Eq. 7.1)."""
+        comp = list(self.config.comp_token_ids or [])
+        ids, mask = _left_padded([[*(row or []), *comp] for row in rows], self.steps.device)
+        text = (mask.long().cumsum(1) - 1).clamp(min=0)
+        length = torch.tensor([len(row or []) for row in rows], device=ids.device)[:, None]
+        column = ids.shape[1] - len(comp)
+        positions = self._text[:, None] + text  # COMP k follows the text; later text starts where COMP 0 stood
+        positions[:, column:] = self._text[:, None] + length + torch.arange(len(comp), device=ids.device)
+        cache, held = self._fork(seen=self.config.recurrent)
+        prefix = cache.memory_length
+        self._forward(cache, ids, torch.cat([held, mask], 1), positions)
+        if self.config.sink:
+            self._keep_sink(cache, prefix + mask.long().argmax(1))
+        return cache
+
+    def _forward(self, cache: MemoryCache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Any:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        finally:
+            self.model.train(was_training)
+        aside = 0 if self.config.recurrent else sum(k.nbytes + v.nbytes for k, v in self._layers)
+        self.peak_kv_bytes = max(self.peak_kv_bytes, cache.nbytes + aside)
+        return output
+
+    def _keep_sink(self, cache: MemoryCache, first: torch.Tensor) -> None:
+        fresh = (self.steps == 0)[:, None, None, None]
+        rows = torch.arange(self.batch_size, device=first.device)
+        layers: list[Any] = cache.layers
+        for index, layer in enumerate(layers):
+            found = layer.keys[rows, :, first][:, :, None], layer.values[rows, :, first][:, :, None]
+            if index == len(self._sink):
+                self._sink.append(found)
+            else:
+                old = self._sink[index]
+                self._sink[index] = torch.where(fresh, found[0], old[0]), torch.where(fresh, found[1], old[1])
+
+    def _update(self, found: Layers, new: torch.Tensor) -> None:
+        """Mem(t) = g_update(Mem(t-1), h(t)) (Eq. 7.2)."""
+        slots = new[:, None].expand(-1, self.config.num_comp_tokens)
+        if not self._layers:
+            self._layers, self._held = [(keys.clone(), values.clone()) for keys, values in found], slots.clone()
+        elif self.config.merges:
+            weights = [self.config.update_weight(step + 1) for step in self.steps.tolist()]
+            weight = (torch.tensor(weights, device=new.device) * new)[:, None, None, None]
+            self._layers = [
+                (_average(old[0], h[0], weight), _average(old[1], h[1], weight))
+                for old, h in zip(self._layers, found, strict=True)
+            ]
+            self._held = self._held | slots
+        else:
+            self._layers = [
+                (torch.cat([old[0], h[0]], 2), torch.cat([old[1], h[1]], 2))
+                for old, h in zip(self._layers, found, strict=True)
+            ]
+            self._held = torch.cat([self._held, slots], 1)
+
+    def _fork(self, seen: bool = True, rows: int | None = None) -> tuple[MemoryCache, torch.Tensor]:
+        """A cache that starts with [sink | memory], and which of its slots each user holds, (B, slots) bool."""
+        parts = [self._sink] if self._sink else []
+        masks = [self.steps[:, None] > 0] if self._sink else []
+        if seen and self._layers:
+            parts, masks = [*parts, self._layers], [*masks, self._held]
+        held = torch.cat([self._held[:, :0], *masks], 1)
+        layers = [
+            (torch.cat([p[0] for p in group], 2), torch.cat([p[1] for p in group], 2))
+            for group in zip(*parts, strict=True)
+        ]
+        if rows is not None:
+            layers = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers]
+            held = held.expand(rows, -1)
+        return MemoryCache(layers, full=bool(held.all())), held
+
+    def inputs(self, question: Any) -> dict[str, Any]:
+        """Everything `generate` needs: `model.generate(**memory.inputs(question))`.
+
+        Args:
+            question: as `append`'s context; one user's memory also takes a list, and forks for each entry.
+
+        Returns:
+            `input_ids` (B, q), `attention_mask` (B, memory + q), `position_ids` (B, q) and `past_key_values`, a fresh fork.
+
+        Raises:
+            ValueError, TypeError: as `append`.
+        """
+        several = self.batch_size == 1 and isinstance(question, list | tuple) and not _is_ids(question)
+        rows = self._rows(question, count=len(question) if several else None)
+        if any(row is None for row in rows):
+            raise ValueError("every user needs a question; use a memory of fewer users")
+        ids, mask = _left_padded([row or [] for row in rows], self.steps.device)
+        cache, held = self._fork(rows=len(rows) if several else None)
+        positions = self._text[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
+        full = torch.cat([held, mask], 1).long()
+        cache.full = bool(full.all())
+        return {"input_ids": ids, "attention_mask": full, "position_ids": positions, "past_key_values": cache}
+
+    def generate(self, question: Any, **kwargs: Any) -> Any:
+        """Answer from Mem(t) and the question (Eq. 7.3); the memory stays as it was.
+
+        Args:
+            question: see `inputs`.
+            kwargs: of `model.generate`.
+
+        Returns:
+            The answer as `str` (a list for several), or ids (B, q + new) without a tokenizer.
+        """
+        inputs = self.inputs(question)
+        output = self.model.generate(**inputs, **kwargs)
+        self.peak_kv_bytes = max(self.peak_kv_bytes, inputs["past_key_values"].nbytes)
+        if self.tokenizer is None or not isinstance(output, torch.Tensor):
+            return output
+        answers = self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return answers if len(answers) > 1 else answers[0]
+
+    def logits(self, question: Any) -> torch.Tensor:
+        """Next-token logits (B, q, vocabulary) of a question behind the memory."""
+        with torch.no_grad():
+            return self.model(**self.inputs(question), use_cache=True).logits
+
+    def fork(self) -> CompressedContextMemory:
+        """An independent memory with the same content; nothing is copied until one of them grows."""
+        other = CompressedContextMemory(self.model, self.tokenizer, batch_size=self.batch_size)
+        other.__dict__.update(self.__dict__)
+        other._layers, other._sink = list(self._layers), list(self._sink)
+        other._history = [list(row) for row in self._history]
+        return other
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `memory.safetensors` and `memory.json`."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {"held": self._held, "steps": self.steps, "text": self._text}
+        for kind, layers in (("memory", self._layers), ("sink", self._sink)):
+            for index, (keys, values) in enumerate(layers):
+                tensors |= {f"{kind}.{index}.keys": keys, f"{kind}.{index}.values": values}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path / _WEIGHTS))
+        settings = {"adapter": _identity(self.config), "layers": len(self._layers), "history": self._history}
+        (path / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, model: Any, folder: str | Path, tokenizer: Any = None) -> CompressedContextMemory:
+        """Read what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: the folder holds no memory, or one of another kind of adapter.
+        """
+        path = Path(folder)
+        if not (path / _SETTINGS).is_file():
+            raise ValueError(f"{path} holds no memory ({_SETTINGS} is missing)")
+        settings = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))
+        memory = cls(model, tokenizer)
+        if settings["adapter"] != _identity(memory.config):
+            raise ValueError(f"this memory belongs to {settings['adapter']}, the model has {_identity(memory.config)}")
+        device = memory.steps.device
+        tensors = {name: tensor.to(device) for name, tensor in load_file(str(path / _WEIGHTS)).items()}
+        memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
+        memory._history = settings["history"]
+        for kind, layers in (("memory", memory._layers), ("sink", memory._sink)):
+            for index in range(settings["layers"]):
+                if f"{kind}.{index}.keys" in tensors:
+                    layers.append((tensors[f"{kind}.{index}.keys"], tensors[f"{kind}.{index}.values"]))
+        return memory
+
+    def _rows(self, given: Any, count: int | None = None) -> list[list[int] | None]:
+        users = count or self.batch_size
+        single = users == 1 and count is None and (not isinstance(given, list | tuple) or _is_ids(given))
+        if isinstance(given, torch.Tensor) and given.ndim == 2:
+            given, single = list(given), False
+        items: Sequence[Any] = [given] if single else given
+        if isinstance(items, str | dict) or len(items) != users:
+            raise ValueError(f"this memory has {users} users and needs one entry for each")
+        rows: list[list[int] | None] = []
+        for index, item in enumerate(items):
+            first = int(self.steps[index if users == self.batch_size else 0]) == 0
+            row = None if item is None else encode_turn(self.tokenizer, item, first)
+            if row is not None and not row:
+                raise ValueError(f"entry {index} has no tokens; pass None for a user with nothing new")
+            rows.append(row)
+        if all(row is None for row in rows):
+            raise ValueError("no user has anything new")
+        return rows
+
+
+def ccm_config(model: Any) -> CCMConfig:
+    """Settings of the model's active CCM adapter.
+
+    Raises:
+        ValueError: there is none.
+    """
+    config = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
+    if not isinstance(config, CCMConfig):
+        raise ValueError(
+            f"{type(causal_model_of(model)).__name__} has no active CCM adapter; make one with "
+            "`get_peft_model(base, CCMConfig(...))` or load one with `PeftModel.from_pretrained`"
+        )
+    return config
+
+
+def _identity(config: CCMConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("memory", "num_comp_tokens", "merge_weight", "sink", "r")}
+
+
+def _average(old: torch.Tensor, new: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (old.float() * (1 - weight) + new.float() * weight).to(old.dtype)
+
+
+def _is_ids(given: Any) -> bool:
+    return isinstance(given, torch.Tensor) or all(isinstance(entry, int) for entry in given)
+
+
+def _left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, T) int64 and mask (B, T) bool."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) >= (longest - lengths)[:, None]

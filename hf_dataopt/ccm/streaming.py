@@ -1,0 +1,197 @@
+"""Unlimited text with a bounded cache: [attention sink | compressed memory | recent tokens] (Figures 7.8 and 7.9)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
+from ..errors import UnsupportedModelError
+from .cache import MemoryCache
+from .memory import ccm_config
+from .turns import encode_turn
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class StreamingContextMemory:
+    """Reads a stream; once the cache is full, the oldest recent tokens become compression tokens of the memory.
+
+    Positions are those inside the cache, from 0, re-assigned after every compression; the memory is first in, first out.
+
+    Args:
+        model (`PeftModel`): with an active `CCMConfig` adapter of a concat memory.
+        tokenizer (`PreTrainedTokenizerBase`, optional): for text.
+        max_kv (`int`, tokens, default 160): size of the cache; one more token is held for the moment it takes
+            to compress. compress_tokens (`int`, default 64): tokens per compression.
+        memory_size (`int`, slots, default 8): compressed slots at most. sink (`int`, tokens, default 1): first tokens kept.
+        compress (`bool`, default `True`): False drops tokens instead, with the same cache size at every step (StreamingLLM).
+
+    Raises:
+        ValueError: sizes that do not fit together, a merge memory, or rotary positions that cannot be re-assigned.
+        UnsupportedModelError: a model with sliding-window layers.
+
+    Source: section 7.4, "Streaming with sliding window"; sizes as there.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        max_kv: int = 160,
+        compress_tokens: int = 64,
+        memory_size: int = 8,
+        sink: int = 1,
+        compress: bool = True,
+    ) -> None:
+        self.model, self.tokenizer, self.config = model, tokenizer, ccm_config(model)
+        n_tok = self.config.num_comp_tokens
+        if self.config.merges:
+            raise ValueError("streaming works on concat memories: a merged key has no position to re-assign")
+        if compress_tokens < n_tok or memory_size < n_tok or sink < 0:
+            raise ValueError(f"compress_tokens and memory_size must be at least {n_tok}, sink at least 0")
+        if sink + memory_size + compress_tokens > max_kv:
+            raise ValueError(
+                f"max_kv {max_kv} cannot hold sink {sink} + memory {memory_size} + {compress_tokens} tokens to compress"
+            )
+        self.max_kv, self.compress_tokens, self.memory_size, self.sink = max_kv, compress_tokens, memory_size, sink
+        self.compress = compress
+        self._rotary = _Rotation(model)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        self._layers: Layers = []
+        self.memory_slots = 0
+        self._virtual_slots = 0  # slots that a compressing stream would hold (compress=False)
+        self.tokens_seen = 0
+
+    @property
+    def size(self) -> int:
+        """Slots in the cache."""
+        return self._layers[0][0].shape[2] if self._layers else 0
+
+    @torch.no_grad()
+    def feed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
+        """Read more of the stream.
+
+        Args:
+            ids: (n,) int64.
+
+        Returns:
+            (n, vocabulary) logits, each from what the cache held when its token came.
+
+        Raises:
+            ValueError: no tokens.
+        """
+        tokens = torch.as_tensor(ids, device=next(self.model.parameters()).device)
+        if tokens.ndim != 1 or tokens.numel() == 0:
+            raise ValueError(f"a stream is fed 1-D, non-empty ids, got shape {tuple(tokens.shape)}")
+        parts, start = [], 0
+        while start < tokens.numel():
+            piece = tokens[start : start + self.max_kv + 1 - self.size]
+            logits, cache = self._forward(piece, self._layers)
+            self._layers = cache.tail(cache.get_seq_length())
+            parts.append(logits)
+            if self.size > self.max_kv:
+                self._shrink()
+            start += piece.numel()
+        self.tokens_seen += tokens.numel()
+        return torch.cat(parts)
+
+    def perplexity(self, text: Any) -> float:
+        """exp of the mean next-token loss over a text (or ids), read as one fresh stream.
+
+        Raises:
+            ValueError: fewer than two tokens.
+        """
+        ids = torch.tensor(encode_turn(self.tokenizer, text, first=True))
+        if ids.numel() < 2:
+            raise ValueError("perplexity needs at least two tokens")
+        self.reset()
+        total = 0.0
+        for start in range(0, ids.numel() - 1, 1024):  # logits of a piece at a time
+            targets = ids[start + 1 : start + 1025]
+            logits = self.feed(ids[start : start + targets.numel()]).float()
+            total += float(functional.cross_entropy(logits, targets.to(logits.device), reduction="sum"))
+        return math.exp(total / (ids.numel() - 1))
+
+    def _forward(self, ids: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, MemoryCache]:
+        cache = MemoryCache(layers)
+        past = cache.memory_length
+        cache.memory_length = min(past, self.sink + self.memory_slots)
+        positions = torch.arange(past, past + ids.numel(), device=ids.device)[None]
+        mask = torch.ones(1, past + ids.numel(), dtype=torch.int64, device=ids.device)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            output = self.model(
+                input_ids=ids[None], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+        finally:
+            self.model.train(was_training)
+        return output.logits[0], cache
+
+    def _shrink(self) -> None:
+        """Turn the oldest recent tokens into memory, drop the oldest memory, close the gap in positions."""
+        n_tok, head = self.config.num_comp_tokens, self.sink + self.memory_slots
+        end, size = head + self.compress_tokens, self.size
+        grown = min(max(self.memory_slots, self._virtual_slots) + n_tok, self.memory_size)
+        if self.compress:
+            comp = torch.tensor(self.config.comp_token_ids, device=self._layers[0][0].device)
+            _, cache = self._forward(comp, [(k[:, :, :end], v[:, :, :end]) for k, v in self._layers])
+            new = cache.tail(n_tok)
+            memory = [*range(self.sink, head), *range(size, size + n_tok)][-grown:]
+            layers = [
+                (torch.cat([k, h[0]], 2), torch.cat([v, h[1]], 2)) for (k, v), h in zip(self._layers, new, strict=True)
+            ]
+            kept = [*range(self.sink), *memory, *range(end, size)]
+            # a compression token stands behind the compressed ones, not behind the whole cache
+            stands = [end + slot - size if slot >= size else slot for slot in kept]
+            self.memory_slots = grown
+        else:
+            layers = self._layers
+            gone = self.compress_tokens - (grown - self._virtual_slots)
+            kept = [*range(self.sink), *range(self.sink + gone, size)]
+            stands = kept
+            self._virtual_slots = grown
+        index = torch.tensor(kept, device=layers[0][0].device)
+        shift = torch.arange(len(kept), device=index.device) - torch.tensor(stands, device=index.device)
+        self._layers = [
+            (self._rotary(number, k[:, :, index], shift), v[:, :, index]) for number, (k, v) in enumerate(layers)
+        ]
+
+
+class _Rotation:
+    """Moves keys to other positions: R(new) = R(new - old) R(old)."""
+
+    def __init__(self, model: Any) -> None:
+        self.module: Any = getattr(decoder_of(model), "rotary_emb", None)
+        config = text_config(causal_model_of(model))
+        if "sliding" in layer_kinds(config):
+            raise UnsupportedModelError(
+                f"{type(causal_model_of(model)).__name__} has sliding-window layers; streaming re-assigns positions in one "
+                "cache and needs global attention in every layer"
+            )
+        if self.module is None:
+            raise ValueError("this model has no rotary embedding to re-assign positions with")
+        self.layer_types = getattr(config, "layer_types", None)
+        self.by_type = "layer_type" in inspect.signature(self.module.forward).parameters
+        if getattr(self.module, "rope_type", "default") in ("dynamic", "longrope"):
+            raise ValueError("rotary frequencies that change with the length cannot be re-assigned")
+
+    def __call__(self, layer: int, keys: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """Keys (1, KV heads, n, d) shifted by `shift` (n,) positions."""
+        extra = {"layer_type": self.layer_types[layer]} if self.by_type and self.layer_types else {}
+        cos, sin = self.module(keys.float(), shift[None], **extra)
+        norm = torch.sqrt(cos[..., :1] ** 2 + sin[..., :1] ** 2)  # attention scaling, already in the keys
+        cos, sin = (cos / norm)[:, None], (sin / norm)[:, None]
+        width = cos.shape[-1]
+        turned, rest = keys[..., :width].float(), keys[..., width:]
+        half = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
+        return torch.cat([(turned * cos + half * sin).to(keys.dtype), rest], dim=-1)

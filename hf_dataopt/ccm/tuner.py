@@ -1,0 +1,328 @@
+"""Conditional LoRA: a low-rank update that acts where a compression token stands, and nowhere else (chapter 7).
+
+The story: `CCMModel` injects LoRA layers as PEFT does, hands each a variant that multiplies its update by the mask of
+compression tokens, adds trained embeddings for them, and hooks the decoder, so that every forward knows where they stand.
+Ids from the vocabulary's size on mean compression tokens; neither the tokenizer nor the embedding table grows.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import Any
+
+import torch
+from peft import LoraModel, mapping
+from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
+from torch import nn
+
+from .._compat import decoder_of, set_attention
+from ..errors import DroppedTokensError
+from .attention import BACKENDS, CURRENT, PREFIX, Call, build_layout, register, skip_positions
+from .cache import MemoryCache
+from .config import CCMConfig, CCMPeftType
+
+EMBEDDINGS = "lora_comp_embeddings"
+_ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
+
+
+class CCMLinearVariant(LoraVariant):
+    """x' = W x + m * (alpha / r) B A x with m = 1 on compression tokens (Eq. 7.4, Figure 7.4)."""
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, **kwargs: Any) -> None:
+        """Nothing to prepare."""
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Add the masked update; without compression tokens in the call, return `result` itself."""
+        call = CURRENT.get()
+        if call is None or call.comp is None:
+            return result
+        mask = (call.comp >= 0).to(result.dtype)
+        if x.shape[:-1] != mask.shape:
+            if x.shape[:-1].numel() != mask.numel():
+                raise ValueError(
+                    f"this layer got {tuple(x.shape)} for {tuple(mask.shape)} tokens (routed experts?): a conditional LoRA "
+                    "cannot tell which are compression tokens; leave the layer out of target_modules"
+                )
+            mask = mask.reshape(x.shape[:-1])
+        dropped = module.lora_dropout[active_adapter](x)
+        update = module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * module.scaling[active_adapter]
+        return result + update * mask[..., None]
+
+
+class CCMModel(LoraModel):
+    """The tuner behind `get_peft_model(model, CCMConfig(...))`.
+
+    Raises:
+        ValueError: a layer type whose PEFT class ignores variants, or merging.
+
+    Source: section 7.3.1, "Conditional adapter".
+    """
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        if peft_config.comp_token_ids is None:
+            size = self.model.get_input_embeddings().weight.shape[0]
+            peft_config.comp_token_ids = list(range(size, size + peft_config.num_comp_tokens))
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _create_and_replace(  # type: ignore[override]
+        self, lora_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, *args, **kwargs)
+        layer = getattr(parent, target_name)
+        if not isinstance(layer, Linear):
+            raise ValueError(
+                f"cannot adapt {target_name} ({type(layer).__name__}) on some tokens only; use linear layers"
+            )
+        if lora_config.conditional:
+            layer.lora_variant[adapter_name] = CCMLinearVariant()
+
+    def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT, with embeddings for the adapter's compression tokens; for first and added adapters."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config: Any = self.peft_config[adapter_name]
+        embedding = model.get_input_embeddings()
+        if not hasattr(embedding, EMBEDDINGS):
+            setattr(embedding, EMBEDDINGS, nn.ParameterDict())
+        table = embedding.weight
+        n = config.num_comp_tokens
+        # row -k-1 starts at the mean of vocabulary rows k, k + n, ... as in the reference code
+        rows = [table.detach()[n - 1 - k :: n].float().mean(0) for k in range(n)]
+        start = torch.stack(rows) * float(getattr(embedding, "embed_scale", 1.0))
+        getattr(embedding, EMBEDDINGS)[adapter_name] = nn.Parameter(start, requires_grad=not config.inference_mode)
+        self._hook(model, embedding)
+
+    def _hook(self, model: Any, embedding: Any) -> None:
+        if hasattr(model, "_hf_dataopt_ccm"):
+            return
+        register()
+        reader = _Reader(self)
+        decoder = decoder_of(model)
+        handles = [
+            decoder.register_forward_pre_hook(reader.enter, with_kwargs=True),
+            decoder.register_forward_hook(reader.leave, with_kwargs=True, always_call=True),
+            embedding.register_forward_hook(reader.embed),
+        ]
+        model._hf_dataopt_ccm = handles
+        if hasattr(model, "prepare_inputs_for_generation"):
+            model.prepare_inputs_for_generation = _checking_prompts(model.prepare_inputs_for_generation)
+
+    def _embeddings(self) -> Any:
+        return getattr(
+            self.model.get_input_embeddings(), EMBEDDINGS, {}
+        )  # set_adapter comes before the first ones are made
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Any], unwanted_adapter_names: list[str]
+    ) -> dict[str, Any]:
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        ending = f"{EMBEDDINGS}.{adapter_name}"
+        return found | {key: value for key, value in state_dict.items() if key.endswith(ending)}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return {f"{key}.{adapter_name}" if key.endswith(EMBEDDINGS) else key: value for key, value in found.items()}
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """As PEFT, embeddings included."""
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        for name, rows in self._embeddings().items():
+            rows.requires_grad_(name in names and not inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT, embeddings included."""
+        super().delete_adapter(adapter_name)
+        self._embeddings().pop(adapter_name)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "a conditional LoRA cannot be merged: the weights would change for every token, not for compression tokens only; "
+            "keep the adapter, or `unload()` it"
+        )
+
+    def unload(self) -> Any:
+        """The base model without adapter, hooks and compression tokens."""
+        for handle in self.model.__dict__.pop("_hf_dataopt_ccm", []):
+            handle.remove()
+        vars(self.model).pop("prepare_inputs_for_generation", None)
+        delattr(self.model.get_input_embeddings(), EMBEDDINGS)
+        return super().unload()
+
+
+class _Reader:
+    """Hooks of one model: where compression tokens stand, what they see, and their embeddings."""
+
+    def __init__(self, tuner: CCMModel) -> None:
+        self._tuner = weakref.ref(tuner)
+        self._open: list[tuple[Any, str | None]] = []
+
+    def active(self) -> tuple[str, CCMConfig] | None:
+        """Name and settings of the adapter at work, None while adapters are disabled."""
+        tuner = self._tuner()
+        if tuner is None:
+            return None
+        layer = next((module for module in tuner.model.modules() if isinstance(module, LoraLayer)), None)
+        if layer is None or layer.disable_adapters or not layer.active_adapters:
+            return None
+        name = layer.active_adapters[0]
+        config = tuner.peft_config.get(name)
+        return (name, config) if isinstance(config, CCMConfig) else None
+
+    def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the decoder: find the compression tokens, replace their ids, route attention if they change it."""
+        self._open.append((CURRENT.set(None), None))
+        found = self.active()
+        cache = kwargs.get("past_key_values")
+        memory = cache if isinstance(cache, MemoryCache) else None
+        if found is None:
+            if memory is not None:
+                raise ValueError("the adapter that wrote this memory is disabled; enable it to read the memory")
+            return None
+        config = found[1]
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ValueError(
+                "a conditional LoRA needs input_ids: inputs_embeds do not tell where compression tokens stand"
+            )
+        first = (config.comp_token_ids or [0])[0]
+        comp = torch.where((ids >= first) & (ids < first + config.num_comp_tokens), ids - first, -1)
+        has_comp = bool((comp >= 0).any())
+        if memory is None and not has_comp:
+            if getattr(cache, "_hf_dataopt_parallel", False):
+                raise ValueError("a parallel forward's cache cannot be continued; use CompressedContextMemory.generate")
+            return None
+        backend = module.config._attn_implementation or "eager"
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"attention {backend!r} cannot express the memory's mask; use one of {', '.join(BACKENDS)} "
+                "(model.set_attn_implementation('sdpa'))"
+            )
+        kwargs = {**kwargs, "input_ids": ids.masked_fill(comp >= 0, 0)}
+        if memory is not None:
+            kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
+            call = Call(comp if has_comp else None, None, backend, memory.memory_length)
+        else:
+            call = self._parallel(comp, kwargs, config, backend)
+        self._wrap_checkpointing(module)
+        before = set_attention(module.config, PREFIX + backend)
+        self._open[-1] = (self._open[-1][0], before)
+        CURRENT.set(call)
+        return args[1:] if args else args, kwargs
+
+    def _parallel(self, comp: torch.Tensor, kwargs: dict[str, Any], config: CCMConfig, backend: str) -> Call:
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            if cache.get_seq_length() > 0:
+                raise ValueError("compression tokens after a plain cache: use CompressedContextMemory.append")
+            cache._hf_dataopt_parallel = True
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones_like(comp)
+        if mask.ndim != 2 or mask.shape != comp.shape:
+            raise ValueError(f"attention_mask must be 2-D like input_ids {tuple(comp.shape)}, got {tuple(mask.shape)}")
+        kwargs["attention_mask"] = mask
+        if kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = skip_positions(comp, mask.bool())
+        positions = kwargs["position_ids"].expand_as(comp)
+        return Call(comp, build_layout(comp, mask.bool(), positions, config), backend)
+
+    def leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """After the decoder, also after an error: everything as before."""
+        if not self._open:
+            return
+        token, before = self._open.pop()
+        if before is not None:
+            set_attention(module.config, before)
+        CURRENT.reset(token)
+
+    def embed(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Put the trained rows where compression tokens stand."""
+        call, found = CURRENT.get(), self.active()
+        if call is None or call.comp is None or found is None or call.comp.shape != output.shape[:-1]:
+            return None
+        rows = getattr(module, EMBEDDINGS)[found[0]].to(output.dtype)
+        return torch.where((call.comp >= 0)[..., None], rows[call.comp.clamp(min=0)], output)
+
+    @staticmethod
+    def _wrap_checkpointing(decoder: Any) -> None:
+        """Let a recomputed layer run in the call of *its* forward: the hooks have closed it by then."""
+        for module in decoder.modules():
+            plain = module.__dict__.get("_gradient_checkpointing_func")
+            if plain is None or hasattr(plain, "_hf_dataopt_ccm"):
+                continue
+            module._gradient_checkpointing_func = _Recompute(plain, decoder.config)
+
+
+class _Recompute:
+    """A checkpoint function that remembers the call it was made in."""
+
+    _hf_dataopt_ccm = True
+
+    def __init__(self, plain: Any, config: Any) -> None:
+        self.plain, self.config = plain, config
+
+    def __call__(self, function: Any, *args: Any) -> Any:
+        call = CURRENT.get()
+
+        def in_its_call(*inner: Any) -> Any:
+            if call is None:
+                return function(*inner)
+            token, before = CURRENT.set(call), set_attention(self.config, PREFIX + call.backend)
+            try:
+                return function(*inner)
+            finally:
+                set_attention(self.config, before)
+                CURRENT.reset(token)
+
+        return self.plain(in_its_call, *args)
+
+
+def check_memory_call(memory: MemoryCache, ids: torch.Tensor, mask: Any) -> torch.Tensor:
+    """The mask (B, memory + tokens) of a forward; refuse one that does not cover memory and tokens.
+
+    Raises:
+        DroppedTokensError: prompt tokens would be dropped, or slots read that a user does not hold.
+    """
+    need = memory.get_seq_length() + ids.shape[1]
+    if mask is None and memory.full:  # generate drops masks of ones
+        return torch.ones(ids.shape[0], need, dtype=torch.int64, device=ids.device)
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] != need or ids.shape[1] == 0:
+        got = tuple(mask.shape) if isinstance(mask, torch.Tensor) else mask
+        raise DroppedTokensError(f"memory and tokens need a 2-D attention_mask of width {need}, got {got}; {_ADVICE}")
+    return mask
+
+
+def _checking_prompts(prepare: Any) -> Any:
+    """`prepare_inputs_for_generation` that refuses to cut a prompt: new ids are no continuation of the memory's tokens."""
+
+    @functools.wraps(prepare)
+    def checked(input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
+        first = kwargs.get("is_first_iteration") and isinstance(kwargs.get("past_key_values"), MemoryCache)
+        if first and next_sequence_length is not None and next_sequence_length != input_ids.shape[1]:
+            raise DroppedTokensError(
+                f"generate would keep {next_sequence_length} of {input_ids.shape[1]} prompt tokens; {_ADVICE}"
+            )
+        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+
+    return checked
+
+
+def register_peft_type() -> None:
+    """Enter `CCMConfig` into PEFT's tables; PEFT's own function takes members of its enum only."""
+    tables: tuple[Any, ...] = (
+        mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
+        mapping.PEFT_TYPE_TO_TUNER_MAPPING,
+        mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
+    )
+    for table, value in zip(tables, (CCMConfig, CCMModel, "lora_"), strict=True):
+        table[CCMPeftType.CCM] = value
+
+
+register_peft_type()
