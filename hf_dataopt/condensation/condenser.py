@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
+from ..checkpoint import PassCheckpoint
 from ..progress import bar
-from ..relation.checkpoint import PassCheckpoint
 from ..seeding import generator as seeded
 from .baselines import random_rows
 from .columns import LabelledImages, read_images, to_dataset

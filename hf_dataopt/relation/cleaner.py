@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from .. import distributed
+from ..checkpoint import PassCheckpoint
 from ..progress import say
 from ..seeding import generator
-from .checkpoint import PassCheckpoint
 from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
 from .graph import RelationGraph

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checkpoint import PassCheckpoint
 from . import baselines
-from .checkpoint import PassCheckpoint
 from .graph import RelationGraph, Tile
 from .labels import Labels
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import distributed
+from ..checkpoint import PassCheckpoint, clone
 from ..progress import bar
-from .checkpoint import PassCheckpoint, clone
 from .config import RelationConfig
 from .kernel import base_kernel, normalise, power_, sign_
 from .rows import Rows

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint import PassCheckpoint
 from ..seeding import generator
-from .checkpoint import PassCheckpoint
 from .config import RelationConfig
 from .graph import RelationGraph
 from .rows import Rows, rows_of, rows_of_column

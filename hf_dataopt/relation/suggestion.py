@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import PassCheckpoint
+from ..checkpoint import PassCheckpoint
 from .graph import RelationGraph
 
 Index = NDArray[np.int64]

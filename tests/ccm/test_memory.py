@@ -45,6 +45,9 @@ def test_generate_equals_step_by_step(memory: str) -> None:
     assert output[0].tolist() == expected
     several = one.generate([QUESTION, QUESTION[:2]], max_new_tokens=5, do_sample=False, eos_token_id=None)
     assert several[0].tolist() == expected
+    options = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "eos_token_id": None}
+    beams = model.generate(**one.inputs(QUESTION), **options)
+    assert beams.tolist() == one.generate(QUESTION, **options).tolist() and beams.shape[0] == 2
     for settings in ({"num_beams": 3}, {"do_sample": True}):
         assert one.generate(QUESTION, max_new_tokens=4, eos_token_id=None, **settings).shape == (1, 8)
 

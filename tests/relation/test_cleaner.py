@@ -358,7 +358,7 @@ if sys.argv[3] == "slow":
     def slow(*a, **k):
         time.sleep(0.004); open(sys.argv[2] + ".tiles", "a").write("."); return kernel(*a, **k)
     graph.base_kernel = slow
-    from hf_dataopt.relation.checkpoint import PassCheckpoint
+    from hf_dataopt.checkpoint import PassCheckpoint
     PassCheckpoint.__init__.__defaults__ = (0.0,)
 report = RelationCleaner(score="combined").fit(datasets.load_from_disk(sys.argv[1]), output_dir=sys.argv[2], quiet=True)
 from hf_dataopt import distributed
