@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ..settings import Settings
 
 _CHOICES = {
     "formation": ("single", "multi", "bound"),
@@ -51,7 +52,7 @@ _FLAGS = ("scale_learning_rate", "match_bias", "match_head", "normalise", "compi
 
 
 @dataclass(frozen=True, kw_only=True)
-class IDCConfig:
+class IDCConfig(Settings):
     """How a data set is condensed and how the result is scored.
 
     Args:
@@ -106,6 +107,7 @@ class IDCConfig:
         2
     """
 
+    METHOD: ClassVar[str] = "IDC"
     images_per_class: int = 10
     factor: int = 2
     formation: Literal["single", "multi", "bound"] = "single"
@@ -275,23 +277,6 @@ class IDCConfig:
             "evaluation_cutmix": 0.0,
         }
         return cls(**{**values, **changes})
-
-    def to_json_string(self) -> str:
-        """The settings as one JSON object."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json_string(cls, text: str) -> IDCConfig:
-        """Settings from `to_json_string`'s output.
-
-        Raises:
-            ValueError: not JSON, or a field this version does not know.
-        """
-        values: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown IDC settings {unknown}; were they written by a newer version?")
-        return cls(**values)
 
 
 _SMALL: dict[str, Any] = {"evaluation_epochs": 1000}

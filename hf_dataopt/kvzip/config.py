@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..settings import Settings, check_int
 
 TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
 FIRST_REPEAT_PROMPT = "\n\nRepeat the previous context exactly."
@@ -19,7 +20,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class KVzipConfig:
+class KVzipConfig(Settings):
     """How a context's cache is scored and evicted.
 
     Args:
@@ -53,6 +54,7 @@ class KVzipConfig:
         '{"keep_ratio": 0.'
     """
 
+    METHOD: ClassVar[str] = "KVzip"
     keep_ratio: float = 0.3
     max_kv_tokens: int | None = None
     level: Literal["pair", "pair-uniform", "head"] = "pair"
@@ -73,31 +75,10 @@ class KVzipConfig:
             )
         for name, least in (("chunk_size", 1), ("overlap", 0), ("prefill_chunk_size", 1), ("max_kv_tokens", 1)):
             value = getattr(self, name)
-            if value is None and name == "max_kv_tokens":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None or name != "max_kv_tokens":
+                check_int(name, value, least)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.softmax_keys == "all" and self.replay == "local":
             raise ValueError("softmax_keys='all' needs the whole cache in sight: use replay='exact'")
-
-    def to_json_string(self) -> str:
-        """The settings as one JSON object."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json_string(cls, text: str) -> KVzipConfig:
-        """Settings from `to_json_string`'s output.
-
-        Raises:
-            ValueError: not JSON, or a field this version does not know.
-        """
-        values: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown KVzip settings {unknown}; were they written by a newer version?")
-        return cls(**values)

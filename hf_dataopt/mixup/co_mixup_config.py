@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ..settings import Settings
 
 _RANGES: dict[str, tuple[float, float]] = {
     "beta": (0.0, 1e3),
@@ -18,7 +19,7 @@ _LEAST = {"part_size": 1, "outputs_per_part": 1, "sweeps": 1, "distance_window":
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoMixupConfig:
+class CoMixupConfig(Settings):
     """What Co-Mixup minimises (Eq. 4.1) and how (Eq. 4.2, Algorithm 3).
 
     Args:
@@ -59,6 +60,7 @@ class CoMixupConfig:
         20
     """
 
+    METHOD: ClassVar[str] = "Co-Mixup"
     grid: int | tuple[int, int] | None = 4
     part_size: int = 20
     outputs_per_part: int | None = None
@@ -129,20 +131,3 @@ class CoMixupConfig:
     def dissertation(cls, **changes: Any) -> CoMixupConfig:
         """The text read literally, `strict=True`."""
         return cls(**{"strict": True, **changes})
-
-    def to_json_string(self) -> str:
-        """The settings as one JSON object."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json_string(cls, text: str) -> CoMixupConfig:
-        """Settings from `to_json_string`'s output.
-
-        Raises:
-            ValueError: not JSON, or a field this version does not know.
-        """
-        values: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown Co-Mixup settings {unknown}; were they written by a newer version?")
-        return cls(**values)

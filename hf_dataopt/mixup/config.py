@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from ..settings import Settings, check_int, check_number
 
 _CHOICES = {
     "data_term": ("code", "text"),
@@ -30,7 +30,7 @@ _OPTIONAL = {"transport_block": (None,), "transport_rounds": (None, "grid")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PuzzleMixConfig:
+class PuzzleMixConfig(Settings):
     """How Puzzle Mix cuts, moves and mixes pairs of inputs.
 
     Args:
@@ -74,6 +74,7 @@ class PuzzleMixConfig:
         3
     """
 
+    METHOD: ClassVar[str] = "Puzzle Mix"
     grid_sizes: tuple[int, ...] = (2, 4, 8, 16)
     alpha: float = 1.0
     n_labels: int = 3
@@ -102,10 +103,10 @@ class PuzzleMixConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, (low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
+            check_number(name, getattr(self, name), low, high)
         for name, least in _LEAST.items():
             if getattr(self, name) not in _OPTIONAL.get(name, ()):
-                _check_int(name, getattr(self, name), least)
+                check_int(name, getattr(self, name), least)
         if self.n_labels > 4:
             raise ValueError(f"n_labels must be 2, 3 or 4, got {self.n_labels}")
         if not isinstance(self.transport, bool):
@@ -122,13 +123,13 @@ class PuzzleMixConfig:
         if not self.grid_sizes:
             raise ValueError("grid_sizes is empty; name at least one grid size, such as (4,)")
         for size in self.grid_sizes:
-            _check_int("grid_sizes", size, 1)
+            check_int("grid_sizes", size, 1)
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError("image_mean and image_std go together; give both or neither")
         for value in self.image_mean or ():
-            _check_number("image_mean", value, -1e6, 1e6)
+            check_number("image_mean", value, -1e6, 1e6)
         for value in self.image_std or ():
-            _check_number("image_std", value, 1e-9, 1e9)
+            check_number("image_std", value, 1e-9, 1e9)
         if self.image_mean is not None and len(self.image_mean) != len(self.image_std or ()):
             raise ValueError(f"image_mean has {len(self.image_mean)} channels, image_std {len(self.image_std or ())}")
 
@@ -151,34 +152,3 @@ class PuzzleMixConfig:
         """The same settings with Algorithm 2 (CIFAR-100: p 0.1; Tiny-ImageNet: p 0.15); step `eps` + 2/255."""
         new = {"adversarial_probability": probability, "adversarial_eps": eps, "adversarial_step": eps + 2 / 255}
         return type(self)(**{**asdict(self), **new})
-
-    def to_json_string(self) -> str:
-        """The settings as one JSON object."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json_string(cls, text: str) -> PuzzleMixConfig:
-        """Settings from `to_json_string`'s output.
-
-        Raises:
-            ValueError: not JSON, or a field this version does not know.
-        """
-        values: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown Puzzle Mix settings {unknown}; were they written by a newer version?")
-        return cls(**values)
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if math.isnan(value) or not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
-
-
-def _check_int(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ..settings import Settings, check_int, check_number
 
 _CHOICES = {
     "score": ("label_noise", "combined"),
@@ -30,7 +31,7 @@ _OPTIONAL = ("outlier_reference", "partition_size", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelationConfig:
+class RelationConfig(Settings):
     """How the relation graph is built, cut and scored.
 
     Args:
@@ -80,6 +81,7 @@ class RelationConfig:
         6
     """
 
+    METHOD: ClassVar[str] = "relation"
     score: Literal["label_noise", "combined"] = "label_noise"
     neighbours: int = 10
     temperature: float = 4.0
@@ -109,15 +111,11 @@ class RelationConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, (low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), low, high)
+            check_number(name, getattr(self, name), low, high)
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None or name not in _OPTIONAL:
+                check_int(name, value, least)
         for name in ("compatibility", "diagonal"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
@@ -131,7 +129,7 @@ class RelationConfig:
                 "give a quantile of the scores such as 0.9"
             )
         high = math.inf if self.threshold == "absolute" else 1.0
-        _check_number("threshold_value", self.threshold_value, 0.0, high)
+        check_number("threshold_value", self.threshold_value, 0.0, high)
 
     @classmethod
     def dissertation(cls, threshold_value: float, **changes: Any) -> RelationConfig:
@@ -151,27 +149,3 @@ class RelationConfig:
         """The reference code: diagonal kept, one refinement, relative lambda of 0.05, no bound on the noisy set."""
         code: dict[str, Any] = {"diagonal": True, "max_passes": 1, "max_noisy_share": 1.0, "skip_share": 1.0}
         return cls(**{**code, "on_cycle": "last", **changes})
-
-    def to_json_string(self) -> str:
-        """The settings as one JSON object."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json_string(cls, text: str) -> RelationConfig:
-        """Settings from `to_json_string`'s output.
-
-        Raises:
-            ValueError: not JSON, or a field this version does not know.
-        """
-        values: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown relation settings {unknown}; were they written by a newer version?")
-        return cls(**values)
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
