@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..settings import Settings
+from ..settings import Settings, check_int, check_number
 
 _CHOICES = {
     "formation": ("single", "multi", "bound"),
@@ -164,18 +164,10 @@ class IDCConfig(Settings):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, least in {**_LEAST, **_OPTIONAL_LEAST}.items():
             value = getattr(self, name)
-            if value is None and name in _OPTIONAL_LEAST:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None or name not in _OPTIONAL_LEAST:
+                check_int(name, value, least)
         for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+            check_number(name, getattr(self, name), low, high)
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
