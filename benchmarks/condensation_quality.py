@@ -94,7 +94,7 @@ def settings(data: str, per_class: int, smoke: bool) -> IDCConfig:
         "outer_iterations": 1 if smoke else 8,
         "inner_iterations": 2 if smoke else 20,
         "network_images": 256,
-        "learning_rate": 0.004 * per_class,  # the reference code's rule: proportional to the storage
+        "learning_rate": 0.002 * per_class,  # the reference code's rule: proportional to the storage
         "scale_learning_rate": False,
         "evaluation_epochs": 5 if smoke else 300 if per_class == 1 else 120,
         "evaluation_augmentation": "color_crop_scale_rotate",

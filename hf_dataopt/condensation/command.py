@@ -212,7 +212,7 @@ def digits_config(**changes: Any) -> IDCConfig:
         "outer_iterations": 8,
         "inner_iterations": 20,
         "network_images": 256,
-        "learning_rate": 0.004,
+        "learning_rate": 0.002,
         "scale_learning_rate": False,
         "evaluation_epochs": 300,
         "evaluation_augmentation": "color_crop_scale_rotate",
