@@ -11,7 +11,7 @@ from hf_dataopt import CompressedContextMemory, StreamingContextMemory
 from hf_dataopt.errors import DroppedTokensError
 
 from ..models import byte_tokenizer
-from .test_tuner import adapted
+from .models import adapted
 
 TURNS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
 QUESTION = [20, 21, 22, 23]

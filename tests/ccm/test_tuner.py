@@ -1,77 +1,20 @@
-"""The conditional LoRA as a PEFT type: parallel = recurrent, base model untouched, save and load, Trainer."""
+"""The conditional LoRA as a PEFT type: base model untouched, adapters, checkpointing, save and load, Trainer."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
+from hf_dataopt import CCMConfig, DataCollatorForCCM
 
-from ..models import FAMILIES, byte_tokenizer, tiny_model
-
-
-def adapted(family: str = "llama", seed: int = 1, **settings: Any) -> PeftModel:
-    """A tiny model with a CCM adapter whose B matrices are not zero."""
-    changes = {"sliding_window": 6} if family in ("gemma3", "mistral") else {}
-    model = get_peft_model(tiny_model(family, **changes), CCMConfig(**{"r": 4, "lora_dropout": 0.0, **settings}))
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model.eval()
-
-
-def sample(model: PeftModel, lengths: tuple[int, ...] = (9, 4, 12, 7), seed: int = 0) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(4, 260, (n,), generator=generator).tolist() for n in lengths]
-    return {"contexts": rows[:-1], "input": rows[-1][:-3], "output": rows[-1][-3:]}
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("memory", ["concat", "merge", "concat_apart", "merge_apart", "gist"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_parallel_equals_recurrent(family: str, memory: str, attention: str) -> None:
-    model = adapted(family, memory=memory, sink=memory == "merge")
-    model.get_base_model().set_attn_implementation(attention)
-    feature = sample(model)
-    batch = DataCollatorForCCM(None, model.peft_config["default"])([feature, sample(model, (5, 6), 3)])
-    with torch.no_grad():
-        parallel = model(**batch).logits[0]
-    online = CompressedContextMemory(model)
-    for context in feature["contexts"]:
-        online.append(context)
-    question = [*feature["input"], *feature["output"]]
-    torch.testing.assert_close(online.logits(question)[0], parallel[-len(question) :], rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("memory", ["concat", "merge"])
-def test_padding_and_packing_change_nothing(memory: str) -> None:
-    model = adapted(memory=memory, merge_weight=0.4 if memory == "merge" else None)
-    config = model.peft_config["default"]
-    features = [sample(model), sample(model, (5, 6, 4), 3)]
-    single = [DataCollatorForCCM(None, config)([feature]) for feature in features]
-    packed = DataCollatorForCCM(None, config, pack=True)(features)
-    assert packed["input_ids"].shape[0] == 1
-    with torch.no_grad():
-        alone = [model(**batch).logits[0] for batch in single]
-        together = model(**packed).logits[0]
-        left = {
-            name: torch.nn.functional.pad(t, (5, 0), value=-100 if name == "labels" else 0)
-            for name, t in single[0].items()
-        }
-        left["position_ids"][:, :5] = 1
-        padded = model(**left).logits[0, 5:]
-        own_positions = model(single[0]["input_ids"]).logits[0]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
-    torch.testing.assert_close(padded, alone[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(own_positions, alone[0])
+from ..models import byte_tokenizer, tiny_model
+from .models import adapted, sample
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -82,7 +25,7 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
-        batch = DataCollatorForCCM(None, model.peft_config["default"])([sample(model)])
+        batch = DataCollatorForCCM(None, model.peft_config["default"])([sample()])
         losses = [model(**batch).loss, model(**batch).loss]
         sum(losses).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
@@ -113,7 +56,7 @@ def test_the_base_model_stays() -> None:
 
 def test_several_adapters() -> None:
     model = adapted(memory="concat")
-    batch = DataCollatorForCCM(None, model.peft_config["default"])([sample(model)])
+    batch = DataCollatorForCCM(None, model.peft_config["default"])([sample()])
     with torch.no_grad():
         first = model(**batch).logits
         model.add_adapter("other", CCMConfig(r=2, memory="merge"))
