@@ -12,9 +12,9 @@ from hf_dataopt import CCMConfig
 from ..models import tiny_model
 
 
-def adapted(family: str = "llama", seed: int = 1, **settings: Any) -> PeftModel:
+def adapted(family: str = "llama", seed: int = 1, layers: int = 3, **settings: Any) -> PeftModel:
     """A tiny model with a CCM adapter whose B matrices are not zero."""
-    changes = {"sliding_window": 6} if family in ("gemma3", "mistral") else {}
+    changes = {"num_hidden_layers": layers} | ({"sliding_window": 6} if family in ("gemma3", "mistral") else {})
     model = get_peft_model(tiny_model(family, **changes), CCMConfig(**{"r": 4, "lora_dropout": 0.0, **settings}))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
