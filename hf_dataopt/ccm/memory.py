@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from .._compat import causal_model_of
 from .cache import MemoryCache
 from .config import CCMConfig
-from .turns import encode_turn
+from .turns import answer_prompt, encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
@@ -183,7 +183,8 @@ class CompressedContextMemory:
         """Everything `generate` needs: `model.generate(**memory.inputs(question))`.
 
         Args:
-            question: as `append`'s context; one user's memory also takes a list, and forks for each entry.
+            question: as `append`'s context; one user's memory also takes a list, and forks for each entry. A message is
+                followed by the words with which the chat template opens the answer.
 
         Returns:
             `input_ids` (B, q), `attention_mask` (B, memory + q), `position_ids` (B, q) and `past_key_values`, a fresh fork.
@@ -192,7 +193,7 @@ class CompressedContextMemory:
             ValueError, TypeError: as `append`.
         """
         several = self.batch_size == 1 and isinstance(question, list | tuple) and not _is_ids(question)
-        rows = self._rows(question, count=len(question) if several else None)
+        rows = self._rows(question, count=len(question) if several else None, asking=True)
         if any(row is None for row in rows):
             raise ValueError("every user needs a question; use a memory of fewer users")
         ids, mask = _left_padded([row or [] for row in rows], self.steps.device)
@@ -269,7 +270,7 @@ class CompressedContextMemory:
                     layers.append((tensors[f"{kind}.{index}.keys"], tensors[f"{kind}.{index}.values"]))
         return memory
 
-    def _rows(self, given: Any, count: int | None = None) -> list[list[int] | None]:
+    def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
         users = count or self.batch_size
         single = users == 1 and count is None and (not isinstance(given, list | tuple) or _is_ids(given))
         if isinstance(given, torch.Tensor) and given.ndim == 2:
@@ -283,6 +284,8 @@ class CompressedContextMemory:
             row = None if item is None else encode_turn(self.tokenizer, item, first)
             if row is not None and not row:
                 raise ValueError(f"entry {index} has no tokens; pass None for a user with nothing new")
+            if row is not None and asking and isinstance(item, dict) and item["role"] != "assistant":
+                row = [*row, *answer_prompt(self.tokenizer)]
             rows.append(row)
         if all(row is None for row in rows):
             raise ValueError("no user has anything new")
