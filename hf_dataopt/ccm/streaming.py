@@ -12,7 +12,7 @@ from torch.nn import functional
 from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
 from ..errors import UnsupportedModelError
 from .cache import MemoryCache
-from .memory import ccm_config
+from .identity import ccm_config
 from .turns import encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]

@@ -220,7 +220,9 @@ class _Reader:
             )
         kwargs = {**kwargs, "input_ids": ids.masked_fill(comp >= 0, 0)}
         if memory is not None:
-            kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
+            mask = kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
+            positions = memory.positions(mask, ids.shape[1])
+            kwargs["position_ids"] = kwargs.get("position_ids") if positions is None else positions
             call = Call(comp if has_comp else None, None, backend, name, memory.memory_length)
         else:
             call = self._parallel(comp, kwargs, name, config, backend)
@@ -242,10 +244,8 @@ class _Reader:
 
     def _parallel(self, comp: torch.Tensor, kwargs: dict[str, Any], name: str, config: CCMConfig, backend: str) -> Call:
         cache = kwargs.get("past_key_values")
-        if cache is not None:
-            if cache.get_seq_length() > 0:
-                raise ValueError("compression tokens after a plain cache: use CompressedContextMemory.append")
-            cache._hf_dataopt_parallel = True
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("compression tokens after a plain cache: use CompressedContextMemory.append")
         mask = kwargs.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(comp)
@@ -261,6 +261,9 @@ class _Reader:
         """After the decoder, also after an error: everything as before."""
         if not self._open:
             return
+        call, cache = CURRENT.get(), getattr(output, "past_key_values", None)
+        if call is not None and call.layout is not None and cache is not None:
+            cache._hf_dataopt_parallel = True  # its keys were visible by blocks; a plain continuation would see all
         token, before = self._open.pop()
         if before is not None:
             set_attention(module.config, before)
@@ -334,7 +337,10 @@ def check_memory_call(memory: MemoryCache, ids: torch.Tensor, mask: Any) -> torc
 
 
 class _CheckedPrompts:
-    """`prepare_inputs_for_generation` that refuses to cut a prompt: new ids are no continuation of the memory's tokens."""
+    """`prepare_inputs_for_generation` that refuses to cut a prompt: new ids are no continuation of the memory's tokens.
+
+    And that drops the positions generate counts off the mask, where compression tokens would take room.
+    """
 
     def __init__(self, prepare: Any) -> None:
         functools.update_wrapper(self, prepare)  # transformers reads the signature
@@ -346,7 +352,11 @@ class _CheckedPrompts:
             raise DroppedTokensError(
                 f"generate would keep {next_sequence_length} of {input_ids.shape[1]} prompt tokens; {_ADVICE}"
             )
-        return self._prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        inputs = self._prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        size = self._prepare.__self__.get_input_embeddings().weight.shape[0]
+        if bool((input_ids >= size).any()):
+            inputs.pop("position_ids", None)
+        return inputs
 
 
 def register_peft_type() -> None:
