@@ -41,6 +41,18 @@ def ccm_config(model: Any) -> CCMConfig:
     return config
 
 
+def check_still_active(model: Any, config: CCMConfig) -> None:
+    """Refuse to go on with a memory after another adapter was made active.
+
+    Raises:
+        ValueError: the active adapter is not the one whose settings these are.
+    """
+    if ccm_config(model) is not config:
+        raise ValueError(
+            f"adapter {active_adapter(model)!r} is active now, this memory was begun with another; call model.set_adapter(...)"
+        )
+
+
 def identity(model: Any) -> dict[str, Any]:
     """What a memory file records of its model and of the active adapter.
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .cache import MemoryCache
-from .identity import ccm_config, check_identity, identity
+from .identity import ccm_config, check_identity, check_still_active, identity
 from .turns import answer_prompt, encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -275,6 +275,7 @@ class CompressedContextMemory:
         return memory
 
     def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
+        check_still_active(self.model, self.config)
         users = count or self.batch_size
         single = users == 1 and count is None and (not isinstance(given, list | tuple) or _is_ids(given))
         if isinstance(given, torch.Tensor) and given.ndim == 2:

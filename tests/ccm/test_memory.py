@@ -1,4 +1,4 @@
-"""The memory object: batches, forks, generate, files, refusals, streams against a full recomputation."""
+"""The memory object: batches, forks, generate, files, refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from hf_dataopt import CompressedContextMemory, StreamingContextMemory
+from hf_dataopt import CCMConfig, CompressedContextMemory
 from hf_dataopt.errors import DroppedTokensError
 
 from ..models import byte_tokenizer, tiny_model
@@ -245,22 +245,10 @@ def test_a_memory_knows_who_wrote_it(tmp_path: Path) -> None:
             CompressedContextMemory.from_pretrained(other, tmp_path)
     with pytest.raises(ValueError, match="holds no memory"):
         CompressedContextMemory.from_pretrained(one.model, tmp_path / "elsewhere")
-
-
-def test_a_stream_in_pieces_and_its_baseline() -> None:
-    model = adapted("qwen3")
-    sizes = {"max_kv": 20, "compress_tokens": 8, "memory_size": 6}
-    ids = torch.randint(4, 260, (70,), generator=torch.Generator().manual_seed(0))
-    whole, pieces = StreamingContextMemory(model, **sizes), StreamingContextMemory(model, **sizes)
-    plain = StreamingContextMemory(model, **sizes, compress=False)
-    parts = []
-    for token in ids:
-        parts.append(pieces.feed(token[None]))
-        plain.feed(token[None])
-        assert plain.size == pieces.size <= 20
-    torch.testing.assert_close(whole.feed(ids), torch.cat(parts), rtol=0, atol=1e-4)
-    assert whole.perplexity(ids) != plain.perplexity(ids)
-    with pytest.raises(ValueError, match="merged key"):
-        StreamingContextMemory(adapted(memory="merge"))
-    with pytest.raises(ValueError, match="cannot hold"):
-        StreamingContextMemory(model, max_kv=20)
+    one.model.add_adapter("other", CCMConfig(r=2))
+    one.model.set_adapter("other")
+    for use in (one.append, one.logits):
+        with pytest.raises(ValueError, match="'other' is active now"):
+            use(TURNS[0])
+    one.model.set_adapter("default")
+    one.append(TURNS[0])
