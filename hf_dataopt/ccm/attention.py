@@ -44,13 +44,17 @@ class Call:
         comp: (B, T) int64, which compression token stands here, -1 for text.
         layout: of a parallel forward; None when a memory cache is being continued.
         backend: the attention implementation the model was set to.
+        adapter: name of the adapter at work.
         memory_length: slots of the cache that are memory: exempt from sliding windows.
+        linked: a zero to add to the embeddings of a training batch without compression tokens.
     """
 
     comp: torch.Tensor | None
     layout: Layout | None
     backend: str
+    adapter: str
     memory_length: int = 0
+    linked: torch.Tensor | None = None
 
 
 CURRENT: ContextVar[Call | None] = ContextVar("hf_dataopt_ccm_call", default=None)

@@ -13,9 +13,12 @@ MEMORIES = ("concat", "merge", "concat_apart", "merge_apart", "gist")
 
 
 class CCMPeftType(enum.StrEnum):
-    """Our name in PEFT's tables. Not `"LORA"`: a reader without this package must fail, not load an unconditional LoRA."""
+    """Our name in PEFT's tables. Not `"LORA"`: a reader without this package must fail, not load an unconditional LoRA.
 
-    CCM = "CCM"
+    PEFT looks the saved name up in a dict and says no more than `KeyError: <name>`, so the name says what to do.
+    """
+
+    CCM = "CCM: run `import hf_dataopt` (pip install hf-dataopt) before loading this adapter"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch.nn import functional
 from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
 from ..errors import UnsupportedModelError
 from .cache import MemoryCache
-from .memory import ccm_config
+from .identity import ccm_config, check_still_active
 from .turns import encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -87,8 +87,9 @@ class StreamingContextMemory:
             (n, vocabulary) logits, each from what the cache held when its token came.
 
         Raises:
-            ValueError: no tokens.
+            ValueError: no tokens, or another adapter is active.
         """
+        check_still_active(self.model, self.config)
         tokens = torch.as_tensor(ids, device=next(self.model.parameters()).device)
         if tokens.ndim != 1 or tokens.numel() == 0:
             raise ValueError(f"a stream is fed 1-D, non-empty ids, got shape {tuple(tokens.shape)}")
