@@ -45,15 +45,22 @@ class Call:
         layout: of a parallel forward; None when a memory cache is being continued.
         backend: the attention implementation the model was set to.
         memory_length: slots of the cache that are memory: exempt from sliding windows.
+        rows: (n,) int64, where compression tokens stand in the flattened (B * T) tokens.
     """
 
     comp: torch.Tensor | None
     layout: Layout | None
     backend: str
     memory_length: int = 0
+    rows: torch.Tensor | None = None
 
 
 CURRENT: ContextVar[Call | None] = ContextVar("hf_dataopt_ccm_call", default=None)
+
+
+def rows_of(comp: torch.Tensor) -> torch.Tensor:
+    """Indices (n,) int64 of compression tokens in the flattened tokens of `comp` (B, T)."""
+    return (comp >= 0).flatten().nonzero()[:, 0]
 
 
 def skip_positions(comp: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
