@@ -16,7 +16,7 @@ from torch import nn
 
 from .._compat import decoder_of, lora_classes, peft_tables, set_attention
 from ..errors import DroppedTokensError
-from .attention import BACKENDS, CURRENT, PREFIX, Call, build_layout, register, skip_positions
+from .attention import BACKENDS, CURRENT, PREFIX, Call, build_layout, register, rows_of, skip_positions
 from .cache import MemoryCache
 from .config import CCMConfig, CCMPeftType
 
@@ -39,19 +39,18 @@ class CCMLinearVariant(LoraVariant):
     def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Add the masked update; without compression tokens in the call, return `result` itself."""
         call = CURRENT.get()
-        if call is None or call.comp is None:
+        if call is None or call.comp is None or call.rows is None:
             return result
-        mask = (call.comp >= 0).to(result.dtype)
-        if x.shape[:-1] != mask.shape:
-            if x.shape[:-1].numel() != mask.numel():
-                raise ValueError(
-                    f"this layer got {tuple(x.shape)} for {tuple(mask.shape)} tokens (routed experts?): a conditional LoRA "
-                    "cannot tell which are compression tokens; leave the layer out of target_modules"
-                )
-            mask = mask.reshape(x.shape[:-1])
-        dropped = module.lora_dropout[active_adapter](x)
+        if x.shape[:-1].numel() != call.comp.numel():
+            raise ValueError(
+                f"this layer got {tuple(x.shape)} for {tuple(call.comp.shape)} tokens (routed experts?): a conditional LoRA "
+                "cannot tell which are compression tokens; leave the layer out of target_modules"
+            )
+        rows = call.rows  # m is 1 there: the update costs nothing on other tokens
+        dropped = module.lora_dropout[active_adapter](x.flatten(0, -2)[rows])
         update = module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * module.scaling[active_adapter]
-        return result + update * mask[..., None]
+        flat = result.flatten(0, -2)
+        return flat.index_add(0, rows, update.to(flat.dtype)).view_as(result)
 
 
 class CCMModel(LoraModel):
@@ -223,7 +222,7 @@ class _Reader:
             mask = kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
             positions = memory.positions(mask, ids.shape[1])
             kwargs["position_ids"] = kwargs.get("position_ids") if positions is None else positions
-            call = Call(comp if has_comp else None, None, backend, name, memory.memory_length)
+            call = Call(comp if has_comp else None, None, backend, name, memory.memory_length, rows=rows_of(comp))
         else:
             call = self._parallel(comp, kwargs, name, config, backend)
         self._wrap_checkpointing(module)
@@ -255,7 +254,7 @@ class _Reader:
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = skip_positions(comp, mask.bool())
         positions = kwargs["position_ids"].expand_as(comp)
-        return Call(comp, build_layout(comp, mask.bool(), positions, config), backend, name)
+        return Call(comp, build_layout(comp, mask.bool(), positions, config), backend, name, rows=rows_of(comp))
 
     def leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         """After the decoder, also after an error: everything as before."""
