@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from .matching import gradients, logits_of
+from .matching import gradients, logits_from
 
 
 class ClassGradients:
@@ -50,52 +51,74 @@ class ClassGradients:
         Returns:
             One (classes, *shape) tensor per name.
         """
-        if not self.together or classes == 1:
+        if not self.together:
             pairs = zip(images.chunk(classes), labels.chunk(classes), strict=True)
             found = [gradients(self.network, x, y, self.names, differentiable=differentiable) for x, y in pairs]
             return [torch.stack(values) for values in zip(*found, strict=True)]
-        inputs, outputs = self._forward(images, labels)
-        loss, results = outputs.pop(), []
+        inputs, outputs, loss = self._forward(images, labels)
         slopes = torch.autograd.grad(loss * classes, outputs, create_graph=differentiable)
+        results = []
         for layer, value, slope in zip(self.layers, inputs, slopes, strict=True):
             value = value if differentiable else value.detach()
-            parts = zip(value.chunk(classes), slope.chunk(classes), strict=True)
-            results.append(torch.stack([_weight_gradient(layer, x, dy) for x, dy in parts]))
+            results.append(_WeightGradient.apply(slope, value, layer, classes))
         return results
 
-    def _forward(self, images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Inputs of the layers; their outputs and, last, the loss."""
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Inputs of the layers, their outputs, and the loss; no graph leads to the parameters."""
         inputs: dict[int, Tensor] = {}
         outputs: dict[int, Tensor] = {}
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if id(module) in inputs:
                 raise ValueError("a convolution is used twice in one pass; match such a network class by class")
+            if not output.requires_grad:  # real images: the graph starts at the first convolution
+                output.requires_grad_()
             inputs[id(module)], outputs[id(module)] = args[0], output
 
         handles = [layer.register_forward_hook(keep) for layer in self.layers]
+        frozen = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         try:
-            loss = F.cross_entropy(logits_of(self.network, images), labels)
+            loss = F.cross_entropy(logits_from(functional_call(self.network, frozen, (images,))), labels)
         finally:
             for handle in handles:
                 handle.remove()
         order = [id(layer) for layer in self.layers]
-        return [inputs[key] for key in order], [*(outputs[key] for key in order), loss]
+        return [inputs[key] for key in order], [outputs[key] for key in order], loss
 
 
-def _weight_gradient(layer: nn.Conv2d, value: Tensor, slope: Tensor) -> Tensor:
-    """Gradient of one convolution's weight, differentiable by both arguments."""
+class _WeightGradient(torch.autograd.Function):
+    """Weight gradient of one convolution per class, (classes, *weight shape), from its inputs and output slopes.
+
+    Its derivatives are a convolution and a transposed one with the incoming gradient as the weight; PyTorch's own second
+    derivative turns images and filters around, which is slow for small filters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, value: Tensor, layer: nn.Conv2d, classes: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(slope, value)
+        ctx.layer, ctx.classes = layer, classes
+        weight = layer.weight.detach().to(slope.dtype)  # under autocast slopes are narrower than weights
+        parts = zip(slope.chunk(classes), value.to(slope.dtype).chunk(classes), strict=True)
+        return torch.stack([_convolution_backward(dy, x, weight, layer, 1) for dy, x in parts])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, seen: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (slope, value), layer = ctx.saved_tensors, ctx.layer
+        by_slope, by_value = [], []
+        parts = (slope.chunk(ctx.classes), value.to(slope.dtype).chunk(ctx.classes), seen.to(slope.dtype))
+        for dy, x, weight in zip(*parts, strict=True):
+            by_slope.append(F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation))
+            if ctx.needs_input_grad[1]:
+                by_value.append(_convolution_backward(dy, x, weight, layer, 0))
+        return torch.cat(by_slope), torch.cat(by_value).to(value.dtype) if by_value else None, None, None
+
+
+def _convolution_backward(slope: Tensor, value: Tensor, weight: Tensor, layer: nn.Conv2d, which: int) -> Tensor:
+    """Gradient by the input (0) or the weight (1)."""
+    padding = [k // 2 for k in layer.kernel_size] if isinstance(layer.padding, str) else layer.padding
+    mask = [which == 0, which == 1, False]
     found = torch.ops.aten.convolution_backward(
-        slope,
-        value.to(slope.dtype),  # under autocast the output is narrower than the input
-        layer.weight.to(slope.dtype),
-        None,
-        layer.stride,
-        layer.padding if not isinstance(layer.padding, str) else [k // 2 for k in layer.kernel_size],
-        layer.dilation,
-        False,
-        [0, 0],
-        1,
-        [False, True, False],
+        slope, value, weight, None, layer.stride, padding, layer.dilation, False, [0, 0], 1, mask
     )
-    return found[1]
+    return found[which]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +72,12 @@ def matched_parameters(network: nn.Module, *, bias: bool = False, head: bool = F
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
     """Logits, at least float32, of a plain module or of a transformers model (its output object's `logits`)."""
-    output = network(images)
-    logits = output if isinstance(output, Tensor) else output.logits
+    return logits_from(network(images))
+
+
+def logits_from(output: Any) -> Tensor:
+    """Logits, at least float32, out of what a classifier returned."""
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pooled_norm import pooled_norm
+
 if TYPE_CHECKING:
     from .config import IDCConfig
 
@@ -67,22 +69,14 @@ class ConvNet(nn.Module):
         """Output (n, width, h, w) of one block, default the last."""
         convolutions, norms = self.layers["conv"], self.layers["norm"]
         for convolution, norm in list(zip(convolutions, norms, strict=True))[: None if block is None else block + 1]:  # type: ignore[call-overload]
-            images = _halve(F.relu(norm(convolution(images))))
+            images = _norm_and_pool(convolution(images), norm)
         return images
 
 
-def _halve(images: Tensor) -> Tensor:
-    """2x2 average pool. On a CPU as a sum of row pairs and a product with a thin matrix: PyTorch's kernel takes three
-    times as long, and its double backward more."""
-    if images.device.type != "cpu" or images.dtype != torch.float32:
-        return F.avg_pool2d(images, 2)
-    n, channels, height, width = images.shape
-    even = images[:, :, : height // 2 * 2].reshape(n, channels, height // 2, 2, width)
-    pairs = torch.zeros(width, width // 2)
-    places = torch.arange(width // 2)
-    pairs[2 * places, places] = pairs[2 * places + 1, places] = 0.25
-    upper, lower = even.unbind(3)
-    return (upper + lower) @ pairs
+def _norm_and_pool(images: Tensor, norm: nn.GroupNorm) -> Tensor:
+    if images.dtype != torch.float32 or norm.weight.dtype != images.dtype or torch.compiler.is_compiling():
+        return F.avg_pool2d(F.relu(norm(images)), 2)
+    return pooled_norm(images, norm.weight, norm.bias, norm.eps)
 
 
 class _Stem(nn.Module):

@@ -1,0 +1,149 @@
+"""Instance norm, ReLU and 2x2 average pool as one step with its first and second derivative written out.
+
+Matching gradients differentiates a network twice. PyTorch takes the second derivative of a norm layer from a composition
+of two dozen elementwise passes; written out it is three sums and three passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """`avg_pool2d(relu(instance_norm(images)), 2)`.
+
+    Args:
+        images: (n, C, H, W) float32; an odd last row or column is dropped by the pool.
+        weight, bias: (C,) of the norm.
+        epsilon: added to the variance.
+
+    Returns:
+        (n, C, H // 2, W // 2).
+
+    Source: the block of ConvNet-3 (section 6.5).
+    Cost: backward two sums and three passes, second backward three sums and five passes over `images`.
+    """
+    result: Tensor = _PooledNorm.apply(images, weight, bias, epsilon)
+    return result
+
+
+def _pairs(width: int, like: Tensor) -> Tensor:
+    """(2 W, W // 2) matrix: adds neighbouring columns of two rows that lie end to end, times 1/4."""
+    places = torch.arange(width // 2, device=like.device)
+    pairs = torch.zeros(width, width // 2, dtype=like.dtype, device=like.device)
+    pairs[2 * places, places] = pairs[2 * places + 1, places] = 0.25
+    return pairs.repeat(2, 1)
+
+
+def _pool(values: Tensor, pairs: Tensor) -> Tensor:
+    """2x2 average pool. On a CPU as a sum of row pairs and a product with a thin matrix: PyTorch's kernel takes many
+    times as long."""
+    if values.device.type != "cpu":
+        return F.avg_pool2d(values, 2)
+    even = values[:, :, : values.shape[2] // 2 * 2]
+    return (even[:, :, 0::2] + even[:, :, 1::2]) @ pairs[: values.shape[3]]
+
+
+def _spread(pooled: Tensor, shown: Tensor, pairs: Tensor) -> Tensor:
+    """Adjoint of `_pool`, where the ReLU let values through (`shown`: 1 or 0)."""
+    n, channels, height, width = shown.shape
+    spread = (pooled @ pairs.T).view(n, channels, height // 2 * 2, width)
+    if height % 2:
+        spread = F.pad(spread, (0, 0, 0, 1))
+    return spread * shown if torch.is_grad_enabled() else spread.mul_(shown)
+
+
+def _mean(a: Tensor) -> Tensor:
+    return a.mean((2, 3), keepdim=True)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over the pixels of a product, (n, C, 1, 1)."""
+    return torch.linalg.vecdot(a.flatten(2), b.flatten(2))[..., None, None] / (a.shape[2] * a.shape[3])
+
+
+class _PooledNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:  # type: ignore[override]
+        images = images.contiguous()
+        n, channels, height, width = images.shape
+        pairs = _pairs(width, images)
+        normed, mean, scale = torch.native_group_norm(
+            images, weight, bias, n, channels, height * width, channels, epsilon
+        )
+        out = _pool(normed.relu_(), pairs)
+        ctx.save_for_backward(images, weight, normed.sign_(), mean, scale, pairs)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        images, weight, shown, mean, scale, pairs = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            n, channels, height, width = images.shape
+            spread, wanted = _spread(slope, shown, pairs), list(ctx.needs_input_grad[:3])
+            sizes = (n, channels, height * width, channels)
+            return *torch.ops.aten.native_group_norm_backward(spread, images, mean, scale, weight, *sizes, wanted), None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            return _plain_slopes(slope, images, weight, shown, pairs, scale)
+        return _Slope.apply(slope, images, weight, shown, mean, scale, pairs), None, None, None
+
+
+def _plain_slopes(
+    slope: Tensor, images: Tensor, weight: Tensor, shown: Tensor, pairs: Tensor, scale: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The slopes as ordinary differentiable operations, for matching the norm's own parameters."""
+    centred = images - _mean(images)
+    variance = _mean(centred.square())
+    # the saved scale knows epsilon
+    inverse = (variance + (scale[..., None, None] ** -2 - variance).detach()).rsqrt()
+    normed, spread = centred * inverse, _spread(slope, shown, pairs)
+    through = spread * weight.view(1, -1, 1, 1)
+    by_images = inverse * (through - _mean(through) - normed * _mean(through * normed))
+    return by_images, (spread * normed).sum((0, 2, 3)), spread.sum((0, 2, 3)), None
+
+
+class _Slope(torch.autograd.Function):
+    """Derivative of `pooled_norm` by its input, J u: u the spread slope, J = a (1 - mean - x^ mean(x^ .)), symmetric."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        slope: Tensor,
+        images: Tensor,
+        weight: Tensor,
+        shown: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        pairs: Tensor,
+    ) -> Tensor:
+        mean, scale = mean[..., None, None], scale[..., None, None]
+        spread, gain = _spread(slope, shown, pairs), weight.view(1, -1, 1, 1) * scale
+        level = _mean(spread)
+        along = (_dot(spread, images) - mean * level) * scale
+        ctx.save_for_backward(images, gain, shown, mean, scale, pairs, spread, level, along)
+        return _project(spread, images, gain, level, along * scale, mean)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, seen: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        images, gain, shown, mean, scale, pairs, spread, level, along = ctx.saved_tensors
+        seen_level = _mean(seen)
+        seen_along = (_dot(seen, images) - mean * seen_level) * scale
+        joint = _dot(seen, spread) - seen_level * level
+        by_spread = _project(seen, images, gain, seen_level, seen_along * scale, mean)
+        # -(a s) [(cov(u, v) - 3 u^ v^) x^ + u^ (v - mean v) + v^ (u - mean u)], u^ = mean(u x^)
+        outer = -gain * scale
+        tilt, by_seen, by_u = outer * scale * (joint - 3 * along * seen_along), outer * along, outer * seen_along
+        rest = -(tilt * mean + by_seen * seen_level + by_u * level)
+        by_images = torch.mul(images, tilt).addcmul_(seen, by_seen).addcmul_(spread, by_u).add_(rest)
+        return _pool(by_spread.mul_(shown), pairs), by_images, None, None, None, None, None
+
+
+def _project(u: Tensor, x: Tensor, gain: Tensor, level: Tensor, slant: Tensor, mean: Tensor) -> Tensor:
+    """J u = gain (u - level - slant (x - mean))."""
+    tilt = -gain * slant
+    return torch.mul(u, gain).addcmul_(x, tilt).sub_(gain * level + tilt * mean)
