@@ -3,7 +3,8 @@
     python benchmarks/ccm_quality.py [--smoke] [--tasks chitchat,sections] [--methods concat,merge] [--seeds 1]
 
 As in the text, the model is first fine-tuned on each task (LoRA of the same size on full contexts of 0 to 8 turns, merged);
-every compression adapter is trained on top of it, with the same samples, steps and learning rate. 8 contexts of at most 25
+every compression adapter is trained on top of it, with the same samples, steps and learning rate, and
+keeps the first token as attention sink (without it an untrained compression token does harm). 8 contexts of at most 25
 tokens, 2 slots each (Gisting: 16 for all), AdamW, cosine, batch 2. "none" and "full" are the fine-tuned model without and
 with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of another
 item; what that recovers is not about the context but about the domain. "pooling" averages keys and values of each half of a
@@ -130,7 +131,7 @@ def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argpars
         return PeftModel.from_pretrained(model, str(folder)).eval()
     torch.manual_seed(seed)
     settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
-    found = get_peft_model(model, CCMConfig(r=8, **settings))
+    found = get_peft_model(model, CCMConfig(r=8, sink=True, **settings))
     collator = DataCollatorForCCM(None, found.peft_config["default"], pack=True, max_length=4096)
 
     def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
@@ -175,7 +176,7 @@ def pooling(model: Any) -> Score:
     def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         memory, seen = DynamicCache(), 0
         for context in sample.contexts:
-            past = memory.get_seq_length()
+            past = memory.get_seq_length() or 1  # the first token of all stays, as the sink of the other methods
             positions = torch.arange(seen, seen + len(context))[None]
             model(torch.tensor([context]), past_key_values=memory, position_ids=positions, logits_to_keep=1)
             for layer in memory.layers:
