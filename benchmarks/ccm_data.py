@@ -96,7 +96,7 @@ def _dialogues(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[S
         letter = dict(zip(dict(window), "AB", strict=False))
         turns = [_ids(tokenizer, f"{letter[sender]}: {text}")[:TURN] + _ids(tokenizer, "\n") for sender, text in window]
         tag = len(_ids(tokenizer, "A:"))
-        if len(turns[-1]) - tag >= 8:  # "yes" and "haha" tell nothing
+        if len(turns[-1]) - tag >= 5:  # "yes" and "haha" tell nothing
             found.append(Sample(turns[:STEPS], turns[-2] + turns[-1][:tag], turns[-1][tag:]))
     return found
 

@@ -8,8 +8,9 @@ arithmetic that both do alike, and on a tiny one, where the cost is that of the 
 memory: peak bytes of keys and values at step 16, and what is held between steps.
 throughput: samples a second at the largest batch that fits a budget of keys and values (shape of Table 7.1); a sample reads
 its newest context and input behind the memory (or the cached 15 contexts) and decodes 8 tokens.
-streaming: perplexity of long conversations (chitchat, test participants) with the compressed memory, and with a plain sliding window of the same size at
-every step (Figure 7.8); with the adapter that ccm_quality.py has kept, else an untrained one, which the row says.
+streaming: perplexity of long conversations (chitchat, test participants) with the compressed memory, and with a plain
+sliding window of the same size at every step (Figure 7.8); with the adapter that ccm_quality.py has kept, else an untrained
+one, which the row says.
 One thread, medians, the sides in turn. Needs transformers' packaged or named model.
 """
 
