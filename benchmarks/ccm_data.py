@@ -72,7 +72,8 @@ def samples(task: str, split: str, tokenizer: Any, n: int, seed: int = 0) -> lis
     return (_dialogues if task == "chitchat" else _episodes)(split, tokenizer, n, rng)
 
 
-def _dialogues(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sample]:
+def conversations(split: str) -> list[list[tuple[str, str]]]:
+    """Conversations, as turns (sender, text), between people of this split."""
     talks = data.chitchat(STEPS + 2)
     people = sorted({sender for talk in talks for sender, _ in talk})
     random.Random(0).shuffle(people)
@@ -80,7 +81,11 @@ def _dialogues(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[S
         who: "test" if i < 0.3 * len(people) else "validation" if i < 0.45 * len(people) else "train"
         for i, who in enumerate(people)
     }
-    talks = [talk for talk in talks if {share[sender] for sender, _ in talk} == {split}]
+    return [talk for talk in talks if {share[sender] for sender, _ in talk} == {split}]
+
+
+def _dialogues(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sample]:
+    talks = conversations(split)
     rng.shuffle(talks)
     found: list[Sample] = []
     for talk in talks:

@@ -3,7 +3,8 @@
     python benchmarks/ccm_quality.py [--smoke] [--tasks chitchat,sections] [--methods concat,merge] [--seeds 1]
 
 As in the text, the model is first fine-tuned on each task (LoRA of the same size on full contexts of 0 to 8 turns, merged);
-every compression adapter is trained on top of it, with the same samples, steps and learning rate. 8 contexts of at most 25
+every compression adapter is trained on top of it, with the same samples, steps and learning rate, and
+keeps the first token as attention sink (without it an untrained compression token does harm). 8 contexts of at most 25
 tokens, 2 slots each (Gisting: 16 for all), AdamW, cosine, batch 2. "none" and "full" are the fine-tuned model without and
 with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of another
 item; what that recovers is not about the context but about the domain. "pooling" averages keys and values of each half of a
@@ -130,7 +131,7 @@ def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argpars
         return PeftModel.from_pretrained(model, str(folder)).eval()
     torch.manual_seed(seed)
     settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
-    found = get_peft_model(model, CCMConfig(r=8, **settings))
+    found = get_peft_model(model, CCMConfig(r=8, sink=True, **settings))
     collator = DataCollatorForCCM(None, found.peft_config["default"], pack=True, max_length=4096)
 
     def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
@@ -175,7 +176,7 @@ def pooling(model: Any) -> Score:
     def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         memory, seen = DynamicCache(), 0
         for context in sample.contexts:
-            past = memory.get_seq_length()
+            past = memory.get_seq_length() or 1  # the first token of all stays, as the sink of the other methods
             positions = torch.arange(seen, seen + len(context))[None]
             model(torch.tensor([context]), past_key_values=memory, position_ids=positions, logits_to_keep=1)
             for layer in memory.layers:
@@ -234,13 +235,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """One record: everything measured for a method."""
     start = time.process_time()
-    record: dict[str, Any] = {"task": task, "method": method, "seed": seed, "steps": args.steps, "lr": args.lr}
+    record: dict[str, Any] = {"task": task, "method": method, "seed": seed}
     if method not in CONFIGS:
         score = pooling(model) if method == "pooling" else reading(model, method.startswith("full"))
         record |= measure(score, items)
         if method == "full":
             record["other"] = measure(score, elsewhere(items))
     else:
+        record |= {"steps": args.steps, "lr": args.lr}
         adapted = compressor(task, method, model, tokenizer, args, seed)
         record["training_cpu_s"] = time.process_time() - start
         record |= measure(compressing(adapted), items)
@@ -302,7 +304,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2000 if gpu else 200)
     parser.add_argument("--base-steps", type=int, default=2000 if gpu else 100, help="of the fine-tuning")
     parser.add_argument("--batch", type=int, default=16 if gpu else 2)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=3e-3, help="of the adapters")
     parser.add_argument("--seeds", type=int, default=3 if gpu else 1)
     parser.add_argument("--items", type=int, default=80, help="test items at most")
     parser.add_argument(
@@ -320,7 +322,7 @@ def run_task(task: str, args: argparse.Namespace, done: list[dict[str, Any]], fi
     """Everything of a task that is not in `done` yet."""
     asked = [method for method in METHODS if method in args.methods.split(",")]
     for seed in range(args.seeds):
-        have = {run["method"] for run in done if (run["task"], run["seed"], run["lr"]) == (task, seed, args.lr)}
+        have = {run["method"] for run in done if (run["task"], run["seed"]) == (task, seed)}
         missing = [method for method in asked if method not in have]
         if not missing:
             continue
@@ -347,7 +349,7 @@ def main() -> None:
         (DATA / "ccm_quality_smoke").mkdir(parents=True)
         file = DATA / "ccm_quality_smoke" / "runs.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = [run for run in done if run["lr"] == args.lr]
+    done = [run for run in done if run.get("lr", args.lr) == args.lr]
     try:
         for task in () if args.report else args.tasks.split(","):
             run_task(task, args, done, file)
