@@ -27,6 +27,7 @@ ABOUT, CARD = "hf_dataopt.json", "README.md"
 FORMAT = 1
 # stands for the repository's name in cards until there is one
 PLACEHOLDER = "OWNER/NAME"
+MODEL = "OWNER/MODEL"
 _Result = TypeVar("_Result")
 _REPO = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?", re.ASCII)
 
@@ -136,7 +137,7 @@ def finish(
     about: Mapping[str, Any],
     metadata: Mapping[str, Any],
     code: Mapping[str, Any] | None = None,
-    source: tuple[str, str] | None = None,
+    origin: tuple[str, str] | None = None,
     **card: Any,
 ) -> Path:
     """Write `hf_dataopt.json` and the card beside the files of an artifact.
@@ -147,15 +148,15 @@ def finish(
         about: facts for the JSON file.
         metadata: the card's YAML.
         code: values of the card's first code block.
-        source: (`"model"` or `"dataset"`, Hub name) of what the artifact was made from; a push inherits its licence.
+        origin: (`"model"` or `"dataset"`, Hub name) of what the artifact was made from; a push inherits its licence.
         card: further values of the card's template.
 
     Returns:
         The folder.
     """
     record = {"format_version": FORMAT, "kind": kind, "hf_dataopt": _own_version(), "code": dict(code or {}), **about}
-    if source is not None and looks_like_repo(source[1]):
-        record["source"] = {"type": source[0], "id": source[1]}
+    if origin is not None and looks_like_repo(origin[1]):
+        record["source"] = {"type": origin[0], "id": origin[1]}
     tags = ["hf-dataopt", kind.replace("_", "-"), *metadata.get("tags", [])]
     text = cards.render(
         kind, {**metadata, "tags": tags}, usage=cards.block(usage(kind, **(code or {})), "python"), **card
@@ -237,7 +238,7 @@ def download(
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
     with _hub_errors(f"reading {repo_id}"):
-        info = HfApi(token=token).repo_info(repo_id, repo_type=repo_type, revision=revision)
+        info: Any = HfApi(token=token).repo_info(repo_id, repo_type=repo_type, revision=revision)
         check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
         patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
         return Path(
@@ -294,7 +295,7 @@ def push_folder(
         _patiently(lambda: api.create_repo(**name, private=private, exist_ok=True))
         if revision is not None and not revision.startswith("refs/"):
             _patiently(lambda: api.create_branch(**name, branch=revision, exist_ok=True))
-        before = _patiently(lambda: api.repo_info(**name, revision=revision))
+        before: Any = _patiently(lambda: api.repo_info(**name, revision=revision))
         contents: dict[str, Any] = {path: at for path, at in files.items() if path not in left_out}
         if CARD in contents:
             contents[CARD] = _published_card(folder / CARD, repo_id, about, token).encode()
@@ -358,6 +359,12 @@ def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None)
 def looks_like_repo(name: str) -> bool:
     """Whether a name can be one on the Hub (and is no path)."""
     return bool(_REPO.fullmatch(name)) and ".." not in name and "--" not in name and not Path(name).exists()
+
+
+def hub_name(model: Any) -> str | None:
+    """The Hub name a model was loaded by; None for a folder: paths of this machine go into no file."""
+    name = getattr(model.config, "name_or_path", None)
+    return name if name and looks_like_repo(name) else None
 
 
 def _own_version() -> str | None:
