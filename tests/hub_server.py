@@ -1,25 +1,20 @@
-"""A small Hub on 127.0.0.1, in memory: enough of the protocol for `huggingface_hub`, `datasets`, transformers and PEFT.
+"""A small Hub on 127.0.0.1 for tests: repositories, branches, LFS and atomic commits, all in memory, standard library only.
 
-    with HubServer() as hub:
-        env = {**os.environ, **hub.env}         # HF_ENDPOINT, HF_TOKEN, HF_HUB_DISABLE_XET
-        ...
-        hub.fail(2)                             # the next 2 writes are answered with status 500
-        hub.hang_up_on = "commit"               # the connection breaks in the middle of that request
-
-Repositories hold a list of commits; a commit maps paths to bytes and is replaced as a whole, so that a failed upload leaves
-nothing behind. Large files (`LFS`) are put into a store first, as on the real Hub. LFS downloads answer with a redirect to
-another host name (`localhost`), because the client follows redirects to the same host and then misses X-Repo-Commit.
-Only the token of `hub.env` may write; private repositories need it to be read.
+Clients reach it with `HF_ENDPOINT`, set before `huggingface_hub` is imported, and `HF_HUB_DISABLE_XET=1` (it offers no Xet
+storage). LFS files are served from another host name (`localhost`): a client follows redirects to the same host on HEAD and
+would then miss `X-Repo-Commit`. Switches: `fail_next` (answer errors) and `stop_in_upload` (break off for good in mid-upload).
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,439 +22,448 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_dummy"
 USER = "me"
-LARGE = (".safetensors", ".parquet", ".bin", ".arrow", ".npz")
+_LFS = (".safetensors", ".parquet", ".arrow", ".bin", ".pt", ".png", ".jpg")
 
 
-@dataclass
+def _sha1(text: str | bytes) -> str:
+    return hashlib.sha1(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+@dataclass(frozen=True)
 class Commit:
-    """One state of a branch."""
+    """One state of a repository."""
 
-    sha: str
+    oid: str
     title: str
     files: dict[str, bytes]
-    large: frozenset[str]
+    date: str
 
 
 @dataclass
 class Repo:
-    """Branches of commits, oldest first."""
+    """Branches (and pull requests, `refs/pr/N`) with their commits, newest last."""
 
-    kind: str
-    name: str
     private: bool = False
     branches: dict[str, list[Commit]] = field(default_factory=dict)
-    pull_requests: int = 0
 
-    def __post_init__(self) -> None:
-        self.branches["main"] = [Commit(_sha(f"{self.kind}{self.name}".encode()), "initial commit", {}, frozenset())]
+    def commit(self, branch: str, title: str, files: dict[str, bytes]) -> Commit:
+        """Put a new state on a branch."""
+        made = self.branches.setdefault(branch, [])
+        text = f"{branch}{len(made)}{title}{sorted((name, _sha1(body)) for name, body in files.items())}"
+        commit = Commit(_sha1(text), title, dict(files), time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()))
+        made.append(commit)
+        return commit
 
     def at(self, revision: str) -> Commit | None:
-        """Head of a branch, or the commit with that id."""
+        """The newest commit of a branch, or a commit by its id."""
         if revision in self.branches:
             return self.branches[revision][-1]
-        return next((c for commits in self.branches.values() for c in commits if c.sha == revision), None)
-
-    @property
-    def head(self) -> Commit:
-        """Newest commit of main."""
-        return self.branches["main"][-1]
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+        return next((one for made in self.branches.values() for one in made if one.oid == revision), None)
 
 
 class HubServer:
-    """The server; a context manager. `requests` lists what was asked, `unknown` what had no answer."""
+    """The server; use as a context manager. `repos[("dataset", "me/x")].branches["main"][-1].files` is what it holds."""
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.store: dict[str, bytes] = {}
+        self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.unknown: list[str] = []
-        self.failures = 0
-        self.hang_up_on: str | None = None
-        self.lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Environment of a process that shall talk to this server."""
-        return {
-            "HF_ENDPOINT": self.endpoint,
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-            "HF_DATASETS_OFFLINE": "0",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
+        self.tokens = {TOKEN: USER}
+        self._lock = threading.RLock()
+        self._failures: list[tuple[int, str]] = []
+        self._stop_after: int | None = None
+        self.stopped = False
+        self._server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> HubServer:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        hub = self
+
+        class Handler(_Handler):
+            server_hub = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the server down; open connections break."""
+        assert self._server is not None
         self._server.shutdown()
         self._server.server_close()
 
-    def fail(self, count: int) -> None:
-        """Answer the next `count` writes with status 500."""
-        self.failures = count
+    @property
+    def port(self) -> int:
+        """The port that was free."""
+        assert self._server is not None
+        return int(self._server.server_address[1])
 
-    def files(self, name: str, kind: str = "model") -> dict[str, bytes]:
-        """Files on main."""
-        return self.repos[kind, name].head.files
+    @property
+    def endpoint(self) -> str:
+        """Value for `HF_ENDPOINT`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def lfs_endpoint(self) -> str:
+        """Where large files are."""
+        return f"http://localhost:{self.port}"
+
+    def env(self, token: str | None = TOKEN) -> dict[str, str]:
+        """Variables for a process that is to use this server."""
+        found = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return found | ({"HF_TOKEN": token} if token else {})
+
+    def files(self, repo_type: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """Files of the newest commit; empty where there is no repository."""
+        repo = self.repos.get((repo_type, repo_id))
+        commit = repo.at(revision) if repo else None
+        return dict(commit.files) if commit else {}
+
+    def commits(self, repo_type: str, repo_id: str, revision: str = "main") -> list[str]:
+        """Titles of a branch's commits, oldest first."""
+        repo = self.repos.get((repo_type, repo_id))
+        return [one.title for one in repo.branches.get(revision, [])] if repo else []
+
+    def add(self, repo_type: str, repo_id: str, files: dict[str, bytes]) -> None:
+        """Put a repository there directly, whatever its files are called."""
+        self.repos.setdefault((repo_type, repo_id), Repo()).commit("main", "made by a test", files)
+
+    def fail_next(self, count: int, path: str = "", status: int = 500) -> None:
+        """Answer the next `count` requests whose path matches the pattern with an error."""
+        self._failures += [(status, path)] * count
+
+    def stop_in_upload(self, after_bytes: int = 0) -> None:
+        """Read this much of the next upload (LFS file or commit), then hang up, and hang up on everything after it."""
+        self._stop_after = after_bytes
+
+    def restart(self) -> None:
+        """Serve again after `stop_in_upload`."""
+        self._stop_after, self.stopped = None, False
+
+    def take_failure(self, path: str) -> int | None:
+        """Status of the failure that is due for this path."""
+        with self._lock:
+            for index, (status, pattern) in enumerate(self._failures):
+                if re.search(pattern, path):
+                    del self._failures[index]
+                    return status
+        return None
 
 
-class _Error(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
+class _Answer(Exception):
+    """Ends a request with a status and a body."""
+
+    def __init__(self, status: int, body: Any = None, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status)
+        self.status, self.body, self.headers = status, body, headers or {}
 
 
-_KIND = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
-_REST = r"(?:/(?P<path>.*))?"
-_FILES = r"/(?:(?P<kind>datasets|spaces)/)?(?P<name>[^/]+/[^/]+)"
+def _missing(kind: str) -> _Answer:
+    return _Answer(404, {"error": f"{kind} not found"}, {"X-Error-Code": f"{kind}NotFound"})
 
 
 class _Handler(BaseHTTPRequestHandler):
-    hub: HubServer
+    server_hub: HubServer
     protocol_version = "HTTP/1.1"
 
-    ROUTES = (
-        ("GET", r"/api/whoami-v2", "whoami"),
-        ("POST", r"/api/validate-yaml", "validate"),
-        ("POST", r"/api/repos/create", "create"),
-        ("DELETE", r"/api/repos/delete", "delete"),
-        ("GET", _KIND + r"/refs", "refs"),
-        ("GET", _KIND + r"/commits/(?P<revision>[^/]+)", "commits"),
-        ("GET", _KIND + r"/tree/(?P<revision>[^/]+)" + _REST, "tree"),
-        ("POST", _KIND + r"/paths-info/(?P<revision>[^/]+)", "paths"),
-        ("POST", _KIND + r"/preupload/(?P<revision>[^/]+)", "preupload"),
-        ("POST", _KIND + r"/commit/(?P<revision>[^/]+)", "commit"),
-        ("POST", _KIND + r"/branch/(?P<revision>[^/]+)", "branch"),
-        ("GET", _KIND + r"(?:/revision/(?P<revision>[^/]+))?", "info"),
-        ("POST", _FILES + r"\.git/info/lfs/objects/batch", "lfs"),
-        ("PUT", r"/_store/(?P<oid>[0-9a-f]{64})", "put"),
-        ("POST", r"/_verify", "verify"),
-        ("GET", r"/_store/(?P<oid>[0-9a-f]{64})", "stored"),
-        ("GET", _FILES + r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
-    )
+    def log_message(self, *args: object) -> None:
+        """Keep the test output clean."""
 
-    def do_GET(self) -> None:
-        self._answer()
-
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
-
-    def log_message(self, *arguments: Any) -> None:
-        """Quiet."""
-
-    def _answer(self) -> None:
-        url = urlsplit(self.path)
-        self.query = parse_qs(url.query)
-        method = "GET" if self.command == "HEAD" else self.command
-        self.hub.requests.append(f"{self.command} {url.path}")
+    def _serve(self) -> None:
+        hub = self.server_hub
+        parts = urlsplit(self.path)
+        path, self.query = unquote(parts.path), parse_qs(parts.query)
+        # an encoded slash belongs to a revision (refs%2Fpr%2F1), a plain one separates segments
+        self.segments = [unquote(one) for one in parts.path.strip("/").split("/")]
+        hub.requests.append(f"{self.command} {path}")
+        if hub.stopped:
+            self._hang_up()
+            return
         try:
-            if method != "GET" and self.hub.failures > 0:
-                self.hub.failures -= 1
-                self._body()
-                raise _Error(500, "ServerError", "made to fail")
-            for wanted, pattern, name in self.ROUTES:
-                found = re.fullmatch(pattern, url.path) if wanted == method else None
-                if found:
-                    if name == self.hub.hang_up_on:
-                        self.rfile.read(min(64, int(self.headers.get("Content-Length") or 0)))
-                        self.connection.close()
-                        return
-                    values = {k: unquote(v) if v else v for k, v in found.groupdict().items()}
-                    with self.hub.lock:
-                        getattr(self, name)(**values)
-                    return
-            self.hub.unknown.append(f"{self.command} {url.path}")
-            self._body()
-            raise _Error(404, "EntryNotFound", "no such route")
-        except _Error as error:
-            self._json({"error": str(error)}, error.status, {"X-Error-Code": error.code, "X-Error-Message": str(error)})
+            self.body = self._read(path)
+            status = hub.take_failure(path)
+            if status is not None:
+                raise _Answer(status, {"error": "the test wanted this"})
+            with hub._lock:
+                self._route(path)
+            hub.unknown.append(f"{self.command} {path}")
+            raise _Answer(404, {"error": f"this test server has no {self.command} {path}"})
+        except _Answer as answer:
+            self._send(answer)
+        except ConnectionAbortedError:
+            self._hang_up()
 
-    # -- plumbing
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
-    def _body(self) -> bytes:
-        if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            parts = []
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.close()
+
+    def _chunks(self) -> Iterator[bytes]:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
+                yield self.rfile.read(size)
                 self.rfile.readline()
             self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            return
+        left = int(self.headers.get("Content-Length") or 0)
+        while left:
+            part = self.rfile.read(min(left, 4096))
+            if not part:
+                raise ConnectionAbortedError
+            left -= len(part)
+            yield part
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
+    def _read(self, path: str) -> bytes:
+        hub, body = self.server_hub, b""
+        upload = self.command == "PUT" or "/commit/" in path
+        for part in self._chunks():
+            body += part
+            if upload and hub._stop_after is not None and len(body) > hub._stop_after:
+                hub.stopped = True
+                raise ConnectionAbortedError
+        if upload and hub._stop_after is not None and len(body) > hub._stop_after:
+            hub.stopped = True
+            raise ConnectionAbortedError
+        return body
+
+    def _send(self, answer: _Answer) -> None:
+        body = answer.body
+        if not isinstance(body, bytes):
+            body = b"" if body is None else json.dumps(body).encode()
+            answer.headers.setdefault("Content-Type", "application/json")
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        if "Content-Length" not in answer.headers:
+            self.send_header("Content-Length", str(len(body)))
+        if isinstance(answer.body, dict) and "error" in answer.body:
+            self.send_header("X-Error-Message", answer.body["error"])
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+    def _user(self, *, needed: bool = True) -> str | None:
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not given and not needed:
+            return None
+        user = self.server_hub.tokens.get(given)
+        if user is None:
+            raise _Answer(401, {"error": "Invalid credentials in Authorization header"})
+        return user
 
-    def _member(self) -> bool:
-        given = self.headers.get("Authorization")
-        if given not in (None, f"Bearer {TOKEN}"):
-            raise _Error(401, "InvalidToken", "Invalid credentials in Authorization header")
-        return given is not None
-
-    def _writer(self) -> None:
-        if not self._member():
-            self._body()
-            raise _Error(401, "InvalidToken", "a token is needed")
-
-    def _repo(self, kind: str | None, name: str) -> Repo:
-        repo = self.hub.repos.get(((kind or "models").removesuffix("s"), name))
-        if repo is None or (repo.private and not self._member()):
-            self._body()
-            raise _Error(404, "RepoNotFound", "Repository not found")
+    def _repo(self, repo_type: str, repo_id: str, *, write: bool = False) -> Repo:
+        user = self._user(needed=write)
+        repo = self.server_hub.repos.get((repo_type, repo_id))
+        if repo is None or (repo.private and user is None):
+            raise _missing("Repo")
         return repo
 
-    def _at(self, repo: Repo, revision: str | None) -> Commit:
-        commit = repo.at(revision or "main")
+    def _at(self, repo: Repo, revision: str) -> Commit:
+        commit = repo.at(revision)
         if commit is None:
-            self._body()
-            raise _Error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise _missing("Revision")
         return commit
 
-    # -- accounts and repositories
+    def _route(self, path: str) -> None:
+        """Find what a request is about; every branch raises `_Answer`."""
+        method, parts = self.command, self.segments
+        if path == "/api/repos/create" and method == "POST":
+            self._create()
+        if path == "/api/repos/delete" and method == "DELETE":
+            self._user()
+            found = json.loads(self.body)
+            key = (found.get("type") or "model", f"{found.get('organization') or USER}/{found['name']}")
+            if self.server_hub.repos.pop(key, None) is None:
+                raise _missing("Repo")
+            raise _Answer(200, {})
+        if path == "/api/whoami-v2":
+            raise _Answer(200, {"type": "user", "name": self._user(), "orgs": [], "auth": {"type": "access_token"}})
+        if path == "/api/validate-yaml":
+            raise _Answer(200, {"errors": [], "warnings": []})
+        if parts[0] == "lfs":
+            self._lfs_object(parts[1])
+        if parts[0] == "api" and parts[1] in ("models", "datasets"):
+            repo_type, rest = parts[1][:-1], parts[2:]
+            self._api(repo_type, "/".join(rest[:2]), rest[2:])
+        repo_type = "dataset" if parts[0] == "datasets" else "model"
+        rest = parts[1:] if parts[0] == "datasets" else parts
+        if path.endswith(".git/info/lfs/objects/batch"):
+            self._lfs_batch(repo_type, "/".join(rest[:2]).removesuffix(".git"))
+        if len(rest) > 4 and rest[2] == "resolve":
+            self._resolve(repo_type, "/".join(rest[:2]), rest[3], "/".join(rest[4:]))
 
-    def whoami(self) -> None:
-        self._writer()
-        self._json({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}})
+    def _create(self) -> None:
+        user = self._user()
+        found = json.loads(self.body)
+        repo_type = found.get("type") or "model"
+        repo_id = f"{found.get('organization') or user}/{found['name']}"
+        prefix = f"{repo_type}s/" if repo_type != "model" else ""
+        answer = {"url": f"{self.server_hub.endpoint}/{prefix}{repo_id}", "name": repo_id}
+        if (repo_type, repo_id) in self.server_hub.repos:
+            raise _Answer(409, {**answer, "error": "You already created this repo"})
+        private = found.get("visibility") == "private" or bool(found.get("private"))
+        repo = self.server_hub.repos[repo_type, repo_id] = Repo(private=private)
+        repo.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
+        raise _Answer(200, answer)
 
-    def validate(self) -> None:
-        self._body()
-        self._json({"errors": [], "warnings": []})
-
-    def create(self) -> None:
-        self._writer()
-        wanted = json.loads(self._body())
-        kind, name = wanted.get("type") or "model", f"{wanted.get('organization') or USER}/{wanted['name']}"
-        known = (kind, name) in self.hub.repos
-        if not known:
-            self.hub.repos[kind, name] = Repo(
-                kind, name, wanted.get("private") or wanted.get("visibility") == "private"
-            )
-        prefix = "" if kind == "model" else f"{kind}s/"
-        answer = {"url": f"{self.hub.endpoint}/{prefix}{name}", "name": name, "id": name}
-        self._json({**answer, **({"error": "You already created this repo"} if known else {})}, 409 if known else 200)
-
-    def delete(self) -> None:
-        self._writer()
-        wanted = json.loads(self._body())
-        name = f"{wanted.get('organization') or USER}/{wanted['name']}"
-        if self.hub.repos.pop((wanted.get("type") or "model", name), None) is None:
-            raise _Error(404, "RepoNotFound", "Repository not found")
-        self._json({})
-
-    def info(self, kind: str, name: str, revision: str | None) -> None:
-        self._member()
-        repo = self._repo(kind, name)
+    def _api(self, repo_type: str, repo_id: str, rest: list[str]) -> None:
+        what = rest[0] if rest else "revision"
+        repo = self._repo(repo_type, repo_id, write=what in ("preupload", "commit", "branch"))
+        revision = rest[1] if len(rest) > 1 else "main"
+        if what == "branch":
+            if self.command == "DELETE":
+                repo.branches.pop(revision, None)
+            elif revision in repo.branches:
+                raise _Answer(409, {"error": "Reference already exists"})
+            else:
+                start = self._at(repo, json.loads(self.body or b"{}").get("startingPoint") or "main")
+                repo.branches[revision] = [start]
+            raise _Answer(200, {})
+        if what == "refs":
+            refs = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c[-1].oid} for n, c in repo.branches.items()]
+            raise _Answer(200, {"branches": refs, "tags": [], "converts": []})
         commit = self._at(repo, revision)
-        self._json(
-            {
-                "_id": _sha(name.encode())[:24],
-                "id": name,
-                "modelId": name,
-                "author": name.split("/")[0],
-                "sha": commit.sha,
-                "private": repo.private,
-                "gated": False,
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
-                "lastModified": "2026-01-01T00:00:00.000Z",
-                "createdAt": "2026-01-01T00:00:00.000Z",
-                "siblings": [{"rfilename": path} for path in commit.files],
-            }
-        )
-
-    def refs(self, kind: str, name: str) -> None:
-        repo = self._repo(kind, name)
-        heads = [
-            {"name": b, "ref": f"refs/heads/{b}", "targetCommit": c[-1].sha}
-            for b, c in repo.branches.items()
-            if not b.startswith("refs/")
-        ]
-        self._json({"branches": heads, "converts": [], "tags": [], "pullRequests": []})
-
-    def commits(self, kind: str, name: str, revision: str) -> None:
-        repo = self._repo(kind, name)
-        self._at(repo, revision)
-        line = repo.branches.get(revision, [])
-        day = "2026-01-01T00:00:00.000Z"
-        self._json([{"id": c.sha, "title": c.title, "message": "", "date": day, "authors": []} for c in reversed(line)])
-
-    def branch(self, kind: str, name: str, revision: str) -> None:
-        self._writer()
-        repo = self._repo(kind, name)
-        start = json.loads(self._body() or b"{}").get("startingPoint") or "main"
-        if revision in repo.branches:
-            raise _Error(409, "Conflict", "Reference already exists")
-        repo.branches[revision] = [self._at(repo, start)]
-        self._json({})
-
-    # -- reading
-
-    def _entry(self, commit: Commit, path: str) -> dict[str, Any]:
-        data = commit.files[path]
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _sha(data)}
-        if path in commit.large:
-            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-        return entry
-
-    def tree(self, kind: str, name: str, revision: str, path: str | None) -> None:
-        commit = self._at(self._repo(kind, name), revision)
-        deep = self.query.get("recursive", ["false"])[0].lower() == "true"
-        prefix = f"{path.strip('/')}/" if path else ""
-        inside = [p for p in sorted(commit.files) if p.startswith(prefix)]
-        if prefix and not inside:
-            raise _Error(404, "EntryNotFound", f"{path} does not exist")
-        folders = {
-            prefix + "/".join(p[len(prefix) :].split("/")[:depth])
-            for p in inside
-            for depth in range(1, p[len(prefix) :].count("/") + 1)
-        }
-        found = [{"type": "directory", "path": f, "oid": _sha(f.encode()), "size": 0} for f in sorted(folders)]
-        found += [self._entry(commit, p) for p in inside]
-        self._json([e for e in found if deep or "/" not in e["path"][len(prefix) :]])
-
-    def paths(self, kind: str, name: str, revision: str) -> None:
-        commit = self._at(self._repo(kind, name), revision)
-        body = self._body()
-        if "json" in self.headers.get("Content-Type", ""):
-            wanted = json.loads(body)["paths"]
-        else:
-            wanted = parse_qs(body.decode()).get("paths", [])
-        answer = []
-        for path in [wanted] if isinstance(wanted, str) else wanted:
-            if path in commit.files:
-                answer.append(self._entry(commit, path))
-            elif any(p.startswith(f"{path}/") for p in commit.files):
-                answer.append({"type": "directory", "path": path, "oid": _sha(path.encode()), "size": 0})
-        self._json(answer)
-
-    def resolve(self, kind: str | None, name: str, revision: str, path: str) -> None:
-        self._member()
-        commit = self._at(self._repo(kind, name), revision)
-        headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
-        if path not in commit.files:
-            self._json(
-                {"error": "Entry not found"},
-                404,
-                {**headers, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"},
+        if what == "revision":
+            raise _Answer(200, self._about(repo_id, repo, commit))
+        if what == "tree":
+            raise _Answer(200, self._tree(commit, "/".join(rest[2:])))
+        if what == "paths-info":
+            names = parse_qs(self.body.decode()).get("paths", [])
+            raise _Answer(200, [self._file(commit, name) for name in names if name in commit.files])
+        if what == "commits":
+            made = repo.branches.get(revision, [commit])
+            raise _Answer(
+                200, [{"id": c.oid, "title": c.title, "message": "", "authors": [], "date": c.date} for c in made[::-1]]
             )
-            return
-        data = commit.files[path]
-        if path in commit.large:
-            oid = hashlib.sha256(data).hexdigest()
-            headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(data)), "ETag": f'"{oid}"'}
-            self._send(302, b"", {**headers, "Location": f"http://localhost:{self.hub.port}/_store/{oid}"})
-            return
-        self._bytes(data, {**headers, "ETag": f'"{_sha(data)}"'})
+        if what == "preupload":
+            files = json.loads(self.body)["files"]
+            raise _Answer(200, {"files": [self._mode(commit, one["path"]) for one in files]})
+        if what == "commit":
+            self._commit(repo_type, repo_id, repo, revision)
 
-    def stored(self, oid: str) -> None:
-        self._bytes(self.hub.store[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+    def _about(self, repo_id: str, repo: Repo, commit: Commit) -> dict[str, Any]:
+        return {
+            "id": repo_id,
+            "modelId": repo_id,
+            "author": repo_id.split("/")[0],
+            "sha": commit.oid,
+            "private": repo.private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "lastModified": commit.date,
+            "createdAt": commit.date,
+            "siblings": [{"rfilename": name} for name in commit.files],
+        }
 
-    def _bytes(self, data: bytes, headers: dict[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not asked:
-            self._send(200, data, headers)
-            return
-        first, last = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
-        part = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
-        self._send(206, data[first : last + 1], {**headers, **part})
+    @staticmethod
+    def _mode(commit: Commit, path: str) -> dict[str, Any]:
+        old = commit.files.get(path)
+        lfs = path.endswith(_LFS)
+        oid = None if old is None else hashlib.sha256(old).hexdigest() if lfs else _git_oid(old)
+        return {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
 
-    # -- writing
+    @staticmethod
+    def _file(commit: Commit, name: str) -> dict[str, Any]:
+        body = commit.files[name]
+        found: dict[str, Any] = {"type": "file", "path": name, "size": len(body), "oid": _git_oid(body)}
+        if name.endswith(_LFS):
+            found["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
+        last = {"id": commit.oid, "title": commit.title, "date": commit.date}
+        return found | {"lastCommit": last}
 
-    def preupload(self, kind: str, name: str, revision: str) -> None:
-        self._writer()
-        self._at(self._repo(kind, name), revision)
-        files = json.loads(self._body())["files"]
-        modes = [
-            {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular", "shouldIgnore": False}
-            for f in files
-        ]
-        self._json({"files": modes})
+    def _tree(self, commit: Commit, folder: str) -> list[dict[str, Any]]:
+        start = f"{folder}/" if folder else ""
+        inside = [name for name in commit.files if name.startswith(start)]
+        if folder and not inside:
+            raise _missing("Entry")
+        deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        rest = {name: name.removeprefix(start) for name in inside}
+        folders = {start + "/".join(r.split("/")[:n]) for r in rest.values() for n in range(1, r.count("/") + 1)}
+        shown = sorted(one for one in folders if deep or "/" not in one.removeprefix(start))
+        found = [{"type": "directory", "path": one, "oid": _sha1(one), "size": 0} for one in shown]
+        return found + [self._file(commit, name) for name, r in rest.items() if deep or "/" not in r]
 
-    def lfs(self, kind: str | None, name: str) -> None:
-        self._writer()
-        self._repo(kind, name)
-        objects = []
-        for one in json.loads(self._body())["objects"]:
-            answer: dict[str, Any] = {"oid": one["oid"], "size": one["size"]}
-            if one["oid"] not in self.hub.store:
-                base = self.hub.endpoint
-                answer["actions"] = {
-                    "upload": {"href": f"{base}/_store/{one['oid']}", "header": {}},
-                    "verify": {"href": f"{base}/_verify", "header": {}},
-                }
-            objects.append(answer)
-        self._json({"transfer": "basic", "objects": objects}, headers={"Content-Type": "application/vnd.git-lfs+json"})
-
-    def put(self, oid: str) -> None:
-        data = self._body()
-        if hashlib.sha256(data).hexdigest() != oid:
-            raise _Error(400, "BadRequest", "content does not fit its id")
-        self.hub.store[oid] = data
-        self._send(200, b"", {"ETag": f'"{oid}"'})
-
-    def verify(self) -> None:
-        one = json.loads(self._body())
-        if len(self.hub.store.get(one["oid"], b"")) != one["size"]:
-            raise _Error(404, "EntryNotFound", "not uploaded")
-        self._json({})
-
-    def commit(self, kind: str, name: str, revision: str) -> None:
-        self._writer()
-        repo = self._repo(kind, name)
+    def _commit(self, repo_type: str, repo_id: str, repo: Repo, revision: str) -> None:
+        """All operations or none: files change once every line has been understood."""
+        lines = [json.loads(line) for line in self.body.splitlines() if line]
+        header = next(line["value"] for line in lines if line["key"] == "header")
         before = self._at(repo, revision)
-        lines = [json.loads(line) for line in self._body().splitlines() if line.strip()]
-        files, large, title = dict(before.files), set(before.large), ""
+        if header.get("parentCommit") not in (None, before.oid):
+            raise _Answer(412, {"error": "A commit has happened since. Please refresh and try again."})
+        files = dict(before.files)
         for line in lines:
             value = line["value"]
-            if line["key"] == "header":
-                title = value["summary"]
-                parent = value.get("parentCommit")
-                if parent and parent != before.sha:
-                    raise _Error(412, "PreconditionFailed", "the branch has moved on")
-            elif line["key"] == "file":
+            if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-                large.discard(value["path"])
             elif line["key"] == "lfsFile":
-                if value["oid"] not in self.hub.store:
-                    raise _Error(400, "BadRequest", "a large file was not uploaded")
-                files[value["path"]] = self.hub.store[value["oid"]]
-                large.add(value["path"])
+                if value["oid"] not in self.server_hub.lfs:
+                    raise _Answer(400, {"error": f"LFS object {value['oid']} was not uploaded"})
+                files[value["path"]] = self.server_hub.lfs[value["oid"]]
             elif line["key"] == "deletedFile":
-                files.pop(value["path"], None)
+                if files.pop(value["path"], None) is None:
+                    raise _missing("Entry")
             elif line["key"] == "deletedFolder":
-                files = {p: d for p, d in files.items() if not p.startswith(value["path"].rstrip("/") + "/")}
-        made = _sha(f"{before.sha}{title}{time.time_ns()}".encode())
-        after = Commit(made, title, files, frozenset(large & set(files)))
-        request = None
-        if self.query.get("create_pr", ["0"])[0] in ("1", "true", "True"):
-            repo.pull_requests += 1
-            repo.branches[f"refs/pr/{repo.pull_requests}"] = [after]
-            request = f"{self.hub.endpoint}/{name}/discussions/{repo.pull_requests}"
-        else:
-            repo.branches.setdefault(revision, []).append(after)
-        url = f"{self.hub.endpoint}/{name}/commit/{made}"
-        self._json({"success": True, "commitOid": made, "commitUrl": url, "pullRequestUrl": request, "hookOutput": ""})
+                start = value["path"].rstrip("/") + "/"
+                files = {name: body for name, body in files.items() if not name.startswith(start)}
+        prefix = f"{self.server_hub.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+        answer: dict[str, Any] = {"success": True, "hookOutput": ""}
+        if "create_pr" in self.query:
+            number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+            revision = f"refs/pr/{number}"
+            answer["pullRequestUrl"] = f"{prefix}/discussions/{number}"
+        commit = repo.commit(revision, header["summary"], files)
+        raise _Answer(200, {**answer, "commitOid": commit.oid, "commitUrl": f"{prefix}/commit/{commit.oid}"})
+
+    def _lfs_batch(self, repo_type: str, repo_id: str) -> None:
+        self._repo(repo_type, repo_id, write=True)
+        objects = []
+        for one in json.loads(self.body)["objects"]:
+            href = f"{self.server_hub.lfs_endpoint}/lfs/{one['oid']}"
+            actions = {} if one["oid"] in self.server_hub.lfs else {"upload": {"href": href}, "verify": {"href": href}}
+            objects.append({**one, "authenticated": True} | ({"actions": actions} if actions else {}))
+        raise _Answer(200, {"transfer": "basic", "objects": objects})
+
+    def _lfs_object(self, oid: str) -> None:
+        hub = self.server_hub
+        if self.command == "PUT":
+            if hashlib.sha256(self.body).hexdigest() != oid:
+                raise _Answer(400, {"error": "the bytes are not those of this oid"})
+            hub.lfs[oid] = self.body
+            raise _Answer(200, {})
+        if self.command == "POST":
+            raise _Answer(200 if oid in hub.lfs else 404, {})
+        self._bytes(hub.lfs[oid], {"ETag": f'"{oid}"'})
+
+    def _resolve(self, repo_type: str, repo_id: str, revision: str, name: str) -> None:
+        commit = self._at(self._repo(repo_type, repo_id), revision)
+        if name not in commit.files:
+            answer = _missing("Entry")
+            answer.headers["X-Repo-Commit"] = commit.oid
+            raise answer
+        body = commit.files[name]
+        headers = {"X-Repo-Commit": commit.oid}
+        if not name.endswith(_LFS):
+            self._bytes(body, {**headers, "ETag": f'"{_git_oid(body)}"'})
+        oid = hashlib.sha256(body).hexdigest()
+        self.server_hub.lfs.setdefault(oid, body)
+        headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(body)), "ETag": f'"{oid}"'}
+        raise _Answer(302, None, {**headers, "Location": f"{self.server_hub.lfs_endpoint}/lfs/{oid}"})
+
+    def _bytes(self, body: bytes, headers: dict[str, str]) -> None:
+        headers = {**headers, "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            raise _Answer(200, body, {**headers, "Content-Length": str(len(body))})
+        start, stop = int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)
+        part = body[start : stop + 1]
+        headers |= {"Content-Range": f"bytes {start}-{stop}/{len(body)}", "Content-Length": str(len(part))}
+        raise _Answer(206, part, headers)
+
+
+def _git_oid(body: bytes) -> str:
+    return _sha1(b"blob %d\x00" % len(body) + body)

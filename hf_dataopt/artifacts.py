@@ -1,0 +1,420 @@
+"""What we publish: folders with `hf_dataopt.json`, safetensors or parquet, and a card; saved, pushed, fetched, described.
+
+Each room writes the files of its own kind and calls `finish`; `fetch` checks a folder or a Hub repository before the room
+reads it; `push_folder` uploads a folder in one commit, so that a repository holds either all of an artifact or none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import cards
+from .errors import HubError
+from .safe_files import SAFE, check_names, check_safetensors, files_of, is_pickle, read_card, read_json
+
+logger = logging.getLogger(__name__)
+
+ABOUT, CARD = "hf_dataopt.json", "README.md"
+FORMAT = 1
+# stands for the repository's name in cards until there is one
+PLACEHOLDER = "OWNER/NAME"
+MODEL = "OWNER/MODEL"
+_Result = TypeVar("_Result")
+_REPO = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?", re.ASCII)
+
+_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({model!r}, dtype={dtype!r})
+tokenizer = AutoTokenizer.from_pretrained({model!r})
+"""
+_ADAPTED = """import hf_dataopt  # before the adapter: PEFT alone does not know this type
+from peft import PeftModel
+""" + _MODEL.replace("model = Auto", "base = Auto")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of artifact: where it lives on the Hub, what it must hold, and the code that uses it."""
+
+    title: str
+    repo_type: str
+    needs: tuple[str, ...]
+    usage: str
+
+
+KINDS = {
+    "condensed_dataset": Kind(
+        "condensed data set (IDC)",
+        "dataset",
+        (),
+        """from datasets import load_dataset
+from hf_dataopt import MultiFormation
+
+condensed = load_dataset({repo!r}, split="train")
+train = condensed.map(MultiFormation.from_dataset(condensed), batched=True)
+print(len(condensed), "stored rows,", len(train), "training rows")
+""",
+    ),
+    "cleaned_dataset": Kind(
+        "cleaned data set (neural relation graph)",
+        "dataset",
+        (),
+        """from datasets import load_dataset
+
+dataset = load_dataset({repo!r}, split={split!r})
+print(dataset)
+""",
+    ),
+    "ccm_adapter": Kind(
+        "compressed-context-memory adapter (PEFT)",
+        "model",
+        ("adapter_config.json", "adapter_model.safetensors"),
+        _ADAPTED
+        + """model = PeftModel.from_pretrained(base, {repo!r}).eval()
+memory = hf_dataopt.CompressedContextMemory(model, tokenizer)
+for context in {contexts!r}:
+    memory.append(context)
+print(memory.generate({question!r}, max_new_tokens={new_tokens}, do_sample=False))
+""",
+    ),
+    "head_scores": Kind(
+        "KVzip head scores",
+        "model",
+        ("head_scores.safetensors",),
+        _MODEL
+        + """from hf_dataopt import KVzipCache
+from hf_dataopt.kvzip.head_scores import load_head_scores
+
+scores, _ = load_head_scores({repo!r})
+cache = KVzipCache.from_context(model, tokenizer, "Anna lives in Oslo.", keep_ratio=0.6, head_scores=scores)
+output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=16)
+print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
+""",
+    ),
+    "kvzip_cache": Kind(
+        "compressed KVzip cache",
+        "model",
+        ("cache.safetensors",),
+        _MODEL
+        + """from hf_dataopt import KVzipCache
+
+cache = KVzipCache.from_pretrained({repo!r}, model, tokenizer)
+output = model.generate(**cache.inputs("What is this about?"), max_new_tokens=32)
+print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
+""",
+    ),
+    "context_memory": Kind(
+        "compressed context memory",
+        "model",
+        ("memory.json", "memory.safetensors"),
+        _ADAPTED
+        + """model = PeftModel.from_pretrained(base, {adapter!r}).eval()
+memory = hf_dataopt.CompressedContextMemory.from_pretrained(model, {repo!r}, tokenizer)
+print(memory.tokens_seen, memory.generate("What do you remember?", max_new_tokens=32))
+""",
+    ),
+}
+
+
+def usage(kind: str, repo: str = PLACEHOLDER, **values: Any) -> str:
+    """The code that uses an artifact; values go in as Python literals."""
+    return KINDS[kind].usage.format(repo=repo, **values)
+
+
+def finish(
+    folder: Path,
+    kind: str,
+    *,
+    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    code: Mapping[str, Any] | None = None,
+    origin: tuple[str, str] | None = None,
+    **card: Any,
+) -> Path:
+    """Write `hf_dataopt.json` and the card beside the files of an artifact.
+
+    Args:
+        folder: where those files are.
+        kind: one of `KINDS`.
+        about: facts for the JSON file.
+        metadata: the card's YAML.
+        code: values of the card's first code block.
+        origin: (`"model"` or `"dataset"`, Hub name) of what the artifact was made from; a push inherits its licence.
+        card: further values of the card's template.
+
+    Returns:
+        The folder.
+    """
+    record = {"format_version": FORMAT, "kind": kind, "hf_dataopt": _own_version(), "code": dict(code or {}), **about}
+    if origin is not None and looks_like_repo(origin[1]):
+        record["source"] = {"type": origin[0], "id": origin[1]}
+    tags = ["hf-dataopt", kind.replace("_", "-"), *metadata.get("tags", [])]
+    text = cards.render(
+        kind, {**metadata, "tags": tags}, usage=cards.block(usage(kind, **(code or {})), "python"), **card
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+    (folder / ABOUT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """`hf_dataopt.json` of a folder, checked.
+
+    Raises:
+        ValueError: none there, a newer format, an unknown kind, or another kind than `kind`.
+    """
+    about = read_json(folder / ABOUT)
+    found, number = about.get("kind"), about.get("format_version")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{folder / ABOUT} has format_version {number!r:.40}; it must be a number from 1")
+    if number > FORMAT:
+        raise ValueError(f"{folder} has format {number}, this version reads {FORMAT}; update hf_dataopt")
+    if not isinstance(found, str) or found not in KINDS:
+        raise ValueError(f"{folder} holds a {found!r:.80}, which this version does not know; update hf_dataopt")
+    if kind is not None and found != kind:
+        raise ValueError(f"{folder} holds a {KINDS[found].title}, not a {KINDS[kind].title}; load it as what it is")
+    return about
+
+
+def fetch(
+    source: str | Path, kind: str, *, revision: str | None = None, token: str | bool | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """A folder to read an artifact from: a local one as it is, or a Hub repository's files.
+
+    Args:
+        source: folder, or Hub name.
+        kind: what it must be.
+        revision: branch, tag or commit (Hub only).
+        token: of the Hub.
+
+    Returns:
+        The folder, checked, and its `hf_dataopt.json`.
+
+    Raises:
+        ValueError: neither a folder nor a Hub name; names, links, sizes or headers that are refused; another kind.
+        HubError: the repository cannot be read.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = download(str(source), KINDS[kind].repo_type, revision=revision, token=token)
+    files = files_of(folder)
+    about = read_about(folder, kind)
+    for path in files:
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+    missing = [name for name in KINDS[kind].needs if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}; get the whole artifact again")
+    if (folder / CARD).is_file():
+        read_card(folder / CARD)
+    return folder, about
+
+
+def download(
+    repo_id: str,
+    repo_type: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    only: tuple[str, ...] = (),
+) -> Path:
+    """Files of a Hub repository in the Hub client's cache: plain names only, and no pickles.
+
+    Raises:
+        ValueError: no Hub name, or a repository with file names that are refused.
+        HubError: it cannot be read.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    if not looks_like_repo(repo_id):
+        raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
+    with _hub_errors(f"reading {repo_id}"):
+        info: Any = HfApi(token=token).repo_info(repo_id, repo_type=repo_type, revision=revision)
+        check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
+        patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
+        return Path(
+            snapshot_download(
+                repo_id, repo_type=repo_type, revision=info.sha or revision, token=token, allow_patterns=patterns
+            )
+        )
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> str:
+    """Upload an artifact in one commit; it replaces what an earlier push of ours put there.
+
+    Args:
+        folder: written by one of our `save` functions.
+        repo_id: Hub name; made if missing.
+        private: only looked at when the repository is made.
+        revision: branch, made if missing; default `main`.
+        token: of the Hub; default the one you logged in with.
+        create_pr: open a pull request instead.
+        commit_message: default names the kind.
+
+    Returns:
+        URL of the commit, or of the pull request.
+
+    Raises:
+        ValueError: the folder holds no artifact, or the name is no Hub name.
+        HubError: the upload failed; nothing of it is in the repository (an empty new one may be left).
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    folder = Path(folder)
+    if not looks_like_repo(repo_id):
+        raise ValueError(f"{repo_id!r:.200} is no Hub name; give one such as me/name")
+    about = read_about(folder)
+    kind = KINDS[about["kind"]]
+    fetch(folder, about["kind"])
+    files = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
+    left_out = [name for name in files if is_pickle(name)]
+    if left_out:
+        logger.warning("not pushed, since they are pickles: %s", ", ".join(left_out))
+    api = HfApi(token=token)
+    name: dict[str, Any] = {"repo_id": repo_id, "repo_type": kind.repo_type}
+    message = commit_message or f"Upload {kind.title}"
+    with _hub_errors(f"pushing {folder} to {repo_id}"):
+        _patiently(lambda: api.create_repo(**name, private=private, exist_ok=True))
+        if revision is not None and not revision.startswith("refs/"):
+            _patiently(lambda: api.create_branch(**name, branch=revision, exist_ok=True))
+        before: Any = _patiently(lambda: api.repo_info(**name, revision=revision))
+        contents: dict[str, Any] = {path: at for path, at in files.items() if path not in left_out}
+        if CARD in contents:
+            contents[CARD] = _published_card(folder / CARD, repo_id, about, token).encode()
+        # shards of an earlier push would be read as part of this data set
+        stale = [one.rfilename for one in before.siblings or [] if one.rfilename not in contents]
+        stale = [path for path in stale if path.startswith("data/") and path.endswith(".parquet")]
+        commit = api.create_commit(
+            **name,
+            operations=[
+                *(CommitOperationDelete(path_in_repo=path) for path in stale),
+                *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=what) for path, what in contents.items()),
+            ],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=before.sha,
+        )
+    return commit.pr_url or commit.commit_url
+
+
+def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:
+    """`push_folder` of what `save` writes into a folder that is gone afterwards.
+
+    Args:
+        save: called with the folder.
+        repo_id: Hub name.
+        options: of `push_folder`.
+
+    Returns:
+        URL of the commit, or of the pull request.
+    """
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        save(Path(folder))
+        return push_folder(folder, repo_id, **options)
+
+
+def _published_card(path: Path, repo_id: str, about: Mapping[str, Any], token: str | bool | None) -> str:
+    """The card with the repository's name in it, and the licence of what the artifact was made from."""
+    metadata, text = read_card(path)
+    source = about.get("source")
+    if "license" not in metadata and isinstance(source, dict):
+        metadata["license"] = licence_of(str(source.get("id")), str(source.get("type")), token=token)
+    return cards.with_metadata(text.replace(PLACEHOLDER, repo_id), metadata)
+
+
+def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None) -> str | None:
+    """The licence in a Hub repository's card; None where there is none to be found, never a default."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        found = read_card(Path(hf_hub_download(repo_id, CARD, repo_type=repo_type, token=token)))[0].get("license")
+    except (RepositoryNotFoundError, EntryNotFoundError, ValueError, OSError) as error:
+        logger.info("no licence found for %s: %s", repo_id, error)
+        return None
+    return found if isinstance(found, str) else None
+
+
+def looks_like_repo(name: str) -> bool:
+    """Whether a name can be one on the Hub (and is no path)."""
+    return bool(_REPO.fullmatch(name)) and ".." not in name and "--" not in name and not Path(name).exists()
+
+
+def hub_name(model: Any) -> str | None:
+    """The Hub name a model was loaded by; None for a folder: paths of this machine go into no file."""
+    name = getattr(model.config, "name_or_path", None)
+    return name if name and looks_like_repo(name) else None
+
+
+def _own_version() -> str | None:
+    try:
+        return version("hf-dataopt")
+    except PackageNotFoundError:
+        return None
+
+
+def _patiently(call: Callable[[], _Result], tries: int = 4) -> _Result:
+    """A call again after a server error; uploads and commits do so inside the Hub's client, these do not."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for left in reversed(range(tries)):
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            if left == 0 or status < 500:
+                raise
+            time.sleep(2.0 ** (tries - left - 1))
+    raise RuntimeError("unreachable")
+
+
+@contextmanager
+def _hub_errors(doing: str) -> Iterator[None]:
+    """Say what failed and what to do, whatever library below raised it."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (ValueError, HubError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise HubError(f"{doing} failed: {error}") from error
+        raise
+    except RepositoryNotFoundError as error:
+        hint = "no such repository, or a private one that your token does not see; check the name, then `hf auth login`"
+        raise HubError(f"{doing} failed: {hint}") from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{doing} failed: no such revision; name a branch, tag or commit that exists") from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        hints = {
+            401: "the token was refused; `hf auth login`, or pass token=...",
+            403: "the token may not write there; use one with write access",
+            412: "somebody else committed in the meantime; push again",
+        }
+        raise HubError(f"{doing} failed with status {status}: {hints.get(status or 0, str(error))}") from error
+    except Exception as error:
+        # the client's transport errors differ from version to version; whatever they are, the commit was not made
+        raise HubError(
+            f"{doing} failed ({type(error).__name__}: {error}); check the connection and try again"
+        ) from error
