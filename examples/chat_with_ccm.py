@@ -58,10 +58,9 @@ def lines(smoke: bool) -> Iterator[str]:
 def state(memory: CompressedContextMemory) -> str:
     """Tokens seen, and what the memory holds of them."""
     seen, slots = memory.tokens_seen[0], memory.layers[0][0].shape[2]
-    full = memory.nbytes * seen / slots  # a slot and a token's keys and values have the same size
     return (
         f"[{seen} tokens seen; {slots} slots, {memory.nbytes / 2**10:.1f} KiB of keys and values held; "
-        f"{(full - memory.nbytes) / 2**10:.1f} KiB saved ({1 - slots / seen:.0%})]"
+        f"{(memory.full_nbytes - memory.nbytes) / 2**10:.1f} KiB saved ({1 - memory.nbytes / memory.full_nbytes:.0%})]"
     )
 
 

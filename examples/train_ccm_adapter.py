@@ -139,9 +139,8 @@ def main() -> None:
     turns = data["test"][0].get("messages") or data["test"][0]["texts"]
     for turn in turns[:-2]:
         memory.append(turn)
-    print(
-        f"{memory.tokens_seen[0]} tokens in {memory.nbytes / 2**10:.1f} KiB; {turns[-2]} {memory.generate(turns[-2])!r}"
-    )
+    print(f"{memory.tokens_seen[0]} tokens in {memory.nbytes / 2**10:.1f} KiB; asked {turns[-2]!r}, it says")
+    print(memory.generate(turns[-2], max_new_tokens=32))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def load_demo_model(
     model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
     model.generation_config.eos_token_id = model.config.eos_token_id
     # the weights are plain now; marked as quantised, the model would be refused by Trainer
-    model.is_quantized, model.hf_quantizer = False, None
+    plain: Any = model
+    plain.is_quantized, plain.hf_quantizer = False, None
     return model.eval(), gguf_tokenizer(file)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 HELP = "compress a conversation turn by turn into a small memory and answer from it (CCM)"
 EXAMPLES = [
     "hf-dataopt ccm --adapter me/chat-ccm --model meta-llama/Llama-3.2-1B --turn 'My cat is Otto.' --question 'Its name?'",
-    "hf-dataopt ccm --turn 'My cat is Otto.' --turn 'He is grey.' --question 'Its name?' --memory merge --json",
+    "hf-dataopt ccm --adapter me/chat-ccm --chat --turn 'My cat is Otto.' --turn 'A fine name.' --question 'Its name?' --json",
+    "hf-dataopt ccm --turn 'My cat is Otto.' --turn 'He is grey.' --question 'Its name?' --memory merge   # sizes only",
 ]
 DEMO_TURNS = [
     "User: My name is Greta and I live in Trieste.\n",
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", default=None, help="trained CCM adapter; without one the memory is untrained")
     parser.add_argument("--turn", action="append", required=True, help="a context c(t); may be given several times")
     parser.add_argument("--question", required=True, help="asked behind the memory")
+    parser.add_argument("--chat", action="store_true", help="turns are chat messages: user, assistant, user, ...")
     parser.add_argument(
         "--memory", choices=["concat", "merge"], default="concat", help="update (untrained memory only)"
     )
@@ -39,7 +41,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Sizes after every turn and the answer, ready for JSON.
     """
     model, tokenizer = _load(args.model, args.adapter, args.memory, args.num_comp_tokens)
-    return converse(model, tokenizer, args.turn, args.question, args.max_new_tokens)
+    turns: list[Any] = args.turn
+    question: Any = args.question
+    if args.chat:
+        turns = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
+        question = {"role": "user", "content": question}
+    result = converse(model, tokenizer, turns, question, args.max_new_tokens)
+    return result | {"trained": args.adapter is not None}
 
 
 def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: int) -> tuple[Any, Any]:
@@ -54,43 +62,53 @@ def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: i
     return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval(), tokenizer
 
 
-def converse(model: Any, tokenizer: Any, turns: list[str], question: str, max_new_tokens: int) -> dict[str, Any]:
+def converse(model: Any, tokenizer: Any, turns: list[Any], question: Any, max_new_tokens: int) -> dict[str, Any]:
     """Compress every turn, then answer from the memory.
 
     Args:
         model: with an active CCM adapter.
         tokenizer: of the model.
-        turns: contexts c(1), c(2), ...
-        question: the input I(t).
+        turns: contexts c(1), c(2), ..., text or messages.
+        question: the input I(t), text or message.
         max_new_tokens: length of the answer.
 
     Returns:
-        Per turn tokens seen and bytes held, peak bytes, and the answer.
+        Per turn tokens seen and bytes held, peak bytes, the answer, and the largest logit difference between this memory and
+        one parallel forward over everything.
     """
-    from .._compat import causal_model_of, text_config
     from .memory import CompressedContextMemory
 
     memory = CompressedContextMemory(model, tokenizer)
-    config = text_config(causal_model_of(model))
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = []
     for turn in turns:
         memory.append(turn)
-        token_bytes = (
-            2 * config.num_hidden_layers * config.num_key_value_heads * head * memory.layers[0][0].element_size()
-        )
-        seen = memory.tokens_seen[0]
-        rows.append(
-            {"turn": turn, "tokens_seen": seen, "full_bytes": seen * token_bytes, "memory_bytes": memory.nbytes}
-        )
+        size = {"full_bytes": memory.full_nbytes, "memory_bytes": memory.nbytes}
+        said = turn["content"] if isinstance(turn, dict) else turn
+        rows.append({"turn": said, "tokens_seen": memory.tokens_seen[0], **size})
     answer = memory.generate(question, max_new_tokens=max_new_tokens, do_sample=False)
     return {
         "memory": memory.config.memory,
         "turns": rows,
         "peak_kv_bytes": memory.peak_kv_bytes,
-        "question": question,
+        "question": question["content"] if isinstance(question, dict) else question,
         "answer": answer,
+        "one_pass_difference": _difference(model, tokenizer, turns, question, memory),
     }
+
+
+def _difference(model: Any, tokenizer: Any, turns: list[Any], question: Any, memory: Any) -> float:
+    import torch
+
+    from .turns import encode_turn
+
+    contexts = [encode_turn(tokenizer, turn, first=index == 0) for index, turn in enumerate(turns)]
+    if memory.config.memory == "gist":
+        contexts = [sum(contexts, [])]
+    asked = memory.inputs(question)["input_ids"]
+    ids = [token for context in contexts for token in [*context, *memory.config.comp_token_ids]]
+    with torch.no_grad():
+        whole = model(torch.cat([torch.tensor([ids], device=asked.device), asked], dim=1)).logits[:, len(ids) :]
+    return float((whole - memory.logits(question)).abs().max())
 
 
 def show(result: dict[str, Any], console: Any) -> None:
@@ -105,17 +123,23 @@ def show(result: dict[str, Any], console: Any) -> None:
         sizes = [f"{row[key] / 2**10:.0f} KiB" for key in ("full_bytes", "memory_bytes")]
         table.add_row(escape(row["turn"].strip()), str(row["tokens_seen"]), *sizes)
     console.print(table)
-    console.print(f"peak of keys and values: {result['peak_kv_bytes'] / 2**10:.0f} KiB")
-    console.print(f"[bold]{escape(result['question'])}[/bold] {escape(str(result['answer']))}")
+    console.print(
+        f"peak of keys and values: {result['peak_kv_bytes'] / 2**10:.0f} KiB; step by step and one parallel forward differ by "
+        f"{result['one_pass_difference']:.0e} in the logits"
+    )
+    if result["trained"]:
+        console.print(f"[bold]{escape(result['question'])}[/bold] {escape(str(result['answer']))}")
+    else:
+        console.print(
+            "This adapter is untrained: sizes are real, but no answer comes from the memory. Train one with "
+            "examples/train_ccm_adapter.py and pass it as --adapter."
+        )
 
 
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
-    """The demo's section: four turns compressed by an untrained adapter, to show sizes; quality needs training."""
+    """The demo's section: turns compressed by an untrained adapter, to show sizes; answers need training."""
     turns = DEMO_TURNS[:2] if args.smoke else DEMO_TURNS
     model, tokenizer = _load(args.model, None, "concat", 2)
-    result = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4 if args.smoke else 16)
+    result = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4) | {"trained": False}
     show(result, args.console)
-    args.console.print(
-        "This adapter is untrained: sizes are real, the answer is not from the memory. See train_ccm_adapter.py."
-    )
     return result

@@ -69,6 +69,13 @@ class CompressedContextMemory:
         """Bytes of the memory, sink included."""
         return sum(keys.nbytes + values.nbytes for keys, values in [*self._layers, *self._sink])
 
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes that the keys and values of all context tokens seen would take without compression."""
+        slots = self._held.numel()
+        held = sum(keys.nbytes + values.nbytes for keys, values in self._layers)
+        return held * int(self._text.sum()) // slots if slots else 0
+
     @torch.no_grad()
     def append(self, context: Any) -> None:
         """Compress one more context c(t) and update the memory.

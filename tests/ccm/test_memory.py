@@ -186,7 +186,7 @@ def test_the_size_of_each_memory() -> None:
         one = CompressedContextMemory(adapted(memory=memory))
         for _ in range(6):
             one.append(TURNS[0])
-        assert one.nbytes == slots * slot and one.tokens_seen == [36]
+        assert one.nbytes == slots * slot and one.tokens_seen == [36] and one.full_nbytes == 36 * slot
         held = {"concat": 10, "merge": 2, "gist": 0}[memory]  # before the last step, beside its tokens
         assert one.peak_kv_bytes == (held + len(TURNS[0]) * (6 if memory == "gist" else 1) + 2) * slot
         before = one.peak_kv_bytes
