@@ -4,9 +4,10 @@
 
 The transcription (tests/reference/condensation.py) runs as the reference code does: class by class, gradients of every
 parameter, real and synthetic images augmented in one graph, one optimiser step over all images per class. Both runs draw
-the same random numbers; "deviation" is the largest difference of the images after the timed iterations, and the script
-fails where it is above 1e-4. Times are CPU-seconds, medians over two processes of each way in turn, so that neither sees
-the other's memory allocator settings; an outer iteration is 100 inner ones, of which `--inner` are run.
+the same random numbers; "deviation" is the largest difference of images and network weights after one inner iteration, and
+the script fails where it is above 1e-4 (weights multiplied by 1 + 1e-7 at the start change the transcription's own images by
+2e-4 within two inner iterations on these noise images). Times are CPU-seconds, medians over two processes of each way in
+turn, so that neither sees the other's memory allocator settings; an outer iteration is 100 inner ones, `--inner` are run.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def network(way: str, size: int, channels: int) -> ConvNet:
 
 
 def one_run(way: str, setting: tuple[int, ...], inner: int, repeats: int) -> tuple[list[float], torch.Tensor]:
-    """CPU-seconds per outer iteration in each repeat, and the images after the last."""
+    """CPU-seconds per outer iteration in each repeat; images and network weights after the last."""
     size, channels, per_class, factor, seen = setting
     data = synthetic(size, channels)
     config = IDCConfig(
@@ -81,13 +82,14 @@ def one_run(way: str, setting: tuple[int, ...], inner: int, repeats: int) -> tup
                 list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
                 images = state.images.flatten(0, 1)
             times.append((time.process_time() - clock) / inner * INNER)
-    return times[1:], images.detach()  # the first prepares kernels
+    result = torch.cat([value.detach().flatten() for value in (images, *theta.parameters())])
+    return times[1:], result  # the first prepares kernels
 
 
 def measure(setting: tuple[int, ...], repeats: int, inner: int) -> dict[str, object]:
     """Times and deviation of one setting; each way in processes of its own, in turn."""
     times: dict[str, list[float]] = {"plain": [], "ours": []}
-    images = {}
+    results = {}
     for _ in range(2):
         for way, found in times.items():
             with tempfile.TemporaryDirectory() as folder:
@@ -95,12 +97,12 @@ def measure(setting: tuple[int, ...], repeats: int, inner: int) -> dict[str, obj
                 call = [sys.executable, __file__, "--way", way, "--setting", ",".join(map(str, setting))]
                 call += ["--inner", str(inner), "--repeats", str(repeats), "--result", str(path)]
                 subprocess.run(call, check=True)
-                seconds, images[way] = torch.load(path)
+                seconds, results[way] = torch.load(path)
             found += seconds
     plain, ours = (statistics.median(found) for found in times.values())
-    deviation = float((images["plain"] - images["ours"]).abs().max())
-    if deviation > CLOSE:
-        raise SystemExit(f"{setting}: the images differ by {deviation:.1e}, more than {CLOSE}")
+    deviation = float((results["plain"] - results["ours"]).abs().max())
+    if inner == 1 and deviation > CLOSE:
+        raise SystemExit(f"{setting}: the results differ by {deviation:.1e}, more than {CLOSE}")
     size, channels, per_class, factor, seen = setting
     return {
         "setting": f"{size}x{size}x{channels}, {per_class} per class, factor {factor}, {seen} network images",
@@ -114,8 +116,8 @@ def measure(setting: tuple[int, ...], repeats: int, inner: int) -> dict[str, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="the smallest setting, once")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--inner", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--inner", type=int, default=1)
     parser.add_argument("--way", choices=["plain", "ours"], default=None, help=argparse.SUPPRESS)
     parser.add_argument("--setting", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--result", default=None, help=argparse.SUPPRESS)
@@ -130,7 +132,12 @@ def main() -> None:
     if args.smoke:
         _report.show("condensation speed (smoke)", rows)
     else:
-        _report.write("condensation_speed", rows, unit="CPU-seconds per outer iteration of 100 inner ones", network="ConvNet-3, width 32")
+        _report.write(
+            "condensation_speed",
+            rows,
+            unit="CPU-seconds per outer iteration of 100 inner ones",
+            network="ConvNet-3, width 32",
+        )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class ClassGradients:
             isinstance(module, nn.Conv2d)
             and module.groups == 1
             and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
             and name.endswith("weight")
             for module, name in zip(modules, self.names, strict=True)
         ) and not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
@@ -94,7 +95,7 @@ class _WeightGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, slope: Tensor, value: Tensor, layer: nn.Conv2d, classes: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, slope: Tensor, value: Tensor, layer: nn.Conv2d, classes: int) -> Tensor:
         ctx.save_for_backward(slope, value)
         ctx.layer, ctx.classes = layer, classes
         weight = layer.weight.detach().to(slope.dtype)  # under autocast slopes are narrower than weights
@@ -103,7 +104,7 @@ class _WeightGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, seen: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, seen: Tensor) -> tuple[Tensor | None, ...]:
         (slope, value), layer = ctx.saved_tensors, ctx.layer
         by_slope, by_value = [], []
         parts = (slope.chunk(ctx.classes), value.to(slope.dtype).chunk(ctx.classes), seen.to(slope.dtype))
@@ -116,9 +117,8 @@ class _WeightGradient(torch.autograd.Function):
 
 def _convolution_backward(slope: Tensor, value: Tensor, weight: Tensor, layer: nn.Conv2d, which: int) -> Tensor:
     """Gradient by the input (0) or the weight (1)."""
-    padding = [k // 2 for k in layer.kernel_size] if isinstance(layer.padding, str) else layer.padding
     mask = [which == 0, which == 1, False]
     found = torch.ops.aten.convolution_backward(
-        slope, value, weight, None, layer.stride, padding, layer.dilation, False, [0, 0], 1, mask
+        slope, value, weight, None, layer.stride, layer.padding, layer.dilation, False, [0, 0], 1, mask
     )
     return found[which]

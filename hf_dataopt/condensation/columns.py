@@ -88,6 +88,8 @@ def read_images(
     names = like.class_names if like is not None else class_names
     labels, names = _read_labels(dataset, label_column, names)
     if like is None:
+        if len(names) < 2:
+            raise ValueError(f"found one class only ({names}); gradients are matched by class, give at least two")
         empty = [names[label] for label in range(len(names)) if not bool((labels == label).any())]
         if empty:
             raise ValueError(f"no images of the classes {empty[:5]}; remove them from the label feature or add images")

@@ -30,7 +30,7 @@ from .initialise import initial_images
 from .loop import CondensationLoop, ImageState, formation_of
 from .memory import reused_memory
 from .multi_formation import MultiFormation, form, form_labels, read_recipe, recipe_text, stack
-from .networks import NetworkFactory, build, factory_of
+from .networks import NetworkFactory, build, factory_of, layers_draw_from
 from .preview import save_preview
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # settings that change neither the images nor their random numbers: a run may be continued with others
-_FREE = {"outer_iterations", "storage", "compile", "checkpoint_every"}
-_INITIAL, _NETWORK, _POOL = 2**22, 2**22 + 1, 2**22 + 2
+_FREE = {"outer_iterations", "storage", "checkpoint_every"}
+_INITIAL, _NETWORK, _POOL, _LAYERS = 2**22, 2**22 + 1, 2**22 + 2, 2**22 + 3
 
 
 class DatasetCondenser:
@@ -94,6 +94,7 @@ class DatasetCondenser:
 
         Raises:
             ValueError: columns, sizes or labels do not fit, or a class has too few images.
+            TypeError: not a `datasets.Dataset`, e.g. a dictionary of splits.
 
         Source: Algorithm 5.
         """
@@ -185,10 +186,20 @@ class DatasetCondenser:
 
     def _read(self, dataset: Dataset, image_column: str, label_column: str) -> LabelledImages:
         """The data in memory, kept for the next call on the same data set."""
+        if not hasattr(dataset, "_fingerprint") or not hasattr(dataset, "column_names"):
+            raise TypeError(
+                f"need a datasets.Dataset, got {type(dataset).__name__}; pick a split, or load without streaming"
+            )
         key = (dataset._fingerprint, image_column, label_column)
         if self._data is None or self._data[0] != key:
             data = read_images(dataset, image_column, label_column)
             channels = data.images.shape[1]
+            sides = data.size[1:] if self.config.axis == "time" else data.size
+            if min(sides) < self.config.factor:
+                raise ValueError(
+                    f"images of {data.size[0]} x {data.size[1]} cannot be cut into {self.config.factor} cells a side; "
+                    "use a smaller factor or larger images"
+                )
             for name in ("mean", "std"):
                 values = getattr(self.config, name)
                 if values is None and not self.config.normalise:
@@ -205,9 +216,9 @@ class DatasetCondenser:
 
     def _estimate(self, data: LabelledImages, classes: int) -> Estimate:
         loop = CondensationLoop(data, self.config, range(min(1, classes)), self.device)
-        return estimate(
-            loop, self._build(data, seeded(self.config.seed, worker=_NETWORK)), self._initial(data), classes
-        )
+        own = seeded(self.config.seed, worker=_NETWORK)
+        with layers_draw_from(own, self.device):
+            return estimate(loop, self._build(data, own), self._initial(data), classes)
 
     def _build(self, data: LabelledImages, own: torch.Generator) -> nn.Module:
         shape = (int(data.images.shape[1]), *data.size)
@@ -244,8 +255,9 @@ class DatasetCondenser:
         with bar(config.outer_iterations, "Condensing", unit="outer") as progress:
             progress.update(done)
             for outer in range(done, config.outer_iterations):
-                network, optimiser = theta.at(outer)
-                steps = list(loop.outer_iteration(state, network, optimiser, outer))
+                with layers_draw_from(seeded(config.seed, epoch=outer, worker=_LAYERS), self.device):
+                    network, optimiser = theta.at(outer)
+                    steps = list(loop.outer_iteration(state, network, optimiser, outer))
                 self.losses.append(sum(steps) / len(steps))
                 if callback is not None:
                     callback(outer, self.losses[-1])

@@ -48,7 +48,7 @@ _RANGES = {
     "evaluation_learning_rate": (0.0, 1e3),
     "evaluation_cutmix": (0.0, 1.0),
 }
-_FLAGS = ("scale_learning_rate", "match_bias", "match_head", "normalise", "compile")
+_FLAGS = ("scale_learning_rate", "match_bias", "match_head", "normalise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,8 @@ class IDCConfig(Settings):
         evaluation_augmentation (`str`, default `"color_crop_flip_scale_rotate"`), evaluation_cutmix (0.5),
             evaluation_learning_rate (0.01), evaluation_batch (64): the scoring recipe, shared by every method.
         dtype (`str`, default `"float32"`): `"bfloat16"` runs the networks under autocast; images stay float32.
-        compile (`bool`, default False): `torch.compile` the network of the evaluation.
+        compile (`bool` or `str`, default False): `torch.compile` the networks where they are trained, in the loop and in the
+            scoring runs; a string names the backend. The match itself differentiates twice, which compiled code cannot.
         checkpoint_every (`int`, default 1): outer iterations between checkpoints.
         seed (`int`, >= 0, default 0): every random choice.
 
@@ -152,7 +153,7 @@ class IDCConfig(Settings):
     evaluation_learning_rate: float = 0.01
     evaluation_batch: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
+    compile: bool | str = False
     checkpoint_every: int = 1
     seed: int = 0
 
@@ -171,6 +172,8 @@ class IDCConfig(Settings):
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        if not isinstance(self.compile, bool | str):
+            raise TypeError(f"compile must be a bool or a backend's name, got {type(self.compile).__name__}")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from ..seeding import generator as seeded
 from .columns import LabelledImages
 from .config import IDCConfig
 from .matching import logits_of
-from .networks import NetworkFactory, build
-from .training import accuracy, batches, sgd, train_step
+from .networks import NetworkFactory, build, layers_draw_from
+from .training import accuracy, batches, compiled, sgd, train_step
 
 _TEST_BATCH = 500
 
@@ -94,7 +93,8 @@ def score(
             own = seeded(config.seed, epoch=seed, worker=2**20)
             shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
             network = build(factory, shape, classes, own).to(device)
-            found.append(_run(network, train, test, config, epochs, own))
+            with layers_draw_from(own, device):
+                found.append(_run(network, train, test, config, epochs, own))
         results.append(Score(accuracies=tuple(found), network=name, epochs=epochs, images=len(images)))
     return results
 
@@ -110,7 +110,7 @@ def _run(
     images, labels = train
     optimiser = sgd(network, config.evaluation_learning_rate, config.network_momentum, config.network_weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
-    called: Any = torch.compile(network) if config.compile else network
+    called = compiled(network, config.compile)
     with bar(epochs, "Scoring", unit="epoch") as progress:
         for _ in range(epochs):
             for rows in batches(len(images), config.evaluation_batch, own):

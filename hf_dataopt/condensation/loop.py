@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..seeding import generator as seeded
 from .augment import augment, draw
@@ -15,7 +16,7 @@ from .columns import LabelledImages
 from .config import IDCConfig
 from .matching import class_distance, match_features, matched_parameters
 from .multi_formation import Formation, form
-from .training import batches, network_augmentation, sgd, train_step
+from .training import batches, compiled, network_augmentation, sgd, train_step
 
 # synthetic images of several classes go through the network together up to this many: below it, calls cost more than
 # arithmetic, above it, caches overflow (measured on a CPU: benchmarks/condensation_speed.py)
@@ -87,6 +88,7 @@ class CondensationLoop:
         self.rate = config.image_learning_rate(data.size[0])
         formed = min(self.formation.count(config.images_per_class), config.formed_batch)
         self.chunk = max(1, TOGETHER.get(device.type, 64) // formed)
+        self._compiled: tuple[nn.Module, nn.Module] | None = None
 
     def outer_iteration(
         self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, outer: int
@@ -127,9 +129,9 @@ class CondensationLoop:
             for index in chosen:
                 state.pending[index] += self.classes[index]  # classes before this one in the round
                 state.settle(index, config.momentum, self.rate)
-            losses, slopes = self._match(
-                state.images[chosen.start : chosen.stop], network, compute, real, streams, chosen
-            )
+            part = state.images[chosen.start : chosen.stop]
+            with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
+                losses, slopes = self._match(part, network, compute, real, streams, chosen)
             total += float(losses.sum())
             for index, slope in zip(chosen, slopes, strict=True):
                 state.step(index, slope, config.momentum, self.rate)
@@ -191,6 +193,7 @@ class CondensationLoop:
             return
         options = {"augmentation": network_augmentation(config.augmentation, config.cutmix), "mix": config.cutmix}
         dtype = getattr(torch, config.dtype)
+        network = self._trained(network)
         if config.train_network_on == "synthetic":
             images = self.data.normalised(
                 torch.cat([form(one, self.formation) for one in state.images.detach()]).to(self.device)
@@ -210,12 +213,19 @@ class CondensationLoop:
             batch = (images.to(self.device), labels.to(self.device))
             train_step(network, optimiser, batch, own, dtype=dtype, **options)  # type: ignore[arg-type]
 
+    def _trained(self, network: nn.Module) -> nn.Module:
+        """The network as it is called for its own updates; compiled once in its life, if asked for."""
+        if self._compiled is None or self._compiled[0] is not network:
+            self._compiled = (network, compiled(network, self.config.compile))
+        return self._compiled[1]
+
     def train_epochs(
         self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int
     ) -> None:
         """Early phase: whole passes over the real data before the network is matched."""
         config = self.config
         augmentation = network_augmentation(config.augmentation, config.cutmix)
+        network = self._trained(network)
         for _ in range(epochs):
             for part in batches(len(self.data.labels), config.network_batch, own):
                 images, labels = self.data.batch(part)

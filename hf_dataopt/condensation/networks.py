@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -184,8 +185,7 @@ def factory_of(config: IDCConfig) -> NetworkFactory:
 def build(factory: NetworkFactory, shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
     """A new network whose initial weights depend on `generator` alone.
 
-    Modules initialise themselves from the global stream and take no generator, so the stream is forked, seeded from
-    `generator` for the time of the call, and left as it was.
+    Modules initialise themselves from the global stream and take no generator: see `layers_draw_from`.
 
     Args:
         factory: makes the network.
@@ -193,7 +193,23 @@ def build(factory: NetworkFactory, shape: tuple[int, int, int], classes: int, ge
         classes: its outputs.
         generator: where the weights come from.
     """
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with layers_draw_from(generator):
         return factory(shape[0], classes, shape[1:])
+
+
+@contextmanager
+def layers_draw_from(generator: torch.Generator, device: torch.device | None = None) -> Iterator[None]:
+    """Within the block, what draws from the global stream (new layers, dropout) depends on `generator` alone.
+
+    Args:
+        generator: gives the seed.
+        device: whose stream is seeded beside the CPU's; restored afterwards like it.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(devices[0]):
+                torch.cuda.manual_seed(seed)
+        yield

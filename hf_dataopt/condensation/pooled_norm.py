@@ -68,7 +68,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 class _PooledNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
         images = images.contiguous()
         n, channels, height, width = images.shape
         pairs = _pairs(width, images)
@@ -80,7 +80,7 @@ class _PooledNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, shown, mean, scale, pairs = ctx.saved_tensors
         if not torch.is_grad_enabled():
             n, channels, height, width = images.shape
@@ -110,7 +110,7 @@ class _Slope(torch.autograd.Function):
     """Derivative of `pooled_norm` by its input, J u: u the spread slope, J = a (1 - mean - x^ mean(x^ .)), symmetric."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         slope: Tensor,
         images: Tensor,
@@ -129,7 +129,7 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, seen: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, seen: Tensor) -> tuple[Tensor | None, ...]:
         images, gain, shown, mean, scale, pairs, spread, level, along = ctx.saved_tensors
         seen_level = _mean(seen)
         seen_along = (_dot(seen, images) - mean * seen_level) * scale

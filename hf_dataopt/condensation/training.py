@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,22 @@ from .matching import logits_of
 def sgd(network: nn.Module, learning_rate: float, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
     """SGD with the reference code's momentum and weight decay."""
     return torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+
+
+def compiled(network: nn.Module, how: bool | str) -> nn.Module:
+    """The network under `torch.compile` (True: default backend, a string: that one), or as it is (False).
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if not how:
+        return network
+    backend = "inductor" if how is True else how
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise ValueError(f"compile: unknown backend {backend!r}; use True or one of {', '.join(known)}")
+    found: Any = torch.compile(network, backend=backend)
+    return found  # type: ignore[no-any-return]
 
 
 def train_step(

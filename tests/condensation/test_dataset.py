@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,7 +213,7 @@ def test_config_round_trip_and_presets() -> None:
         ({"augmentation": "colour"}, ValueError, "unknown augmentation"),
         ({"clamp_low": None}, ValueError, "storage='uint8'"),
         ({"std": (0.0,)}, ValueError, "std must be positive"),
-        ({"compile": 1}, TypeError, "compile must be a bool"),
+        ({"compile": 1}, TypeError, "compile must be a bool or a backend"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -246,6 +246,18 @@ def test_bad_data_is_refused(train: Dataset) -> None:
         MultiFormation.from_dataset(train)
     with pytest.raises(ValueError, match="cannot cut"):
         form(torch.rand(1, 1, 2, 2), Formation(factor=3))
+    with pytest.raises(ValueError, match="found one class only"):
+        condenser.condense(Dataset.from_dict({"image": [[[0.0, 1.0]]] * 3, "label": [0, 0, 0]}))
+    with pytest.raises(ValueError, match="images of 12 x 12 cannot be cut into 13 cells"):
+        DatasetCondenser(replace(SMALL, factor=13)).condense(train)
+    with pytest.raises(TypeError, match="got DatasetDict; pick a split"):
+        condenser.condense(DatasetDict(train=train))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="labels must be integers or strings"):
+        condenser.condense(Dataset.from_dict({"image": [[[0.0, 1.0]]] * 2, "label": [0.5, 1.0]}))
+    with pytest.raises(ValueError, match="has 30 images, the initialisation needs 124"):
+        DatasetCondenser(replace(SMALL, images_per_class=31)).condense(train)
+    with pytest.raises(ValueError, match="unknown backend 'fast'"):
+        DatasetCondenser(replace(SMALL, compile="fast")).condense(train)
     with pytest.raises(ValueError, match="channels"):
         DatasetCondenser(replace(SMALL, mean=(0.5, 0.5, 0.5))).condense(train)
 
