@@ -12,12 +12,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import cards
+from .artifact_kinds import KINDS, MODEL, PLACEHOLDER, usage
 from .errors import HubError
 from .safe_files import SAFE, check_names, check_safetensors, files_of, is_pickle, read_card, read_json
 
@@ -25,109 +25,9 @@ logger = logging.getLogger(__name__)
 
 ABOUT, CARD = "hf_dataopt.json", "README.md"
 FORMAT = 1
-# stands for the repository's name in cards until there is one
-PLACEHOLDER = "OWNER/NAME"
-MODEL = "OWNER/MODEL"
+_PEFT_FORM = "[More Information Needed]"
 _Result = TypeVar("_Result")
 _REPO = re.compile(r"(?:[A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?", re.ASCII)
-
-_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained({model!r}, dtype={dtype!r})
-tokenizer = AutoTokenizer.from_pretrained({model!r})
-"""
-_ADAPTED = """import hf_dataopt  # before the adapter: PEFT alone does not know this type
-from peft import PeftModel
-""" + _MODEL.replace("model = Auto", "base = Auto")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of artifact: where it lives on the Hub, what it must hold, and the code that uses it."""
-
-    title: str
-    repo_type: str
-    needs: tuple[str, ...]
-    usage: str
-
-
-KINDS = {
-    "condensed_dataset": Kind(
-        "condensed data set (IDC)",
-        "dataset",
-        (),
-        """from datasets import load_dataset
-from hf_dataopt import MultiFormation
-
-condensed = load_dataset({repo!r}, split="train")
-train = condensed.map(MultiFormation.from_dataset(condensed), batched=True)
-print(len(condensed), "stored rows,", len(train), "training rows")
-""",
-    ),
-    "cleaned_dataset": Kind(
-        "cleaned data set (neural relation graph)",
-        "dataset",
-        (),
-        """from datasets import load_dataset
-
-dataset = load_dataset({repo!r}, split={split!r})
-print(dataset)
-""",
-    ),
-    "ccm_adapter": Kind(
-        "compressed-context-memory adapter (PEFT)",
-        "model",
-        ("adapter_config.json", "adapter_model.safetensors"),
-        _ADAPTED
-        + """model = PeftModel.from_pretrained(base, {repo!r}).eval()
-memory = hf_dataopt.CompressedContextMemory(model, tokenizer)
-for context in {contexts!r}:
-    memory.append(context)
-print(memory.generate({question!r}, max_new_tokens={new_tokens}, do_sample=False))
-""",
-    ),
-    "head_scores": Kind(
-        "KVzip head scores",
-        "model",
-        ("head_scores.safetensors",),
-        _MODEL
-        + """from hf_dataopt import KVzipCache
-from hf_dataopt.kvzip.head_scores import load_head_scores
-
-scores, _ = load_head_scores({repo!r})
-cache = KVzipCache.from_context(model, tokenizer, "Anna lives in Oslo.", keep_ratio=0.6, head_scores=scores)
-output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=16)
-print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
-""",
-    ),
-    "kvzip_cache": Kind(
-        "compressed KVzip cache",
-        "model",
-        ("cache.safetensors",),
-        _MODEL
-        + """from hf_dataopt import KVzipCache
-
-cache = KVzipCache.from_pretrained({repo!r}, model, tokenizer)
-output = model.generate(**cache.inputs("What is this about?"), max_new_tokens=32)
-print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
-""",
-    ),
-    "context_memory": Kind(
-        "compressed context memory",
-        "model",
-        ("memory.json", "memory.safetensors"),
-        _ADAPTED
-        + """model = PeftModel.from_pretrained(base, {adapter!r}).eval()
-memory = hf_dataopt.CompressedContextMemory.from_pretrained(model, {repo!r}, tokenizer)
-print(memory.tokens_seen, memory.generate("What do you remember?", max_new_tokens=32))
-""",
-    ),
-}
-
-
-def usage(kind: str, repo: str = PLACEHOLDER, **values: Any) -> str:
-    """The code that uses an artifact; values go in as Python literals."""
-    return KINDS[kind].usage.format(repo=repo, **values)
 
 
 def finish(
@@ -166,11 +66,11 @@ def finish(
     return folder
 
 
-def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
     """`hf_dataopt.json` of a folder, checked.
 
     Raises:
-        ValueError: none there, a newer format, an unknown kind, or another kind than `kind`.
+        ValueError: none there, a newer format, or an unknown kind.
     """
     about = read_json(folder / ABOUT)
     found, number = about.get("kind"), about.get("format_version")
@@ -180,9 +80,33 @@ def read_about(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise ValueError(f"{folder} has format {number}, this version reads {FORMAT}; update hf_dataopt")
     if not isinstance(found, str) or found not in KINDS:
         raise ValueError(f"{folder} holds a {found!r:.80}, which this version does not know; update hf_dataopt")
-    if kind is not None and found != kind:
-        raise ValueError(f"{folder} holds a {KINDS[found].title}, not a {KINDS[kind].title}; load it as what it is")
     return about
+
+
+def about_of(folder: Path) -> dict[str, Any]:
+    """`read_about`, also for an adapter folder as PEFT itself writes it, without a record of ours.
+
+    Raises:
+        ValueError: no artifact of ours.
+    """
+    if not (folder / ABOUT).is_file() and (folder / "adapter_config.json").is_file():
+        settings = read_json(folder / "adapter_config.json")
+        if settings.get("peft_type") == "CCM":
+            return {"format_version": FORMAT, "kind": "ccm_adapter", "code": adapter_code(settings)}
+    return read_about(folder)
+
+
+def adapter_code(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an adapter card's first code block, where no example was recorded."""
+    base = settings.get("base_model_name_or_path")
+    known = isinstance(base, str) and looks_like_repo(base)
+    return {
+        "model": base if known else MODEL,
+        "dtype": "auto",
+        "contexts": ["My cat is called Otto.", "He is grey."],
+        "question": "What is my cat called?",
+        "new_tokens": 16,
+    }
 
 
 def fetch(
@@ -207,7 +131,9 @@ def fetch(
     if not folder.is_dir():
         folder = download(str(source), KINDS[kind].repo_type, revision=revision, token=token)
     files = files_of(folder)
-    about = read_about(folder, kind)
+    about = about_of(folder)
+    if about["kind"] != kind:
+        raise ValueError(f"{folder} holds a {KINDS[about['kind']].title}, not a {KINDS[kind].title}; load it as that")
     for path in files:
         if path.suffix == ".safetensors":
             check_safetensors(path)
@@ -221,13 +147,22 @@ def fetch(
 
 def download(
     repo_id: str,
-    repo_type: str,
+    repo_type: str | None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
     only: tuple[str, ...] = (),
 ) -> Path:
     """Files of a Hub repository in the Hub client's cache: plain names only, and no pickles.
+
+    Args:
+        repo_id: Hub name.
+        repo_type: `"model"` or `"dataset"`; None takes the one that is there, models first.
+        revision, token: of the Hub.
+        only: patterns of names; default all that are no pickles.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: no Hub name, or a repository with file names that are refused.
@@ -237,8 +172,11 @@ def download(
 
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
+    api = HfApi(token=token)
     with _hub_errors(f"reading {repo_id}"):
-        info: Any = HfApi(token=token).repo_info(repo_id, repo_type=repo_type, revision=revision)
+        if repo_type is None:
+            repo_type = "model" if api.repo_exists(repo_id, repo_type="model") else "dataset"
+        info: Any = _patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision))
         check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
         patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
         return Path(
@@ -281,7 +219,7 @@ def push_folder(
     folder = Path(folder)
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is no Hub name; give one such as me/name")
-    about = read_about(folder)
+    about = about_of(folder)
     kind = KINDS[about["kind"]]
     fetch(folder, about["kind"])
     files = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
@@ -297,8 +235,7 @@ def push_folder(
             _patiently(lambda: api.create_branch(**name, branch=revision, exist_ok=True))
         before: Any = _patiently(lambda: api.repo_info(**name, revision=revision))
         contents: dict[str, Any] = {path: at for path, at in files.items() if path not in left_out}
-        if CARD in contents:
-            contents[CARD] = _published_card(folder / CARD, repo_id, about, token).encode()
+        contents |= _records(folder, repo_id, about, token)
         # shards of an earlier push would be read as part of this data set
         stale = [one.rfilename for one in before.siblings or [] if one.rfilename not in contents]
         stale = [path for path in stale if path.startswith("data/") and path.endswith(".parquet")]
@@ -334,13 +271,33 @@ def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str
         return push_folder(folder, repo_id, **options)
 
 
-def _published_card(path: Path, repo_id: str, about: Mapping[str, Any], token: str | bool | None) -> str:
-    """The card with the repository's name in it, and the licence of what the artifact was made from."""
-    metadata, text = read_card(path)
-    source = about.get("source")
-    if "license" not in metadata and isinstance(source, dict):
-        metadata["license"] = licence_of(str(source.get("id")), str(source.get("type")), token=token)
-    return cards.with_metadata(text.replace(PLACEHOLDER, repo_id), metadata)
+def _records(folder: Path, repo_id: str, about: Mapping[str, Any], token: str | bool | None) -> dict[str, bytes]:
+    """The card as it is published: with the repository's name, and the licence of what the artifact was made from.
+
+    An adapter's folder as PEFT writes it gets its record and, in place of PEFT's empty form, its card here.
+    """
+    from tempfile import TemporaryDirectory
+
+    found: dict[str, bytes] = {}
+    card = folder / CARD
+    with TemporaryDirectory() as scratch:
+        if not (folder / ABOUT).is_file():
+            from .ccm.saved import describe_adapter
+
+            settings = read_json(folder / "adapter_config.json")
+            base = settings.get("base_model_name_or_path")
+            known = base if isinstance(base, str) and looks_like_repo(base) else None
+            made = describe_adapter(Path(scratch), settings, about["code"], base=known, name=repo_id)
+            found[ABOUT], about = (made / ABOUT).read_bytes(), read_about(made)
+            if not card.is_file() or _PEFT_FORM in card.read_text(encoding="utf-8"):
+                card = made / CARD
+        if card.is_file():
+            metadata, text = read_card(card)
+            source = about.get("source")
+            if "license" not in metadata and isinstance(source, dict):
+                metadata["license"] = licence_of(str(source.get("id")), str(source.get("type")), token=token)
+            found[CARD] = cards.with_metadata(text.replace(PLACEHOLDER, repo_id), metadata).encode()
+    return found
 
 
 def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None) -> str | None:

@@ -126,9 +126,9 @@ def check_safetensors(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if start[:1] == b"\x80" or start[:2] == b"PK":
-            raise ValueError(f"{path} is a pickle under another name; it was not opened, and nobody should")
         if len(start) < 8 or length > MAX_HEADER or length > size - 8:
+            if start[:1] == b"\x80" or start[:2] == b"PK":
+                raise ValueError(f"{path} is a pickle under another name; it was not opened, and nobody should")
             raise ValueError(f"{path} is no safetensors file (header of {length:,} bytes in {size:,}); get it again")
         head = file.read(length)
     try:

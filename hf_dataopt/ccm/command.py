@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..push import add_push_arguments, push_options
+
+if TYPE_CHECKING:
+    from .memory import CompressedContextMemory
 
 HELP = "compress a conversation turn by turn into a small memory and answer from it (CCM)"
 EXAMPLES = [
@@ -32,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-comp-tokens", type=int, default=2, help="slots per turn (untrained memory only)")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of the answer")
+    parser.add_argument("--save", metavar="DIR", default=None, help="keep the memory in this folder")
+    add_push_arguments(parser, "the memory")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -46,23 +53,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.chat:
         turns = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
         question = {"role": "user", "content": question}
-    result = converse(model, tokenizer, turns, question, args.max_new_tokens)
-    return result | {"trained": args.adapter is not None}
+    result, memory = converse(model, tokenizer, turns, question, args.max_new_tokens)
+    result["trained"] = args.adapter is not None
+    if args.save:
+        memory.save_pretrained(args.save, adapter=args.adapter)
+        result["folder"] = args.save
+    if args.push_to_hub:
+        result["repository"] = memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args))
+    return result
 
 
 def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: int) -> tuple[Any, Any]:
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
 
     from ..demo_model import load_demo_model
     from .config import CCMConfig
+    from .saved import load_adapter
 
     base, tokenizer = load_demo_model(name)
     if adapter is not None:
-        return PeftModel.from_pretrained(base, adapter).eval(), tokenizer
+        return load_adapter(base, adapter), tokenizer
     return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval(), tokenizer
 
 
-def converse(model: Any, tokenizer: Any, turns: list[Any], question: Any, max_new_tokens: int) -> dict[str, Any]:
+def converse(
+    model: Any, tokenizer: Any, turns: list[Any], question: Any, max_new_tokens: int
+) -> tuple[dict[str, Any], CompressedContextMemory]:
     """Compress every turn, then answer from the memory.
 
     Args:
@@ -74,7 +90,7 @@ def converse(model: Any, tokenizer: Any, turns: list[Any], question: Any, max_ne
 
     Returns:
         Per turn tokens seen and bytes held, peak bytes, the answer, and the largest logit difference between this memory and
-        one parallel forward over everything.
+        one parallel forward over everything; and the memory.
     """
     from .memory import CompressedContextMemory
 
@@ -86,7 +102,7 @@ def converse(model: Any, tokenizer: Any, turns: list[Any], question: Any, max_ne
         said = turn["content"] if isinstance(turn, dict) else turn
         rows.append({"turn": said, "tokens_seen": memory.tokens_seen[0], **size})
     answer = memory.generate(question, max_new_tokens=max_new_tokens, do_sample=False)
-    return {
+    found = {
         "memory": memory.config.memory,
         "turns": rows,
         "peak_kv_bytes": memory.peak_kv_bytes,
@@ -94,6 +110,7 @@ def converse(model: Any, tokenizer: Any, turns: list[Any], question: Any, max_ne
         "answer": answer,
         "one_pass_difference": _difference(model, tokenizer, turns, question, memory),
     }
+    return found, memory
 
 
 def _difference(model: Any, tokenizer: Any, turns: list[Any], question: Any, memory: Any) -> float:
@@ -134,12 +151,16 @@ def show(result: dict[str, Any], console: Any) -> None:
             "This adapter is untrained: sizes are real, but no answer comes from the memory. Train one with "
             "examples/train_ccm_adapter.py and pass it as --adapter."
         )
+    for name in ("folder", "repository"):
+        if name in result:
+            console.print(f"{name}: {escape(str(result[name]))}")
 
 
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     """The demo's section: turns compressed by an untrained adapter, to show sizes; answers need training."""
     turns = DEMO_TURNS[:2] if args.smoke else DEMO_TURNS
     model, tokenizer = _load(args.model, None, "concat", 2)
-    result = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4) | {"trained": False}
+    result, _ = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4)
+    result["trained"] = False
     show(result, args.console)
     return result

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
+from ..artifacts import push_saved
 from .cache import MemoryCache
-from .identity import ccm_config, check_identity, check_still_active, identity
+from .identity import ccm_config, check_still_active
+from .saved import layers_of, load_memory, save_memory
 from .turns import answer_prompt, encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
-_WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
 
 
 class CompressedContextMemory:
@@ -241,45 +240,46 @@ class CompressedContextMemory:
         other._history = [list(row) for row in self._history]
         return other
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `memory.safetensors` and `memory.json`, which says what model and adapter wrote it."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None) -> None:
+        """Write the memory, which model and adapter wrote it, and a card.
+
+        Args:
+            folder: made if missing.
+            adapter: Hub name of the adapter, for the code on the card.
+        """
         tensors = {"held": self._held, "steps": self.steps, "text": self._text}
         for kind, layers in (("memory", self._layers), ("sink", self._sink)):
             for index, (keys, values) in enumerate(layers):
                 tensors |= {f"{kind}.{index}.keys": keys, f"{kind}.{index}.values": values}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path / _WEIGHTS))
-        settings = {
-            "written_by": identity(self.model),
-            "layers": len(self._layers),
-            "peak_kv_bytes": self.peak_kv_bytes,
-        }
-        settings["history"] = self._history
-        (path / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        settings = {"layers": len(self._layers), "peak_kv_bytes": self.peak_kv_bytes, "history": self._history}
+        sizes = (self.batch_size, sum(self.steps.tolist()), sum(self.tokens_seen), self.nbytes)
+        save_memory(Path(folder), "context_memory", self.model, tensors, settings, sizes, adapter)
 
     @classmethod
-    def from_pretrained(cls, model: Any, folder: str | Path, tokenizer: Any = None) -> CompressedContextMemory:
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(
+        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Any
+    ) -> CompressedContextMemory:
+        """Read what `save_pretrained` wrote, from a folder or the Hub.
+
+        Args:
+            model: with the adapter that wrote it.
+            source: folder or Hub name.
+            tokenizer: for text and messages.
+            hub: `revision`, `token`.
 
         Raises:
-            ValueError: the folder holds no memory, or one that another model or adapter wrote.
+            ValueError: no memory there, or one that another model or adapter wrote.
         """
-        path = Path(folder)
-        if not (path / _SETTINGS).is_file():
-            raise ValueError(f"{path} holds no memory ({_SETTINGS} is missing)")
-        settings = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))
         memory = cls(model, tokenizer)
-        check_identity(settings["written_by"], model, path)
-        device = memory.steps.device
-        tensors = {name: tensor.to(device) for name, tensor in load_file(str(path / _WEIGHTS)).items()}
+        tensors, settings = load_memory(model, source, "context_memory", **hub)
         memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
-        memory._history, memory.peak_kv_bytes = settings["history"], settings["peak_kv_bytes"]
-        for kind, layers in (("memory", memory._layers), ("sink", memory._sink)):
-            for index in range(settings["layers"]):
-                if f"{kind}.{index}.keys" in tensors:
-                    layers.append((tensors[f"{kind}.{index}.keys"], tensors[f"{kind}.{index}.values"]))
+        memory._history, memory.peak_kv_bytes = settings["history"], int(settings["peak_kv_bytes"])
+        memory._layers, memory._sink = layers_of(tensors, "memory"), layers_of(tensors, "sink")
         return memory
+
+    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
+        """Upload the memory in one commit; options as `artifacts.push_folder`."""
+        return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
 
     def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
         check_still_active(self.model, self.config)

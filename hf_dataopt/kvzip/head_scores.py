@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from ..artifacts import MODEL, fetch, finish, looks_like_repo, push_saved
+from ..artifact_kinds import MODEL
+from ..artifacts import fetch, finish, looks_like_repo, push_saved
 from ..safe_files import read_tensors
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._compat import text_config
-from ..artifacts import MODEL, fetch, finish
+from ..artifact_kinds import MODEL
+from ..artifacts import fetch, finish
 from ..safe_files import read_tensors
 from .attention import RaggedContext
 from .cache import KVzipCache, KVzipLayer, KVzipSlidingLayer

@@ -243,7 +243,7 @@ def test_a_memory_knows_who_wrote_it(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             CompressedContextMemory.from_pretrained(other, tmp_path)
-    with pytest.raises(ValueError, match="holds no memory"):
+    with pytest.raises(ValueError, match="neither a folder nor a Hub name"):
         CompressedContextMemory.from_pretrained(one.model, tmp_path / "elsewhere")
     one.model.add_adapter("other", CCMConfig(r=2))
     one.model.set_adapter("other")
