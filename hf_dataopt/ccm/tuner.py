@@ -63,9 +63,14 @@ class CCMModel(LoraModel):
     """
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        size = self.model.get_input_embeddings().weight.shape[0]
         if peft_config.comp_token_ids is None:
-            size = self.model.get_input_embeddings().weight.shape[0]
             peft_config.comp_token_ids = list(range(size, size + peft_config.num_comp_tokens))
+        if peft_config.comp_token_ids[0] < size:
+            raise ValueError(
+                f"this adapter was trained on {peft_config.comp_token_ids[0]} token embeddings and takes the ids after them "
+                f"for compression tokens, but the model has {size}; load it on the original base model"
+            )
         return super()._prepare_adapter_config(peft_config, model_config)
 
     def _create_and_replace(  # type: ignore[override]
@@ -217,6 +222,12 @@ class _Reader:
                 f"attention {backend!r} cannot express the memory's mask; use one of {', '.join(BACKENDS)} "
                 "(model.set_attn_implementation('sdpa'))"
             )
+        table = module.get_input_embeddings()
+        if has_comp and (table.weight.shape[0] > first or not hasattr(table, EMBEDDINGS)):
+            raise ValueError(
+                f"the embedding table was replaced or resized after the adapter was put on: ids from {first} on can no longer "
+                "stand for compression tokens; resize first"
+            )
         kwargs = {**kwargs, "input_ids": ids.masked_fill(comp >= 0, 0)}
         if memory is not None:
             mask = kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
@@ -225,7 +236,8 @@ class _Reader:
             call = Call(comp if has_comp else None, None, backend, name, memory.memory_length, rows=rows_of(comp))
         else:
             call = self._parallel(comp, kwargs, name, config, backend)
-        self._wrap_checkpointing(module)
+        if module.training and torch.is_grad_enabled():  # nothing is recomputed otherwise, and the walk costs time
+            self._wrap_checkpointing(module)
         before = set_attention(module.config, PREFIX + backend)
         self._open[-1] = (self._open[-1][0], before)
         CURRENT.set(call)

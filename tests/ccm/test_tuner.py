@@ -123,6 +123,19 @@ def test_every_way_of_loading(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"].startswith("CCM")
 
 
+def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    model = adapted()
+    batch = batch_for(model)
+    model.save_pretrained(tmp_path)
+    larger = tiny_model("llama")
+    larger.resize_token_embeddings(270)
+    with pytest.raises(ValueError, match="trained on 264 token embeddings.*has 270"):
+        PeftModel.from_pretrained(larger, tmp_path)
+    model.get_base_model().resize_token_embeddings(270)
+    with pytest.raises(ValueError, match="ids from 264 on"):
+        model(**batch)
+
+
 def test_a_copy_is_independent() -> None:
     model = adapted()
     batch = batch_for(model)
