@@ -53,7 +53,7 @@ def tiny_model(data: Dataset) -> tuple[Any, Any]:
     ids = torch.tensor([tokenizer("".join(row) + " <eos>")["input_ids"] for row in data["texts"]])
     labels = torch.cat([torch.full_like(ids[:, :-2], -100), ids[:, -2:]], dim=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for step in range(250):
+    for step in range(150):
         rows = slice(step * 64 % len(ids), step * 64 % len(ids) + 64)
         model(ids[rows], labels=labels[rows]).loss.backward()
         optimizer.step()
@@ -96,7 +96,7 @@ def main() -> None:
     if args.smoke:
         data = tiny_conversations(2048)
         base, tokenizer = tiny_model(data)
-        args.max_steps, args.batch_size, args.learning_rate, args.eval_rows = 200, 32, 1e-2, 16
+        args.max_steps, args.batch_size, args.learning_rate, args.eval_rows = 100, 32, 1e-2, 16
     else:
         if args.data is None:
             parser.error("--data is needed: a JSON lines file or the name of a data set")
