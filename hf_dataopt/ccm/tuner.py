@@ -373,7 +373,8 @@ class _CheckedPrompts:
 def register_peft_type() -> None:
     """Enter `CCMConfig` into PEFT's tables; PEFT's own function takes members of its enum only."""
     for table, value in zip(peft_tables(), (CCMConfig, CCMModel, "lora_"), strict=True):
-        table[CCMPeftType.CCM] = value
+        for name in CCMPeftType:
+            table[name] = value
 
 
 register_peft_type()
