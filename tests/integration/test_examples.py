@@ -22,7 +22,7 @@ def _run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["clean_dataset", "puzzlemix_trainer", "comixup_trainer"])
+@pytest.mark.parametrize("name", ["clean_dataset", "puzzlemix_trainer", "comixup_trainer", "condense_and_push"])
 def test_example(name: str, tmp_path: Path) -> None:
     assert _run(tmp_path, str(REPO / "examples" / f"{name}.py"), "--smoke").strip()
 
