@@ -2,6 +2,7 @@
 
     python examples/condense_and_push.py                          # scikit-learn digits, saved to a folder
     python examples/condense_and_push.py --repo me/digits-idc-1   # ... and pushed to the Hub
+    python examples/condense_and_push.py --smoke                  # tiny, a few seconds, offline
 
 A minute or two on one CPU core. The pushed data set is plain: anyone can load the stored images without hf_dataopt; the
 recipe that turns each into four training images is in its features.
@@ -23,10 +24,14 @@ def main() -> None:
     parser.add_argument("--repo", default=None, help="name on the Hub")
     parser.add_argument("--output-dir", default="condensed_digits", help="checkpoints, preview.png, condensed.parquet")
     parser.add_argument("--outer-iterations", type=int, default=8)
+    parser.add_argument("--smoke", action="store_true", help="one short outer iteration, one short scoring run")
     args = parser.parse_args()
 
     train, test = digits()
-    condenser = DatasetCondenser(digits_config(outer_iterations=args.outer_iterations))
+    config = digits_config(outer_iterations=args.outer_iterations)
+    if args.smoke:
+        config = digits_config(outer_iterations=1, inner_iterations=2, evaluation_epochs=20)
+    condenser = DatasetCondenser(config)
     print(condenser.estimate(train))
     condensed = condenser.condense(train, output_dir=args.output_dir)  # run it again after a kill: it goes on
 
@@ -40,7 +45,7 @@ def main() -> None:
 
     formed = loaded.map(MultiFormation.from_dataset(loaded), batched=True)
     print(f"{len(loaded)} stored images, {len(formed)} training images; preview: {args.output_dir}/preview.png")
-    for name, scores in condenser.evaluate(loaded, test, seeds=2).items():
+    for name, scores in condenser.evaluate(loaded, test, seeds=1 if args.smoke else 2).items():
         print(f"{name:10s} {scores[0].mean:.1f} % +- {scores[0].spread:.1f}")
 
 

@@ -23,7 +23,15 @@ def _run(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["clean_dataset", "puzzlemix_trainer", "comixup_trainer", "mixup_gallery", "dataset_doctor"]
+    "name",
+    [
+        "clean_dataset",
+        "puzzlemix_trainer",
+        "comixup_trainer",
+        "condense_and_push",
+        "mixup_gallery",
+        "dataset_doctor",
+    ],
 )
 def test_example(name: str, tmp_path: Path) -> None:
     assert _run(tmp_path, str(REPO / "examples" / f"{name}.py"), "--smoke").strip()
