@@ -11,14 +11,15 @@ PLACEHOLDER = "OWNER/NAME"
 MODEL = "OWNER/MODEL"
 ADAPTER = "OWNER/ADAPTER"
 
-_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
+_MODEL = """
 model = AutoModelForCausalLM.from_pretrained({model}, dtype={dtype})
 tokenizer = AutoTokenizer.from_pretrained({model})
 """
-_ADAPTED = """import hf_dataopt  # before the adapter: PEFT alone does not know this type
-from peft import PeftModel
-""" + _MODEL.replace("model = Auto", "base = Auto")
+_TRANSFORMERS = "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+# hf_dataopt before the adapter: PEFT alone does not know this type
+_ADAPTED = (
+    "import hf_dataopt\nfrom peft import PeftModel\n" + _TRANSFORMERS + _MODEL.replace("model = Auto", "base = Auto")
+)
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,10 @@ print(memory.generate({question}, max_new_tokens={new_tokens}, do_sample=False))
         "KVzip head scores",
         "model",
         ("head_scores.safetensors",),
-        _MODEL
-        + """from hf_dataopt import KVzipCache
-from hf_dataopt.kvzip.head_scores import load_head_scores
-
-scores, _ = load_head_scores({repo})
+        "from hf_dataopt import KVzipCache\nfrom hf_dataopt.kvzip.head_scores import load_head_scores\n"
+        + _TRANSFORMERS
+        + _MODEL
+        + """scores, _ = load_head_scores({repo})
 cache = KVzipCache.from_context(model, tokenizer, "Anna lives in Oslo.", keep_ratio=0.6, head_scores=scores)
 output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=16)
 print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
@@ -84,10 +84,10 @@ print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
         "compressed KVzip cache",
         "model",
         ("cache.safetensors",),
-        _MODEL
-        + """from hf_dataopt import KVzipCache
-
-cache = KVzipCache.from_pretrained({repo}, model, tokenizer)
+        "from hf_dataopt import KVzipCache\n"
+        + _TRANSFORMERS
+        + _MODEL
+        + """cache = KVzipCache.from_pretrained({repo}, model, tokenizer)
 output = model.generate(**cache.inputs("What is this about?"), max_new_tokens=32)
 print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
 """,

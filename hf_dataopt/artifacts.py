@@ -91,7 +91,7 @@ def about_of(folder: Path) -> dict[str, Any]:
     """
     if not (folder / ABOUT).is_file() and (folder / "adapter_config.json").is_file():
         settings = read_json(folder / "adapter_config.json")
-        if settings.get("peft_type") == "CCM":
+        if str(settings.get("peft_type")).startswith("CCM"):
             return {"format_version": FORMAT, "kind": "ccm_adapter", "code": adapter_code(settings)}
     return read_about(folder)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("hf-dataopt", "torch", "transformers", "datasets", "peft")
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")
+_SPECIAL = re.compile(r"([\\`*_\[\]!|~$@])")
 _LONGEST = 400
 
 
@@ -88,6 +88,7 @@ def escape(text: str) -> Ready:
         plain = f"{plain[:_LONGEST]} …"
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     plain = re.sub(r"(?i)\b(https?|ftp|mailto|javascript|data):", lambda found: f"{found[1]}&#58;", plain)
+    plain = re.sub(r"(?i)\bwww\.", "www&#46;", plain)
     return Ready(_SPECIAL.sub(r"\\\1", plain))
 
 

@@ -72,5 +72,5 @@ def show(result: dict[str, Any], console: Any) -> None:
     """Where it is."""
     from rich.markup import escape
 
-    console.print(f"{result['kind']}: {escape(result['url'])}")
-    console.print(f"hf-dataopt info {escape(result['repository'])}")
+    console.print(f"{result['kind']}: {escape(result['url'])}", soft_wrap=True)
+    console.print(f"hf-dataopt info {escape(result['repository'])}", soft_wrap=True)

@@ -8,6 +8,7 @@ Ids from the vocabulary's size on mean compression tokens; neither the tokenizer
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -364,7 +365,8 @@ class _CheckedPrompts:
                 f"generate would keep {next_sequence_length} of {input_ids.shape[1]} prompt tokens; {_ADVICE}"
             )
         inputs = self._prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-        size = self._prepare.__self__.get_input_embeddings().weight.shape[0]
+        # under KVzip's own check, if the model was prepared for such a cache too
+        size = inspect.unwrap(self._prepare).__self__.get_input_embeddings().weight.shape[0]
         if bool((input_ids >= size).any()):
             inputs.pop("position_ids", None)
         return inputs

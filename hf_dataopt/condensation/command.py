@@ -167,12 +167,13 @@ def scores_as_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
 
 def show(result: dict[str, Any], console: Any) -> None:
     """What was written, and the accuracies."""
+    from rich.markup import escape
     from rich.table import Table
 
     console.print(f"{result['images']} images of {result['classes']} classes")
     for name in ("folder", "preview", "repository"):
         if name in result:
-            console.print(f"{name}: {result[name]}")
+            console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
     if result["losses"]:
         console.print(f"matching loss {result['losses'][0]:.4g} -> {result['losses'][-1]:.4g}")
     if result.get("scores"):

@@ -206,7 +206,7 @@ def show(result: dict[str, Any], console: Any) -> None:
     console.print(table)
     for name in ("folder", "repository"):
         if name in result:
-            console.print(f"{name}: {escape(str(result[name]))}")
+            console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
 
 
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:

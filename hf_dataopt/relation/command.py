@@ -214,7 +214,7 @@ def show(result: dict[str, Any], console: Any) -> None:
         table.add_row(str(row["row"]), escape(row["label"]), escape(row["suggested"]), f"{row['score']:.3g}")
     console.print(table)
     for name, path in result["paths"].items():
-        console.print(f"{name}: {escape(str(path))}")
+        console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
 
 
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
