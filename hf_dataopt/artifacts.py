@@ -186,6 +186,21 @@ def download(
         )
 
 
+def listing(
+    repo_id: str, repo_type: str, *, revision: str | None = None, token: str | bool | None = None
+) -> dict[str, int]:
+    """Names and bytes of a repository's files; nothing is downloaded.
+
+    Raises:
+        HubError: it cannot be read.
+    """
+    from huggingface_hub import HfApi, RepoFile
+
+    with _hub_errors(f"reading {repo_id}"):
+        tree = HfApi(token=token).list_repo_tree(repo_id, repo_type=repo_type, revision=revision, recursive=True)
+        return {one.path: one.size for one in tree if isinstance(one, RepoFile)}
+
+
 def push_folder(
     folder: str | Path,
     repo_id: str,
@@ -239,18 +254,22 @@ def push_folder(
         # shards of an earlier push would be read as part of this data set
         stale = [one.rfilename for one in before.siblings or [] if one.rfilename not in contents]
         stale = [path for path in stale if path.startswith("data/") and path.endswith(".parquet")]
-        commit = api.create_commit(
-            **name,
-            operations=[
-                *(CommitOperationDelete(path_in_repo=path) for path in stale),
-                *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=what) for path, what in contents.items()),
-            ],
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=before.sha,
-        )
-    return commit.pr_url or commit.commit_url
+
+        def commit() -> Any:
+            deletions = [CommitOperationDelete(path_in_repo=path) for path in stale]
+            additions = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=what) for path, what in contents.items()]
+            # with the parent named, a commit that was made although the server said 500 is not made twice
+            return api.create_commit(
+                **name,
+                operations=[*deletions, *additions],
+                commit_message=message,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=before.sha,
+            )
+
+        made = _patiently(commit, tries=1 if create_pr else 4)
+    return made.pr_url or made.commit_url
 
 
 def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:
@@ -332,7 +351,7 @@ def _own_version() -> str | None:
 
 
 def _patiently(call: Callable[[], _Result], tries: int = 4) -> _Result:
-    """A call again after a server error; uploads and commits do so inside the Hub's client, these do not."""
+    """A call again after a server error; the Hub's client does so for uploads, but for none of these."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for left in reversed(range(tries)):

@@ -51,7 +51,7 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
         HubError: the repository cannot be read.
     """
     from .artifact_kinds import KINDS, PLACEHOLDER, usage
-    from .artifacts import CARD, about_of, download
+    from .artifacts import CARD, about_of, download, listing
     from .cards import first_block
     from .safe_files import files_of, read_card
 
@@ -63,6 +63,10 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
     kind = KINDS[about["kind"]]
     metadata, text = read_card(folder / CARD) if (folder / CARD).is_file() else ({}, "")
     code = about.get("code")
+    if local:
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
+    else:
+        files = listing(str(source), kind.repo_type, revision=revision, token=token)
     name = PLACEHOLDER if local else str(source)
     try:
         how = usage(about["kind"], name, **(code if isinstance(code, dict) else {}))
@@ -73,7 +77,7 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
         "title": kind.title,
         "repo_type": kind.repo_type,
         "format_version": about["format_version"],
-        "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)},
+        "files": files,
         "licence": metadata.get("license"),
         "source": about.get("source"),
         "facts": {key: about[key] for key in _SHOWN if isinstance(about.get(key), str | int | float)},

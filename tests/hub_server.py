@@ -73,6 +73,7 @@ class HubServer:
         self._lock = threading.RLock()
         self._failures: list[tuple[int, str]] = []
         self._stop_after: int | None = None
+        self._stop_where = ""
         self.stopped = False
         self._server: ThreadingHTTPServer | None = None
 
@@ -132,9 +133,9 @@ class HubServer:
         """Answer the next `count` requests whose path matches the pattern with an error."""
         self._failures += [(status, path)] * count
 
-    def stop_in_upload(self, after_bytes: int = 0) -> None:
+    def stop_in_upload(self, after_bytes: int = 0, path: str = "/lfs/|/commit/") -> None:
         """Read this much of the next upload (LFS file or commit), then hang up, and hang up on everything after it."""
-        self._stop_after = after_bytes
+        self._stop_after, self._stop_where = after_bytes, path
 
     def restart(self) -> None:
         """Serve again after `stop_in_upload`."""
@@ -217,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self, path: str) -> bytes:
         hub, body = self.server_hub, b""
-        upload = self.command == "PUT" or "/commit/" in path
+        upload = self.command in ("PUT", "POST") and re.search(hub._stop_where, path) and "/info/" not in path
         for part in self._chunks():
             body += part
             if upload and hub._stop_after is not None and len(body) > hub._stop_after:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,8 @@ from ..conftest import REPO
 from ..hub_server import HubServer
 
 
-@pytest.fixture(scope="session")
-def hub() -> Iterator[HubServer]:
-    """A Hub that lives as long as the tests."""
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def own_hub() -> Iterator[HubServer]:
-    """A Hub that a test may break."""
-    with HubServer() as server:
-        yield server
-
-
-def python(code: str, hub: HubServer, home: Path, *, token: str | None = "hf_dummy", **extra: str) -> dict[str, Any]:
-    """Run code in a fresh process against a Hub; it prints one JSON object as its last line."""
+def python(code: str, hub: HubServer, home: Path, *, token: str | None = "hf_dummy", **extra: str) -> Any:
+    """Run code in a fresh process against a Hub; it prints one JSON value as its last line."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {**hub.env(token), "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **extra}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=home, env=env)
@@ -39,14 +26,29 @@ def python(code: str, hub: HubServer, home: Path, *, token: str | None = "hf_dum
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def digest_code() -> str:
-    """Source of `digest`, a hash of tensors, arrays and bytes, shared by the two processes."""
-    return """
-import hashlib, json, torch, numpy as np
-def digest(*values):
-    found = hashlib.sha256()
-    for value in values:
-        value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        found.update(str((value.dtype, value.shape)).encode() + np.ascontiguousarray(value).tobytes())
-    return found.hexdigest()
-"""
+@dataclass(frozen=True)
+class Published:
+    """A Hub that holds one artifact of each kind, and what the two processes found in them."""
+
+    hub: HubServer
+    pushed: dict[str, str]
+    loaded: dict[str, str]
+    cards: dict[str, str]
+    infos: dict[str, Any]
+
+
+# one card of each kind
+SHOWN = ["me/idc-uint8", "me/cleaned", "me/cache", "me/heads", "me/ccm", "me/plain-ccm", "me/memory", "me/stream"]
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    """Everything pushed by one process and loaded by a fresh one."""
+    with HubServer() as hub:
+        start = "import json, sys; from pathlib import Path; from tests.hub import everything as every\n"
+        push = start + "found = every.push_all(Path('.').resolve()); print(json.dumps(found))"
+        pushed = python(push, hub, tmp_path_factory.mktemp("writer"))
+        load = start + f"names = {SHOWN!r}; infos = every.infos(names); found = every.load_all()\n"
+        load += "print(json.dumps([infos, found, every.run_cards(names)]))"
+        infos, loaded, cards = python(load, hub, tmp_path_factory.mktemp("reader"))
+        yield Published(hub, pushed, loaded, cards, infos)

@@ -82,7 +82,7 @@ def cache_logits(model: Any, cache: Any) -> str:
 
 def push_all(folder: Path) -> dict[str, str]:
     """Push one artifact of every kind; returns what they hold."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, metadata_update
 
     from hf_dataopt import CompressedContextMemory, KVzipCache, StreamingContextMemory
     from hf_dataopt.ccm.saved import push_adapter
@@ -112,9 +112,10 @@ def push_all(folder: Path) -> dict[str, str]:
     probs = np.full((80, 3), 0.1, np.float32)
     probs[np.arange(80), np.asarray(table["label"][:])] = 0.8
     table = table.add_column("features", list(features)).add_column("probs", list(probs))  # type: ignore[call-arg]
-    table.save_to_disk(folder / "table")
+    table.push_to_hub("me/source")
+    metadata_update("me/source", {"license": "odc-by"}, repo_type="dataset")
     out = folder / "cleaned"
-    call = ["clean", str(folder / "table"), "--out", str(out), "--rows", "3", "--noise-rate", "0.05"]
+    call = ["clean", "me/source", "--out", str(out), "--rows", "3", "--noise-rate", "0.05"]
     assert main([*call, "--push-to-hub", "me/cleaned", "--commit-message", "Four rows less"]) == 0
     found["cleaned"] = rows_digest(read_parquet(out))
 
@@ -181,3 +182,34 @@ def load_all() -> dict[str, str]:
     other = load_adapter(again, "me/plain-ccm")
     assert found["adapter"] == digest(*[weight for name, weight in other.named_parameters() if ".lora_" in name])
     return found
+
+
+def run_cards(names: list[str]) -> dict[str, str]:
+    """What the first code block of each repository's card prints, as written."""
+    import contextlib
+    import io
+
+    from huggingface_hub import hf_hub_download
+
+    from hf_dataopt.cards import first_block
+
+    found = {}
+    for name in names:
+        kind = "dataset" if name.startswith("me/idc") or name == "me/cleaned" else "model"
+        text = Path(hf_hub_download(name, "README.md", repo_type=kind)).read_text(encoding="utf-8")
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(first_block(text), name, "exec"), {})
+        found[name] = said.getvalue()
+    return found
+
+
+def infos(names: list[str]) -> dict[str, Any]:
+    """`describe` of every repository, and how many bytes that took."""
+    import os
+
+    from hf_dataopt.info import describe
+
+    found = {name: describe(name) for name in names}
+    blobs = [path for path in Path(os.environ["HF_HOME"]).rglob("blobs/*")]
+    return found | {"bytes": sum(path.stat().st_size for path in blobs)}
