@@ -211,5 +211,5 @@ def infos(names: list[str]) -> dict[str, Any]:
     from hf_dataopt.info import describe
 
     found = {name: describe(name) for name in names}
-    blobs = Path(os.environ["HF_HOME"]).rglob("blobs/*")
+    blobs = list(Path(os.environ["HF_HOME"]).rglob("blobs/*"))
     return found | {"bytes": sum(path.stat().st_size for path in blobs)}

@@ -57,14 +57,10 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
         lambda: (push_folder(folder / "first", "me/scores"), load_head_scores("me/scores", revision="v9")),
     )
     hub_first = hub.files("model", "me/scores")
-    for kind, where in {
-        "500 on create": "repos/create",
-        "500 on preupload": "preupload",
-        "500 on commit": "/commit/",
-    }.items():
-        hub.fail_next(2, where)
-        name = f"me/{where.strip('/').split('/')[-1]}"
-        attempt(kind, functools.partial(push_folder, folder / "first", name))
+    places = {"create": "repos/create", "preupload": "preupload", "commit": "/commit/"}
+    for number, (kind, pattern) in enumerate(places.items()):
+        hub.fail_next(2, pattern)
+        attempt(f"500 on {kind}", functools.partial(push_folder, folder / "first", f"me/new-{number}"))
     hub.fail_next(2, "info/lfs")
     attempt("500 on lfs", lambda: push_folder(folder / "second", "me/lfs"))
     hub.fail_next(2, "/api/models/me/scores")
@@ -73,13 +69,14 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
     attempt("500 for ever", lambda: push_folder(folder / "second", "me/scores"))
     found["500 for ever"]["holds"] = holds()
     hub._failures.clear()
-    for name, where in {
+    stops: dict[str, tuple[Any, ...]] = {
         "stopped at once": (0,),
         "stopped in the tensors": (40,),
         "stopped in the commit": (80, "/commit/"),
-    }.items():
+    }
+    for name, where in stops.items():
         hub.lfs.clear()
-        hub.stop_in_upload(*where)  # type: ignore[arg-type]
+        hub.stop_in_upload(*where)
         attempt(name, lambda: push_folder(folder / "second", "me/scores"))
         found[name] |= {"holds": holds(), "stopped": hub.stopped}
         hub.restart()
