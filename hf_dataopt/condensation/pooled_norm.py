@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+loops: Any
+try:
+    from . import pooled_norm_compiled as loops
+except (ImportError, RuntimeError):  # numba is optional; it refuses to load where it has no folder to cache in
+    loops = None
+
+# the compiled loops use one thread; with more than this, PyTorch's own passes are quicker
+_FEW_THREADS = 4
 
 
 def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1e-5) -> Tensor:
@@ -27,7 +37,9 @@ def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1
     Source: the block of ConvNet-3 (section 6.5).
     Cost: backward two sums and three passes, second backward three sums and five passes over `images`.
     """
-    result: Tensor = _PooledNorm.apply(images, weight, bias, epsilon)
+    compiled = loops is not None and images.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+    function = _CompiledNorm if compiled else _PooledNorm
+    result: Tensor = function.apply(images, weight, bias, epsilon)
     return result
 
 
@@ -64,6 +76,60 @@ def _mean(a: Tensor) -> Tensor:
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Mean over the pixels of a product, (n, C, 1, 1)."""
     return torch.linalg.vecdot(a.flatten(2), b.flatten(2))[..., None, None] / (a.shape[2] * a.shape[3])
+
+
+def _planes(*tensors: Tensor) -> list[Any]:
+    """(n, C, ...) tensors as arrays (n * C, ...) for the compiled loops."""
+    return [tensor.detach().contiguous().flatten(0, 1).numpy() for tensor in tensors]
+
+
+class _CompiledNorm(torch.autograd.Function):
+    """As `_PooledNorm`, in compiled loops; the ReLU's mask is computed again where it is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        images = images.contiguous()
+        n, channels, height, width = images.shape
+        out = images.new_empty(n, channels, height // 2, width // 2)
+        mean, scale = images.new_empty(2, n, channels).unbind()
+        own = (weight.detach().numpy(), bias.detach().numpy(), np.full(1, epsilon, images.detach().numpy().dtype))
+        loops.forward(*_planes(images), *own, *_planes(out, mean, scale))
+        ctx.save_for_backward(images, weight, bias, mean, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, bias, mean, scale = ctx.saved_tensors
+        if torch.is_grad_enabled() and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            with torch.no_grad():
+                parts = (scale * weight)[..., None, None]
+                shown = ((images - mean[..., None, None]) * parts + bias.view(1, -1, 1, 1) > 0).to(images.dtype)
+            return _plain_slopes(slope, images, weight, shown, _pairs(images.shape[3], images), scale)
+        found, level, along = _CompiledSlope.apply(slope, images, weight, bias, mean, scale)
+        area = images.shape[2] * images.shape[3]
+        return found, along.sum(0) * area, level.sum(0) * area, None
+
+
+class _CompiledSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, slope: Tensor, images: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out, (level, along) = torch.empty_like(images), torch.empty_like(mean).new_empty(2, *mean.shape).unbind()
+        own = (weight.detach().numpy(), bias.detach().numpy())
+        loops.slope(*_planes(slope, images), *own, *_planes(mean, scale, out, level, along))
+        ctx.save_for_backward(slope, images, weight, bias, mean, scale, level, along)
+        ctx.mark_non_differentiable(level, along)
+        return out, level, along
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, seen: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        slope, images, weight, bias, *numbers = ctx.saved_tensors
+        by_slope, by_images = (torch.empty_like(one, memory_format=torch.contiguous_format) for one in (slope, images))
+        own = (weight.detach().numpy(), bias.detach().numpy())
+        loops.second(*_planes(seen, slope, images), *own, *_planes(*numbers, by_slope, by_images))
+        return by_slope, by_images, None, None, None, None
 
 
 class _PooledNorm(torch.autograd.Function):

@@ -1,7 +1,8 @@
-"""A PNG grid of condensed images: one row per class."""
+"""A PNG grid of condensed images: one row per class, several classes side by side where each has few images."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ _MOST = 10
 
 
 def preview(images: Tensor, per_class: int) -> Any:
-    """A PIL image with the first elements of each class, one row per class, 2 pixels apart.
+    """A PIL image with the first elements of each class, 2 pixels apart, classes in reading order.
 
     Args:
         images: (classes, images_per_class, C, H, W) or (n, C, H, W) class by class, stored values.
@@ -32,11 +33,13 @@ def preview(images: Tensor, per_class: int) -> Any:
     if images.shape[2] not in (1, 3):
         images = images.mean(2, keepdim=True)
     classes, count, channels, height, width = images.shape
-    sheet = torch.ones(channels, classes * (height + 2) - 2, count * (width + 2) - 2)
-    for row in range(classes):
-        for column in range(count):
-            top, left = row * (height + 2), column * (width + 2)
-            sheet[:, top : top + height, left : left + width] = images[row, column]
+    beside = max(1, math.isqrt(classes // count))  # classes in a row of the sheet
+    rows, columns = -(-classes // beside), beside * count
+    sheet = torch.ones(channels, rows * (height + 2) - 2, columns * (width + 2) - 2)
+    for place, image in enumerate(images.flatten(0, 1)):
+        label, element = divmod(place, count)
+        top, left = label // beside * (height + 2), (label % beside * count + element) * (width + 2)
+        sheet[:, top : top + height, left : left + width] = image
     pixels = (sheet * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     zoom = max(1, 512 // max(picture.size))

@@ -132,6 +132,11 @@ def test_colour_images_and_the_preview(tmp_path: Path) -> None:
     assert condensed[0]["image"].mode == "RGB"
     sheet = preview(stack(condensed["image"][:]), 2)
     assert sheet.mode == "RGB" and sheet.height > sheet.width
+    several = preview(torch.arange(10.0)[:, None, None, None].expand(10, 1, 6, 5) / 10, 1)
+    zoom = several.width // (3 * 7 - 2)
+    assert several.size == ((3 * 7 - 2) * zoom, (4 * 8 - 2) * zoom)  # ten classes of one image: four rows of three
+    cell = np.asarray(several)[8 * zoom, 7 * zoom]  # second row, second column
+    assert cell == round(0.4 * 255)
 
 
 def test_evaluation_ranks_and_repeats(train: Dataset, test_split: Dataset) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dataopt.condensation import pooled_norm as module
 from hf_dataopt.condensation.class_gradients import ClassGradients
 from hf_dataopt.condensation.pooled_norm import pooled_norm
 
@@ -21,7 +22,14 @@ def plain(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 5), (4, 9), (2, 2)])
 @pytest.mark.parametrize("trained", [False, True])
-def test_pooled_norm_equals_pytorchs_layers_twice_differentiated(size: tuple[int, int], trained: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pooled_norm_equals_pytorchs_layers_twice_differentiated(
+    size: tuple[int, int], trained: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(module, "loops", None)
     own = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> Tensor:
@@ -40,6 +48,16 @@ def test_pooled_norm_equals_pytorchs_layers_twice_differentiated(size: tuple[int
         found.append([out, *simple, *slopes, *twice])
     for expected, value in zip(*found, strict=True):
         torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pooled_norm_shows_nan(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(module, "loops", None)
+    images = torch.zeros(2, 1, 4, 4)
+    images[1, 0, 0, 0] = torch.nan
+    out = pooled_norm(images, torch.ones(1), torch.ones(1))
+    assert bool(out[1].isnan().any()) and bool((out[0] == 1).all())
 
 
 @pytest.mark.parametrize(
