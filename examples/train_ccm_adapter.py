@@ -21,6 +21,7 @@ from peft import PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
+from hf_dataopt.ccm.saved import push_adapter
 from hf_dataopt.demo_model import load_demo_model
 
 FACTS = {"name": "ada bob cyd dan eve fay", "city": "oslo rome lima bern kyiv riga", "pet": "cat dog owl bee fox ant"}
@@ -132,8 +133,7 @@ def main() -> None:
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     if args.push_to_hub:
-        model.push_to_hub(args.push_to_hub)
-        tokenizer.push_to_hub(args.push_to_hub)
+        print(push_adapter(model, args.push_to_hub))  # with a card, in one commit
     model = PeftModel.from_pretrained(model.unload(), args.output)  # what a reader does, after `import hf_dataopt`
     memory = CompressedContextMemory(model, tokenizer)
     turns = data["test"][0].get("messages") or data["test"][0]["texts"]

@@ -3,6 +3,7 @@
 Clients reach it with `HF_ENDPOINT`, set before `huggingface_hub` is imported, and `HF_HUB_DISABLE_XET=1` (it offers no Xet
 storage). LFS files are served from another host name (`localhost`): a client follows redirects to the same host on HEAD and
 would then miss `X-Repo-Commit`. Switches: `fail_next` (answer errors) and `stop_in_upload` (break off for good in mid-upload).
+`python tests/hub_server.py 8000` serves one to try things on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -64,7 +66,8 @@ class Repo:
 class HubServer:
     """The server; use as a context manager. `repos[("dataset", "me/x")].branches["main"][-1].files` is what it holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        self._port = port
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []
@@ -83,7 +86,7 @@ class HubServer:
         class Handler(_Handler):
             server_hub = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
@@ -468,3 +471,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _git_oid(body: bytes) -> str:
     return _sha1(b"blob %d\x00" % len(body) + body)
+
+
+if __name__ == "__main__":
+    with HubServer(int(sys.argv[1]) if len(sys.argv) > 1 else 8000) as server:
+        print("export " + " ".join(f"{name}={value}" for name, value in server.env().items()), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()

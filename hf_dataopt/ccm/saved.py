@@ -56,7 +56,7 @@ def save_memory(
             "dtype": str(base.dtype).removeprefix("torch."),
             "adapter": adapter or ADAPTER,
         },
-        name="Compressed context memory",
+        name="Streaming context memory" if kind == "streaming_memory" else "Compressed context memory",
         base=hub_name(base) or "a model of its author's",
         users=users,
         steps=steps,

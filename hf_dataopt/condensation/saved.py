@@ -56,8 +56,10 @@ def save_condensed(
     plain = condensed.with_format(None)[:]
     labels = torch.tensor(plain[recipe["label_column"]])
     names = condensed.features[recipe["label_column"]].names
-    order = torch.argsort(labels, stable=True)
-    save_preview(stack(plain[recipe["column"]])[order], folder / "preview.png", len(condensed) // len(names))
+    found = [rows for rows in ((labels == label).nonzero()[:, 0] for label in range(len(names))) if len(rows)]
+    per_class = min(map(len, found))
+    shown = torch.cat([rows[:per_class] for rows in found])
+    save_preview(stack(plain[recipe["column"]])[shown], folder / "preview.png", per_class)
     settings = config.to_json_string() if config is not None else "{}"
     return finish(
         folder,

@@ -37,8 +37,19 @@ class Published:
     infos: dict[str, Any]
 
 
-# one card of each kind
-SHOWN = ["me/idc-uint8", "me/cleaned", "me/cache", "me/heads", "me/ccm", "me/plain-ccm", "me/memory", "me/stream"]
+# one card of each kind, and those that `--push-to-hub` wrote
+SHELL = ["me/shell-cache", "me/shell-memory", "me/shell-idc"]
+SHOWN = [
+    "me/idc-uint8",
+    "me/cleaned",
+    "me/cache",
+    "me/heads",
+    "me/ccm",
+    "me/plain-ccm",
+    "me/memory",
+    "me/stream",
+    *SHELL,
+]
 
 
 @pytest.fixture(scope="session")

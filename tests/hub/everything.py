@@ -142,6 +142,39 @@ def push_all(folder: Path) -> dict[str, str]:
     stream.feed(STREAM)
     stream.push_to_hub("me/stream", adapter="me/ccm")
     found["stream"] = digest(stream.feed(STREAM[:30]))
+
+    (folder / "context.txt").write_text(CONTEXT)
+    few = ["--max-new-tokens", "2", "--json"]
+    asked = ["kvzip", "--model", BASE, "--context", str(folder / "context.txt"), "--question", QUESTION, *few]
+    assert main([*asked, "--push-to-hub", "me/shell-cache", "--private"]) == 0
+    talk = ["ccm", "--model", BASE, "--adapter", "me/ccm", "--turn", TURNS[0], "--question", QUESTION, *few]
+    assert main([*talk, "--push-to-hub", "me/shell-memory"]) == 0
+    small = [
+        "--width",
+        "4",
+        "--depth",
+        "2",
+        "--outer-iterations",
+        "1",
+        "--inner-iterations",
+        "1",
+        "--images-per-class",
+        "1",
+    ]
+    small += [
+        "--network-images",
+        "16",
+        "--evaluation-epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--evaluate",
+        "--test",
+        "me/source-test",
+    ]
+    as_dataset(*synthetic_images(30, seed=1)).push_to_hub("me/source-test", split="test")
+    condense = ["condense", "me/source", "--output-dir", str(folder / "run"), *small, "--json"]
+    assert main([*condense, "--push-to-hub", "me/shell-idc"]) == 0
     return found
 
 
@@ -195,7 +228,7 @@ def run_cards(names: list[str]) -> dict[str, str]:
 
     found = {}
     for name in names:
-        kind = "dataset" if name.startswith("me/idc") or name == "me/cleaned" else "model"
+        kind = "dataset" if "idc" in name or name == "me/cleaned" else "model"
         text = Path(hf_hub_download(name, "README.md", repo_type=kind)).read_text(encoding="utf-8")
         said = io.StringIO()
         with contextlib.redirect_stdout(said):

@@ -95,6 +95,17 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
     push_folder(folder / "first", "me/secret")
     attempt("private, no token", lambda: load_head_scores("me/secret", token=False))
     attempt("private, token", lambda: load_head_scores("me/secret") and "fine")
+    record = (folder / "first" / "hf_dataopt.json").read_bytes()
+    for number, name in enumerate(("../../evil.json", "/etc/evil.json", "a/../../evil.json", "..\\evil.json")):
+        hub.add("model", f"me/evil-{number}", {"hf_dataopt.json": record, name: b"{}"})
+        attempt(f"climbs {number}", functools.partial(load_head_scores, f"me/evil-{number}"))
+    found["asked for evil"] = [one for one in hub.requests if "evil.json" in one]
+    tensors = (folder / "first" / "head_scores.safetensors").read_bytes()
+    hub.add(
+        "model", "me/mixed", {"hf_dataopt.json": record, "head_scores.safetensors": tensors, "model.bin": b"\x80\x04"}
+    )
+    attempt("pickle in the repository", lambda: load_head_scores("me/mixed") and "fine")
+    found["asked for pickles"] = [one for one in hub.requests if ".bin" in one]
     attempt("shell", lambda: cli(["push", str(folder / "first"), "me/shell", "--private", "--json"]))
     attempt("shell, no artifact", lambda: cli(["push", str(folder), "me/shell"]))
     found["unknown"] = hub.unknown

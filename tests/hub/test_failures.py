@@ -70,3 +70,14 @@ def test_branches_and_pull_requests(found: dict[str, Any]) -> None:
 def test_the_shell(found: dict[str, Any]) -> None:
     assert found["shell"]["result"] == 0 and found["shell, no artifact"]["result"] == 1
     assert found["unknown"] == []
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_names_in_a_repository_that_lead_elsewhere(found: dict[str, Any], number: int) -> None:
+    assert found[f"climbs {number}"]["error"] == "ValueError"
+    assert "no plain relative path" in found[f"climbs {number}"]["message"]
+    assert found["asked for evil"] == []
+
+
+def test_pickles_are_not_even_downloaded(found: dict[str, Any]) -> None:
+    assert found["pickle in the repository"]["result"] == "fine" and found["asked for pickles"] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from hf_dataopt.artifact_kinds import KINDS
@@ -25,13 +27,12 @@ def test_nothing_was_forgotten(published: Published) -> None:
 
 
 def test_every_push_is_one_commit(published: Published) -> None:
-    ours = [f"me/{name}" for name in (*DATASETS, "cache", "heads", "ccm", "plain-ccm", "memory", "stream")]
     for (kind, name), repo in published.hub.repos.items():
-        if name in ours:
+        if name in SHOWN or name.removeprefix("me/") in DATASETS:
             assert len(repo.branches["main"]) == 2, published.hub.commits(kind, name)
     assert published.hub.commits("dataset", "me/cleaned")[-1] == "Four rows less"
     private = {name for (_, name), repo in published.hub.repos.items() if repo.private}
-    assert private == {"me/idc-float16"}
+    assert private == {"me/idc-float16", "me/shell-cache"}
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -60,7 +61,7 @@ def test_metadata_is_what_the_hub_reads(published: Published, name: str) -> None
 
 def test_licences_are_inherited_or_left_out(published: Published) -> None:
     licences = {name: published.infos[name]["licence"] for name in SHOWN}
-    assert licences["me/cleaned"] == "odc-by"  # of its source data
+    assert licences["me/cleaned"] == licences["me/shell-idc"] == "odc-by"  # of their source data
     assert licences["me/ccm"] == licences["me/plain-ccm"] == licences["me/heads"] == "cc-by-sa-4.0"  # of the base model
     assert licences["me/idc-uint8"] is licences["me/cache"] is licences["me/memory"] is None  # nobody said
 
@@ -72,6 +73,14 @@ def test_info_tells_what_it_is_and_how_to_use_it(published: Published) -> None:
     assert published.infos["me/cache"]["facts"]["bytes"] < published.infos["me/cache"]["facts"]["full_bytes"]
     assert published.infos["me/cache"]["files"]["cache.safetensors"] > 40_000
     assert published.infos["bytes"] < 60_000  # records and cards, nothing heavy
+
+
+def test_measured_figures_are_on_the_card_with_seed_hardware_and_versions(published: Published) -> None:
+    card = published.hub.files("dataset", "me/shell-idc")["README.md"].decode()
+    assert re.search(r"^\| condensed \| convnet \| 12 \| 1 \| [\d.]+ \| [\d.]+ \| 1 \|$", card, re.MULTILINE), card
+    assert re.search(r"^\| random \| convnet \| 3 \|", card, re.MULTILINE)  # the baseline
+    assert all(word in card for word in ("Hardware: ", "Seed 0", "torch "))
+    assert "Nothing was measured" in published.hub.files("dataset", "me/idc-uint8")["README.md"].decode()
 
 
 def test_no_file_names_a_path_of_this_machine(published: Published) -> None:
