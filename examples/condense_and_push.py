@@ -13,16 +13,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 
 from hf_dataopt import DatasetCondenser, MultiFormation
-from hf_dataopt.condensation.command import digits, digits_config
+from hf_dataopt.artifacts import push_folder
+from hf_dataopt.condensation.command import digits, digits_config, scores_as_rows
+from hf_dataopt.condensation.saved import load_condensed, save_condensed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repo", default=None, help="name on the Hub")
-    parser.add_argument("--output-dir", default="condensed_digits", help="checkpoints, preview.png, condensed.parquet")
+    parser.add_argument("--output-dir", default="condensed_digits", help="checkpoints, preview.png, artifact/")
     parser.add_argument("--outer-iterations", type=int, default=8)
     parser.add_argument("--smoke", action="store_true", help="one short outer iteration, one short scoring run")
     args = parser.parse_args()
@@ -35,18 +37,26 @@ def main() -> None:
     print(condenser.estimate(train))
     condensed = condenser.condense(train, output_dir=args.output_dir)  # run it again after a kill: it goes on
 
+    scores = condenser.evaluate(condensed, test, seeds=1 if args.smoke else 2)
+    for name, (first, *_) in scores.items():
+        print(f"{name:10s} {first.mean:.1f} % +- {first.spread:.1f}")
+
+    # data, preview and a card with these scores: one folder, and one commit
+    folder = save_condensed(
+        condensed,
+        Path(args.output_dir) / "artifact",
+        config=condenser.config,
+        scores=scores_as_rows(scores),
+        name=args.repo,
+    )
     if args.repo:
-        condensed.push_to_hub(args.repo)
+        print(push_folder(folder, args.repo))
         loaded = load_dataset(args.repo, split="train")
     else:
-        path = Path(args.output_dir) / "condensed.parquet"
-        condensed.to_parquet(path)
-        loaded = Dataset.from_parquet(str(path))
+        loaded = load_condensed(folder)
 
     formed = loaded.map(MultiFormation.from_dataset(loaded), batched=True)
-    print(f"{len(loaded)} stored images, {len(formed)} training images; preview: {args.output_dir}/preview.png")
-    for name, scores in condenser.evaluate(loaded, test, seeds=1 if args.smoke else 2).items():
-        print(f"{name:10s} {scores[0].mean:.1f} % +- {scores[0].spread:.1f}")
+    print(f"{len(loaded)} stored images, {len(formed)} training images; card and preview: {folder}")
 
 
 if __name__ == "__main__":

@@ -84,3 +84,24 @@ def layer_kinds(config: Any) -> list[str]:
 
     names: dict[type, str] = {DynamicLayer: "full", DynamicSlidingWindowLayer: "sliding"}
     return [names.get(type(layer), "other") for layer in DynamicCache(config=config).layers]
+
+
+def lora_classes() -> tuple[Any, Any, Any]:
+    """PEFT's LoRA linear layer, its base class, and the base of variants, which PEFT itself keeps in a submodule."""
+    from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
+
+    return Linear, LoraLayer, LoraVariant
+
+
+def peft_tables() -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]:
+    """PEFT's tables from adapter type to config, tuner and parameter prefix.
+
+    `peft.utils.register_peft_method` is the public way, but it takes members of PEFT's own enum only.
+    """
+    from peft import mapping
+
+    return (
+        mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
+        mapping.PEFT_TYPE_TO_TUNER_MAPPING,
+        mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
+    )

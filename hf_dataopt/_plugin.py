@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
@@ -21,7 +21,7 @@ def _register() -> None:
 
 
 class _AfterPeft(MetaPathFinder):
-    """Finds `peft` as Python would, and registers our type behind its import; takes itself away first."""
+    """Finds `peft` as Python would, and registers our type behind its import; stays until that has happened."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -29,14 +29,17 @@ class _AfterPeft(MetaPathFinder):
         """The ordinary spec of `peft` with one more step after execution; None for all other modules."""
         if fullname != "peft":
             return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path, target)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             _register()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
@@ -47,5 +50,5 @@ def install() -> None:
     """Register now if peft is there, else once it comes."""
     if hasattr(sys.modules.get("peft"), "PeftModel"):
         _register()
-    elif "peft" not in sys.modules:
+    elif "peft" not in sys.modules and not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterPeft())

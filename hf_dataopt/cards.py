@@ -1,12 +1,28 @@
-"""Dataset and model cards: one template per kind of artifact, filled with what was measured and nothing else."""
+"""Dataset and model cards: one template per kind of artifact, filled with what was measured and nothing else.
+
+Every value is escaped as it enters a template: a label or a name may come from anybody. A value inside a code block or a
+code span goes through the filter of that name.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("hf-dataopt", "torch", "transformers", "datasets")
+_PACKAGES = ("hf-dataopt", "torch", "transformers", "datasets", "peft")
+_SPECIAL = re.compile(r"([\\`*_\[\]!|~$@])")
+_LONGEST = 400
+
+
+class Ready(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
 
 
 def template(name: str) -> str:
@@ -23,13 +39,13 @@ def template(name: str) -> str:
     raise ValueError(f"there is no card template {name!r}")
 
 
-def render(card: str, metadata: dict[str, Any], /, **values: Any) -> str:
+def render(card: str, metadata: Mapping[str, Any], /, **values: Any) -> str:
     """A card.
 
     Args:
         card: name of the template.
         metadata: the YAML block that the Hub reads; entries that are None are left out (a licence is never guessed).
-        **values: what the template asks for; a missing one is an error.
+        **values: what the template asks for, escaped as it enters; a missing one is an error.
 
     Returns:
         Markdown with a YAML block.
@@ -39,13 +55,62 @@ def render(card: str, metadata: dict[str, Any], /, **values: Any) -> str:
         jinja2.UndefinedError: a value is missing.
     """
     import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_enter,
+    )
+    environment.filters |= {"code": code, "block": block}
+    known = {"versions": versions(), "hardware": hardware()}
+    text = environment.from_string(template(card)).render(**{**known, **values})
+    return with_metadata(text, metadata)
+
+
+def with_metadata(text: str, metadata: Mapping[str, Any]) -> str:
+    """A card's text (without a YAML block) behind its metadata."""
     import yaml
 
-    block = yaml.safe_dump({k: v for k, v in metadata.items() if v is not None}, sort_keys=False).strip()
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(template(card)).render(metadata=block, versions=versions(), **values)
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip()}\n---\n\n{text.lstrip()}"
+
+
+def _enter(value: Any) -> Any:
+    return value if isinstance(value, Ready) else escape(str(value))
+
+
+def escape(text: str) -> Ready:
+    """Text as it is, in Markdown and HTML: no tags, links, images, tables or new lines; cut after 400 characters."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(plain) > _LONGEST:
+        plain = f"{plain[:_LONGEST]} …"
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = re.sub(r"(?i)\b(https?|ftp|mailto|javascript|data):", lambda found: f"{found[1]}&#58;", plain)
+    plain = re.sub(r"(?i)\bwww\.", "www&#46;", plain)
+    return Ready(_SPECIAL.sub(r"\\\1", plain))
+
+
+def code(text: Any) -> Ready:
+    """A code span that its content cannot leave."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())[:_LONGEST].replace("|", "¦")
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    pad = " " if "`" in plain else ""
+    return Ready(f"{ticks}{pad}{plain}{pad}{ticks}" if plain else "")
+
+
+def block(text: Any, language: str = "") -> Ready:
+    """A code block that its content cannot leave."""
+    plain = str(text).replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    return Ready(f"{fence}{language}\n{plain}\n{fence}")
+
+
+def first_block(text: str) -> str:
+    """The first Python block of a card, empty where there is none."""
+    found = re.search(r"^(`{3,})python\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
+    return found[2] if found else ""
 
 
 def versions() -> str:
@@ -57,3 +122,14 @@ def versions() -> str:
         except PackageNotFoundError:
             continue
     return ", ".join(found)
+
+
+def hardware() -> str:
+    """Processor, cores, and the GPU if torch was used on one."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() and torch.cuda.is_initialized() else ""
+    return f"{name or platform.processor() or platform.machine()}, {os.cpu_count()} cores{gpu}"

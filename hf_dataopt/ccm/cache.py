@@ -16,11 +16,15 @@ class MemoryCache(DynamicCache):
     Args:
         layers: per layer keys and values (B, KV heads, M, d), after RoPE; empty for an empty memory.
         full: every user holds every slot, so that a call without a mask is right.
+        starts: (B,) int64, position of each user's first token behind the memory: whatever `generate` makes of the mask,
+            tokens stand where they stood in training. None: the caller's positions hold.
     """
 
-    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], full: bool = True) -> None:
+    def __init__(
+        self, layers: list[tuple[torch.Tensor, torch.Tensor]], full: bool = True, starts: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.full = full
+        self.full, self.starts = full, starts
         self.memory_length = layers[0][0].shape[2] if layers else 0
         for index, (keys, values) in enumerate(layers):
             self.update(keys, values, index)
@@ -32,13 +36,26 @@ class MemoryCache(DynamicCache):
         layers: list[Any] = self.layers
         held = layers[0].keys if layers else None
         if layer_idx == 0 and held is not None and held.shape[0] != key_states.shape[0]:
-            copies, rest = divmod(key_states.shape[0], held.shape[0])
-            if rest or not copies:
-                raise ValueError(
-                    f"the memory holds {held.shape[0]} users, the call {key_states.shape[0]} rows; take memory.inputs(...)"
-                )
-            self.batch_repeat_interleave(copies)
+            self.batch_repeat_interleave(_copies(held.shape[0], key_states.shape[0]))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As transformers, positions included."""
+        super().batch_repeat_interleave(repeats)
+        self.starts = None if self.starts is None else self.starts.repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """As transformers, positions included."""
+        super().batch_select_indices(indices)
+        self.starts = None if self.starts is None else self.starts[indices.to(self.starts.device)]
+
+    def positions(self, mask: torch.Tensor, tokens: int) -> torch.Tensor | None:
+        """Positions (B, tokens) of the last tokens under a mask (B, memory + all tokens), or None."""
+        if self.starts is None:
+            return None
+        starts = self.starts.repeat_interleave(_copies(len(self.starts), mask.shape[0]))  # beams: the cache grows later
+        behind = mask[:, self.memory_length :].long().cumsum(1)[:, -tokens:]
+        return starts[:, None] + (behind - 1).clamp(min=0)
 
     def tail(self, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the last `tokens` slots, per layer."""
@@ -50,3 +67,10 @@ class MemoryCache(DynamicCache):
         """Bytes of all keys and values held."""
         layers: list[Any] = self.layers
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
+
+
+def _copies(users: int, rows: int) -> int:
+    copies, rest = divmod(rows, users)
+    if rest or not copies:
+        raise ValueError(f"the memory holds {users} users, the call {rows} rows; take memory.inputs(...)")
+    return copies

@@ -10,9 +10,10 @@ import torch
 
 from .attention import skip_positions
 from .config import CCMConfig
-from .turns import encode_turn
+from .turns import encode_answer, encode_turn
 
 logger = logging.getLogger(__name__)
+_WORKERS = 256
 
 
 class DataCollatorForCCM:
@@ -20,21 +21,22 @@ class DataCollatorForCCM:
 
     A sample is a dict with one of
     `messages` (chat; the last is O, the one before I, each earlier one a c(j)),
-    `texts` (strings in the same order), or
-    `contexts`, `input`, `output` (each text, message or ids; few-shot: `examples`, each `{"input", "output"}`, for `contexts`).
+    `texts` (strings in the same order),
+    `contexts`, `input`, `output` (each text, message or ids; `input` may be missing), or
+    `examples`, `input`, `output` (few-shot: each example is `{"input", "output"}` and a c(j)).
+    Labels are on O alone; the words with which a chat template opens the answer belong to I.
     Set `remove_unused_columns=False` in `TrainingArguments`.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`, optional): not needed for samples of ids.
         config (`CCMConfig`): of the adapter, after `get_peft_model`.
-        max_length (`int`, tokens without compression tokens, default 1024): oldest contexts of longer samples are left out.
+        max_length (`int`, tokens without compression tokens, default 1024): oldest contexts of longer samples are left out;
+            the sample's start (beginning-of-text token, template opening, attention sink) stays.
         pack (`bool`, default `False`): put several samples into one row, each with positions from 0.
 
-    Attributes:
-        cut_samples, cut_turns: how many samples lost contexts, and how many contexts.
-
     Raises:
-        ValueError: an empty batch, a sample without output, or input and output longer than `max_length`.
+        ValueError: an empty batch, a sample without output, ids outside the vocabulary, or input and output longer than
+            `max_length`.
         TypeError: a sample of another kind.
 
     Source: Algorithm 6; `max_length` of the reference code.
@@ -46,7 +48,18 @@ class DataCollatorForCCM:
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer, self.config, self.max_length, self.pack = tokenizer, config, max_length, pack
-        self.cut_samples = self.cut_turns = 0
+        # samples cut and contexts left out, a row per loader worker: only one process writes each
+        self._cut = torch.zeros(_WORKERS, 2, dtype=torch.int64).share_memory_()
+
+    @property
+    def cut_samples(self) -> int:
+        """How many samples lost contexts so far, loader workers included; a sample counts every time it is collated."""
+        return int(self._cut[:, 0].sum())
+
+    @property
+    def cut_turns(self) -> int:
+        """How many contexts were left out so far."""
+        return int(self._cut[:, 1].sum())
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate.
@@ -86,44 +99,82 @@ class DataCollatorForCCM:
     def _sample(self, feature: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         contexts, question, answer = self._parts(feature)
         turns = [encode_turn(self.tokenizer, turn, first=index == 0) for index, turn in enumerate(contexts)]
-        asked = [] if question is None else encode_turn(self.tokenizer, question, first=not turns)
-        said = encode_turn(self.tokenizer, answer, first=not turns and not asked)
-        if isinstance(answer, str) and getattr(self.tokenizer, "eos_token_id", None) is not None:
-            said = [*said, self.tokenizer.eos_token_id]
+        asked, said = self._question_and_answer(question, answer, first=not turns)
         if not said or not all(turns):
             raise ValueError("a sample needs an output and contexts that have tokens")
-        cut = 0
-        while turns and sum(map(len, turns)) + len(asked) + len(said) > self.max_length:
+        start, cut = (turns[0] if turns else asked)[:1], 0
+        while (cut and turns and _answers(contexts[cut])) or (
+            sum(map(len, turns)) + len(asked) + len(said) > self.max_length
+        ):
+            if not turns:
+                raise ValueError(
+                    f"input and output have {len(asked) + len(said)} tokens, max_length is {self.max_length}; raise it"
+                )
             turns, cut = turns[1:], cut + 1
-        if len(asked) + len(said) > self.max_length:
-            raise ValueError(
-                f"input and output have {len(asked) + len(said)} tokens, max_length is {self.max_length}; raise it"
-            )
+            if turns and not _answers(contexts[cut]):
+                turns[0] = self._begun(encode_turn(self.tokenizer, contexts[cut], first=True), start)
+            elif not turns:
+                asked, said = self._question_and_answer(question, answer, first=True)
+                asked = self._begun(asked, start) if asked else asked
         if cut:
-            self.cut_samples, self.cut_turns = self.cut_samples + 1, self.cut_turns + cut
-            logger.warning("%d of a sample's oldest contexts left out (%d so far)", cut, self.cut_turns)
+            self._count_cut(cut)
         comp = list(self.config.comp_token_ids or [])
         if self.config.memory == "gist":
             turns = [sum(turns, [])] if turns else []
+        text = [*(token for turn in turns for token in turn), *asked, *said]
+        if min(text) < 0 or max(text) >= comp[0]:
+            raise ValueError(f"ids must be in [0, {comp[0] - 1}], got {min(text)} to {max(text)}")
         ids = torch.tensor([*(token for turn in turns for token in [*turn, *comp]), *asked, *said])
         labels = ids.clone()
         labels[: len(ids) - len(said)] = -100
-        where = torch.where((ids >= comp[0]) & (ids <= comp[-1]), ids - comp[0], -1)
+        where = torch.where(ids >= comp[0], ids - comp[0], -1)
         return ids, skip_positions(where[None], torch.ones(1, len(ids), dtype=torch.bool))[0], labels
+
+    def _question_and_answer(self, question: Any, answer: Any, first: bool) -> tuple[list[int], list[int]]:
+        asked = [] if question is None else encode_turn(self.tokenizer, question, first=first)
+        opening, said = encode_answer(self.tokenizer, answer, first=first and not asked)
+        eos = getattr(self.tokenizer, "eos_token_id", None)
+        return [*asked, *opening], [*said, eos] if isinstance(answer, str) and eos is not None else said
+
+    def _begun(self, ids: list[int], start: list[int]) -> list[int]:
+        """Ids that come first now: with the sample's first token where that is a beginning-of-text token or a sink."""
+        keep = self.config.sink or start == [getattr(self.tokenizer, "bos_token_id", None)]
+        return [*start, *ids] if keep and ids[:1] != start else ids
+
+    def _count_cut(self, turns: int) -> None:
+        worker = torch.utils.data.get_worker_info()
+        row = 0 if worker is None else 1 + worker.id % (_WORKERS - 1)
+        if not self._cut[row].any():
+            logger.warning("a sample is longer than %d tokens: %d oldest contexts left out", self.max_length, turns)
+        self._cut[row] += torch.tensor([1, turns])
 
     @staticmethod
     def _parts(feature: dict[str, Any]) -> tuple[list[Any], Any, Any]:
         """Contexts, input (None if there is none) and output of one sample."""
         if not isinstance(feature, dict):
             raise TypeError(f"a sample must be a dict, got {type(feature).__name__}")
+        kinds = [name for name in ("messages", "texts", "contexts", "examples") if feature.get(name) is not None]
+        if len(kinds) > 1:
+            raise ValueError(f"a sample has one of messages, texts, contexts, examples; got {kinds}")
         turns = feature.get("messages") or feature.get("texts")
         if turns:
             if len(turns) < 2:
                 raise ValueError("a conversation needs at least two turns")
             return list(turns[:-2]), turns[-2], turns[-1]
         if "output" not in feature:
-            raise TypeError(f"a sample needs messages, texts, or contexts/examples with output; got {sorted(feature)}")
-        contexts = feature.get("contexts")
-        if contexts is None:
-            contexts = [f"{example['input']} {example['output']}\n" for example in feature.get("examples", [])]
-        return list(contexts), feature.get("input"), feature["output"]
+            raise TypeError(
+                f"a sample needs messages, texts, or contexts/examples with output; got {sorted(feature)} "
+                "(with a Trainer, set remove_unused_columns=False)"
+            )
+        if feature.get("examples") is None:
+            return list(feature.get("contexts") or []), feature.get("input"), feature["output"]
+        examples = [*feature["examples"], feature]
+        if not all(isinstance(e, dict) and isinstance(e.get(k), str) for e in examples for k in ("input", "output")):
+            raise TypeError("few-shot examples, and what follows them, need 'input' and 'output' as text")
+        contexts = [f"{example['input']} {example['output']}\n" for example in feature["examples"]]
+        return contexts, feature["input"], f" {feature['output']}"
+
+
+def _answers(turn: Any) -> bool:
+    """Whether a turn cannot open a conversation: chat templates want a user or system message first."""
+    return isinstance(turn, dict) and turn.get("role") == "assistant"

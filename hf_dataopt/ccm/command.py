@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..push import add_push_arguments, push_options
+
+if TYPE_CHECKING:
+    from .memory import CompressedContextMemory
 
 HELP = "compress a conversation turn by turn into a small memory and answer from it (CCM)"
 EXAMPLES = [
     "hf-dataopt ccm --adapter me/chat-ccm --model meta-llama/Llama-3.2-1B --turn 'My cat is Otto.' --question 'Its name?'",
-    "hf-dataopt ccm --turn 'My cat is Otto.' --turn 'He is grey.' --question 'Its name?' --memory merge --json",
+    "hf-dataopt ccm --adapter me/chat-ccm --chat --turn 'My cat is Otto.' --turn 'A fine name.' --question 'Its name?' --json",
+    "hf-dataopt ccm --turn 'My cat is Otto.' --turn 'He is grey.' --question 'Its name?' --memory merge   # sizes only",
 ]
 DEMO_TURNS = [
     "User: My name is Greta and I live in Trieste.\n",
@@ -25,11 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", default=None, help="trained CCM adapter; without one the memory is untrained")
     parser.add_argument("--turn", action="append", required=True, help="a context c(t); may be given several times")
     parser.add_argument("--question", required=True, help="asked behind the memory")
+    parser.add_argument("--chat", action="store_true", help="turns are chat messages: user, assistant, user, ...")
     parser.add_argument(
         "--memory", choices=["concat", "merge"], default="concat", help="update (untrained memory only)"
     )
     parser.add_argument("--num-comp-tokens", type=int, default=2, help="slots per turn (untrained memory only)")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of the answer")
+    parser.add_argument("--save", metavar="DIR", default=None, help="keep the memory in this folder")
+    add_push_arguments(parser, "the memory")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -39,58 +48,84 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Sizes after every turn and the answer, ready for JSON.
     """
     model, tokenizer = _load(args.model, args.adapter, args.memory, args.num_comp_tokens)
-    return converse(model, tokenizer, args.turn, args.question, args.max_new_tokens)
+    turns: list[Any] = args.turn
+    question: Any = args.question
+    if args.chat:
+        turns = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
+        question = {"role": "user", "content": question}
+    result, memory = converse(model, tokenizer, turns, question, args.max_new_tokens)
+    result["trained"] = args.adapter is not None
+    if args.save:
+        memory.save_pretrained(args.save, adapter=args.adapter)
+        result["folder"] = args.save
+    if args.push_to_hub:
+        result["repository"] = memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args))
+    return result
 
 
 def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: int) -> tuple[Any, Any]:
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
 
     from ..demo_model import load_demo_model
     from .config import CCMConfig
+    from .saved import load_adapter
 
     base, tokenizer = load_demo_model(name)
     if adapter is not None:
-        return PeftModel.from_pretrained(base, adapter).eval(), tokenizer
+        return load_adapter(base, adapter), tokenizer
     return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval(), tokenizer
 
 
-def converse(model: Any, tokenizer: Any, turns: list[str], question: str, max_new_tokens: int) -> dict[str, Any]:
+def converse(
+    model: Any, tokenizer: Any, turns: list[Any], question: Any, max_new_tokens: int
+) -> tuple[dict[str, Any], CompressedContextMemory]:
     """Compress every turn, then answer from the memory.
 
     Args:
         model: with an active CCM adapter.
         tokenizer: of the model.
-        turns: contexts c(1), c(2), ...
-        question: the input I(t).
+        turns: contexts c(1), c(2), ..., text or messages.
+        question: the input I(t), text or message.
         max_new_tokens: length of the answer.
 
     Returns:
-        Per turn tokens seen and bytes held, peak bytes, and the answer.
+        Per turn tokens seen and bytes held, peak bytes, the answer, and the largest logit difference between this memory and
+        one parallel forward over everything; and the memory.
     """
-    from .._compat import causal_model_of, text_config
     from .memory import CompressedContextMemory
 
     memory = CompressedContextMemory(model, tokenizer)
-    config = text_config(causal_model_of(model))
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = []
     for turn in turns:
         memory.append(turn)
-        token_bytes = (
-            2 * config.num_hidden_layers * config.num_key_value_heads * head * memory.layers[0][0].element_size()
-        )
-        seen = memory.tokens_seen[0]
-        rows.append(
-            {"turn": turn, "tokens_seen": seen, "full_bytes": seen * token_bytes, "memory_bytes": memory.nbytes}
-        )
+        size = {"full_bytes": memory.full_nbytes, "memory_bytes": memory.nbytes}
+        said = turn["content"] if isinstance(turn, dict) else turn
+        rows.append({"turn": said, "tokens_seen": memory.tokens_seen[0], **size})
     answer = memory.generate(question, max_new_tokens=max_new_tokens, do_sample=False)
-    return {
+    found = {
         "memory": memory.config.memory,
         "turns": rows,
         "peak_kv_bytes": memory.peak_kv_bytes,
-        "question": question,
+        "question": question["content"] if isinstance(question, dict) else question,
         "answer": answer,
+        "one_pass_difference": _difference(model, tokenizer, turns, question, memory),
     }
+    return found, memory
+
+
+def _difference(model: Any, tokenizer: Any, turns: list[Any], question: Any, memory: Any) -> float:
+    import torch
+
+    from .turns import encode_turn
+
+    contexts = [encode_turn(tokenizer, turn, first=index == 0) for index, turn in enumerate(turns)]
+    if memory.config.memory == "gist":
+        contexts = [sum(contexts, [])]
+    asked = memory.inputs(question)["input_ids"]
+    ids = [token for context in contexts for token in [*context, *memory.config.comp_token_ids]]
+    with torch.no_grad():
+        whole = model(torch.cat([torch.tensor([ids], device=asked.device), asked], dim=1)).logits[:, len(ids) :]
+    return float((whole - memory.logits(question)).abs().max())
 
 
 def show(result: dict[str, Any], console: Any) -> None:
@@ -105,17 +140,27 @@ def show(result: dict[str, Any], console: Any) -> None:
         sizes = [f"{row[key] / 2**10:.0f} KiB" for key in ("full_bytes", "memory_bytes")]
         table.add_row(escape(row["turn"].strip()), str(row["tokens_seen"]), *sizes)
     console.print(table)
-    console.print(f"peak of keys and values: {result['peak_kv_bytes'] / 2**10:.0f} KiB")
-    console.print(f"[bold]{escape(result['question'])}[/bold] {escape(str(result['answer']))}")
+    console.print(
+        f"peak of keys and values: {result['peak_kv_bytes'] / 2**10:.0f} KiB; step by step and one parallel forward differ by "
+        f"{result['one_pass_difference']:.0e} in the logits"
+    )
+    if result["trained"]:
+        console.print(f"[bold]{escape(result['question'])}[/bold] {escape(str(result['answer']))}")
+    else:
+        console.print(
+            "This adapter is untrained: sizes are real, but no answer comes from the memory. Train one with "
+            "examples/train_ccm_adapter.py and pass it as --adapter."
+        )
+    for name in ("folder", "repository"):
+        if name in result:
+            console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
 
 
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
-    """The demo's section: four turns compressed by an untrained adapter, to show sizes; quality needs training."""
+    """The demo's section: turns compressed by an untrained adapter, to show sizes; answers need training."""
     turns = DEMO_TURNS[:2] if args.smoke else DEMO_TURNS
     model, tokenizer = _load(args.model, None, "concat", 2)
-    result = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4 if args.smoke else 16)
+    result, _ = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4)
+    result["trained"] = False
     show(result, args.console)
-    args.console.print(
-        "This adapter is untrained: sizes are real, the answer is not from the memory. See train_ccm_adapter.py."
-    )
     return result

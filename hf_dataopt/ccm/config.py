@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import LoraConfig
 
@@ -13,9 +14,14 @@ MEMORIES = ("concat", "merge", "concat_apart", "merge_apart", "gist")
 
 
 class CCMPeftType(enum.StrEnum):
-    """Our name in PEFT's tables. Not `"LORA"`: a reader without this package must fail, not load an unconditional LoRA."""
+    """Our names in PEFT's tables. Not `"LORA"`: a reader without this package must fail, not load an unconditional LoRA.
+
+    PEFT looks the name in a saved adapter up in a dict and says no more than `KeyError: <name>`, so what is saved says
+    what to do; a plain "CCM" is read as well.
+    """
 
     CCM = "CCM"
+    SAVED = "CCM: run `import hf_dataopt` (pip install hf-dataopt) before loading this adapter"
 
 
 @dataclass
@@ -68,6 +74,10 @@ class CCMConfig(LoraConfig):
             raise ValueError(f"merge_weight belongs to the merge memories, not to {self.memory!r}")
         if self.use_dora or self.bias != "none":
             raise ValueError("a conditional LoRA takes neither DoRA nor a trained bias: both act on every token")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields for `adapter_config.json`; the type's name tells a reader without this package what to do."""
+        return {**super().to_dict(), "peft_type": CCMPeftType.SAVED.value}
 
     @property
     def merges(self) -> bool:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from .._compat import causal_model_of
+from ..artifacts import push_saved
 from .cache import MemoryCache
-from .config import CCMConfig
-from .turns import encode_turn
+from .identity import ccm_config, check_still_active
+from .saved import layers_of, load_memory, save_memory
+from .turns import answer_prompt, encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
-_WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
 
 
 class CompressedContextMemory:
@@ -69,6 +67,13 @@ class CompressedContextMemory:
     def nbytes(self) -> int:
         """Bytes of the memory, sink included."""
         return sum(keys.nbytes + values.nbytes for keys, values in [*self._layers, *self._sink])
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes that the keys and values of all context tokens seen would take without compression."""
+        slots = self._held.numel()
+        held = sum(keys.nbytes + values.nbytes for keys, values in self._layers)
+        return held * int(self._text.sum()) // slots if slots else 0
 
     @torch.no_grad()
     def append(self, context: Any) -> None:
@@ -177,13 +182,15 @@ class CompressedContextMemory:
         if rows is not None:
             layers = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers]
             held = held.expand(rows, -1)
-        return MemoryCache(layers, full=bool(held.all())), held
+        starts = self._text if rows is None else self._text.expand(rows)
+        return MemoryCache(layers, full=bool(held.all()), starts=starts), held
 
     def inputs(self, question: Any) -> dict[str, Any]:
         """Everything `generate` needs: `model.generate(**memory.inputs(question))`.
 
         Args:
-            question: as `append`'s context; one user's memory also takes a list, and forks for each entry.
+            question: as `append`'s context; one user's memory also takes a list, and forks for each entry. A message is
+                followed by the words with which the chat template opens the answer.
 
         Returns:
             `input_ids` (B, q), `attention_mask` (B, memory + q), `position_ids` (B, q) and `past_key_values`, a fresh fork.
@@ -192,7 +199,7 @@ class CompressedContextMemory:
             ValueError, TypeError: as `append`.
         """
         several = self.batch_size == 1 and isinstance(question, list | tuple) and not _is_ids(question)
-        rows = self._rows(question, count=len(question) if several else None)
+        rows = self._rows(question, count=len(question) if several else None, asking=True)
         if any(row is None for row in rows):
             raise ValueError("every user needs a question; use a memory of fewer users")
         ids, mask = _left_padded([row or [] for row in rows], self.steps.device)
@@ -233,43 +240,49 @@ class CompressedContextMemory:
         other._history = [list(row) for row in self._history]
         return other
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `memory.safetensors` and `memory.json`."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None) -> None:
+        """Write the memory, which model and adapter wrote it, and a card.
+
+        Args:
+            folder: made if missing.
+            adapter: Hub name of the adapter, for the code on the card.
+        """
         tensors = {"held": self._held, "steps": self.steps, "text": self._text}
         for kind, layers in (("memory", self._layers), ("sink", self._sink)):
             for index, (keys, values) in enumerate(layers):
                 tensors |= {f"{kind}.{index}.keys": keys, f"{kind}.{index}.values": values}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path / _WEIGHTS))
-        settings = {"adapter": _identity(self.config), "layers": len(self._layers), "history": self._history}
-        (path / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        settings = {"layers": len(self._layers), "peak_kv_bytes": self.peak_kv_bytes, "history": self._history}
+        sizes = (self.batch_size, sum(self.steps.tolist()), sum(self.tokens_seen), self.nbytes)
+        save_memory(Path(folder), "context_memory", self.model, tensors, settings, sizes, adapter)
 
     @classmethod
-    def from_pretrained(cls, model: Any, folder: str | Path, tokenizer: Any = None) -> CompressedContextMemory:
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(
+        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Any
+    ) -> CompressedContextMemory:
+        """Read what `save_pretrained` wrote, from a folder or the Hub.
+
+        Args:
+            model: with the adapter that wrote it.
+            source: folder or Hub name.
+            tokenizer: for text and messages.
+            hub: `revision`, `token`.
 
         Raises:
-            ValueError: the folder holds no memory, or one of another kind of adapter.
+            ValueError: no memory there, or one that another model or adapter wrote.
         """
-        path = Path(folder)
-        if not (path / _SETTINGS).is_file():
-            raise ValueError(f"{path} holds no memory ({_SETTINGS} is missing)")
-        settings = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))
         memory = cls(model, tokenizer)
-        if settings["adapter"] != _identity(memory.config):
-            raise ValueError(f"this memory belongs to {settings['adapter']}, the model has {_identity(memory.config)}")
-        device = memory.steps.device
-        tensors = {name: tensor.to(device) for name, tensor in load_file(str(path / _WEIGHTS)).items()}
+        tensors, settings = load_memory(model, source, "context_memory", **hub)
         memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
-        memory._history = settings["history"]
-        for kind, layers in (("memory", memory._layers), ("sink", memory._sink)):
-            for index in range(settings["layers"]):
-                if f"{kind}.{index}.keys" in tensors:
-                    layers.append((tensors[f"{kind}.{index}.keys"], tensors[f"{kind}.{index}.values"]))
+        memory._history, memory.peak_kv_bytes = settings["history"], int(settings["peak_kv_bytes"])
+        memory._layers, memory._sink = layers_of(tensors, "memory"), layers_of(tensors, "sink")
         return memory
 
-    def _rows(self, given: Any, count: int | None = None) -> list[list[int] | None]:
+    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
+        """Upload the memory in one commit; options as `artifacts.push_folder`."""
+        return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
+
+    def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
+        check_still_active(self.model, self.config)
         users = count or self.batch_size
         single = users == 1 and count is None and (not isinstance(given, list | tuple) or _is_ids(given))
         if isinstance(given, torch.Tensor) and given.ndim == 2:
@@ -283,29 +296,12 @@ class CompressedContextMemory:
             row = None if item is None else encode_turn(self.tokenizer, item, first)
             if row is not None and not row:
                 raise ValueError(f"entry {index} has no tokens; pass None for a user with nothing new")
+            if row is not None and asking and isinstance(item, dict) and item["role"] != "assistant":
+                row = [*row, *answer_prompt(self.tokenizer)]
             rows.append(row)
         if all(row is None for row in rows):
             raise ValueError("no user has anything new")
         return rows
-
-
-def ccm_config(model: Any) -> CCMConfig:
-    """Settings of the model's active CCM adapter.
-
-    Raises:
-        ValueError: there is none.
-    """
-    config = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
-    if not isinstance(config, CCMConfig):
-        raise ValueError(
-            f"{type(causal_model_of(model)).__name__} has no active CCM adapter; make one with "
-            "`get_peft_model(base, CCMConfig(...))` or load one with `PeftModel.from_pretrained`"
-        )
-    return config
-
-
-def _identity(config: CCMConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("memory", "num_comp_tokens", "merge_weight", "sink", "r")}
 
 
 def _average(old: torch.Tensor, new: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
+from ..artifacts import push_saved
 from ..errors import UnsupportedModelError
 from .cache import MemoryCache
-from .memory import ccm_config
+from .identity import ccm_config, check_still_active
+from .saved import layers_of, load_memory, save_memory
 from .turns import encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
+_SIZES = ("max_kv", "compress_tokens", "memory_size", "sink", "compress")
+_STATE = ("memory_slots", "_virtual_slots", "tokens_seen")
 
 
 class StreamingContextMemory:
@@ -71,6 +76,54 @@ class StreamingContextMemory:
         self._virtual_slots = 0  # slots that a compressing stream would hold (compress=False)
         self.tokens_seen = 0
 
+    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None) -> None:
+        """Write the stream as it stands, which model and adapter wrote it, and a card.
+
+        Args:
+            folder: made if missing.
+            adapter: Hub name of the adapter, for the code on the card.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for index, (keys, values) in enumerate(self._layers):
+            tensors |= {f"cache.{index}.keys": keys, f"cache.{index}.values": values}
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        settings = {name.lstrip("_"): getattr(self, name) for name in (*_SIZES, *_STATE)}
+        sizes = (1, self.memory_slots // self.config.num_comp_tokens, self.tokens_seen, nbytes)
+        save_memory(Path(folder), "streaming_memory", self.model, tensors, settings, sizes, adapter)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Any
+    ) -> StreamingContextMemory:
+        """Read what `save_pretrained` wrote, from a folder or the Hub; the stream goes on where it stood.
+
+        Args:
+            model: with the adapter that wrote it.
+            source: folder or Hub name.
+            tokenizer: for text.
+            hub: `revision`, `token`.
+
+        Raises:
+            ValueError: no stream there, or one that another model or adapter wrote.
+        """
+        tensors, settings = load_memory(model, source, "streaming_memory", **hub)
+        names = [name.lstrip("_") for name in (*_SIZES, *_STATE)]
+        if any(isinstance(settings.get(name), bool) != (name == "compress") for name in names) or not all(
+            isinstance(settings.get(name), int) and settings[name] >= 0 for name in names
+        ):
+            raise ValueError(f"{source} lacks sizes of the stream, or has wrong ones; save it again")
+        stream = cls(model, tokenizer, **{name: settings[name] for name in _SIZES})
+        stream._layers = layers_of(tensors, "cache")
+        for name in _STATE:
+            setattr(stream, name, settings[name.lstrip("_")])
+        if stream.size > stream.max_kv or stream.memory_slots + stream.sink > max(stream.size, stream.sink):
+            raise ValueError(f"{source} holds {stream.size} slots, which do not fit its sizes; save it again")
+        return stream
+
+    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
+        """Upload the stream in one commit; options as `artifacts.push_folder`."""
+        return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
+
     @property
     def size(self) -> int:
         """Slots in the cache."""
@@ -87,8 +140,9 @@ class StreamingContextMemory:
             (n, vocabulary) logits, each from what the cache held when its token came.
 
         Raises:
-            ValueError: no tokens.
+            ValueError: no tokens, or another adapter is active.
         """
+        check_still_active(self.model, self.config)
         tokens = torch.as_tensor(ids, device=next(self.model.parameters()).device)
         if tokens.ndim != 1 or tokens.numel() == 0:
             raise ValueError(f"a stream is fed 1-D, non-empty ids, got shape {tuple(tokens.shape)}")

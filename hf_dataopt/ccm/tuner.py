@@ -8,21 +8,24 @@ Ids from the vocabulary's size on mean compression tokens; neither the tokenizer
 from __future__ import annotations
 
 import functools
-import weakref
+import inspect
 from typing import Any
 
 import torch
-from peft import LoraModel, mapping
-from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
+from peft import LoraModel
 from torch import nn
 
-from .._compat import decoder_of, set_attention
+from .._compat import decoder_of, lora_classes, peft_tables, set_attention
 from ..errors import DroppedTokensError
-from .attention import BACKENDS, CURRENT, PREFIX, Call, build_layout, register, skip_positions
+from .attention import BACKENDS, CURRENT, PREFIX, Call, build_layout, register, rows_of, skip_positions
 from .cache import MemoryCache
 from .config import CCMConfig, CCMPeftType
 
 EMBEDDINGS = "lora_comp_embeddings"
+Linear: Any
+LoraLayer: Any
+LoraVariant: Any
+Linear, LoraLayer, LoraVariant = lora_classes()
 _ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
 
 
@@ -37,19 +40,18 @@ class CCMLinearVariant(LoraVariant):
     def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Add the masked update; without compression tokens in the call, return `result` itself."""
         call = CURRENT.get()
-        if call is None or call.comp is None:
+        if call is None or call.comp is None or call.rows is None:
             return result
-        mask = (call.comp >= 0).to(result.dtype)
-        if x.shape[:-1] != mask.shape:
-            if x.shape[:-1].numel() != mask.numel():
-                raise ValueError(
-                    f"this layer got {tuple(x.shape)} for {tuple(mask.shape)} tokens (routed experts?): a conditional LoRA "
-                    "cannot tell which are compression tokens; leave the layer out of target_modules"
-                )
-            mask = mask.reshape(x.shape[:-1])
-        dropped = module.lora_dropout[active_adapter](x)
+        if x.shape[:-1].numel() != call.comp.numel():
+            raise ValueError(
+                f"this layer got {tuple(x.shape)} for {tuple(call.comp.shape)} tokens (routed experts?): a conditional LoRA "
+                "cannot tell which are compression tokens; leave the layer out of target_modules"
+            )
+        rows = call.rows  # m is 1 there: the update costs nothing on other tokens
+        dropped = module.lora_dropout[active_adapter](x.flatten(0, -2)[rows])
         update = module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * module.scaling[active_adapter]
-        return result + update * mask[..., None]
+        flat = result.flatten(0, -2)
+        return flat.index_add(0, rows, update.to(flat.dtype)).view_as(result)
 
 
 class CCMModel(LoraModel):
@@ -62,9 +64,14 @@ class CCMModel(LoraModel):
     """
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        size = self.model.get_input_embeddings().weight.shape[0]
         if peft_config.comp_token_ids is None:
-            size = self.model.get_input_embeddings().weight.shape[0]
             peft_config.comp_token_ids = list(range(size, size + peft_config.num_comp_tokens))
+        if peft_config.comp_token_ids[0] < size:
+            raise ValueError(
+                f"this adapter was trained on {peft_config.comp_token_ids[0]} token embeddings and takes the ids after them "
+                f"for compression tokens, but the model has {size}; load it on the original base model"
+            )
         return super()._prepare_adapter_config(peft_config, model_config)
 
     def _create_and_replace(  # type: ignore[override]
@@ -98,7 +105,7 @@ class CCMModel(LoraModel):
         if hasattr(model, "_hf_dataopt_ccm"):
             return
         register()
-        reader = _Reader(self)
+        reader = _Reader(self.peft_config)
         decoder = decoder_of(model)
         handles = [
             decoder.register_forward_pre_hook(reader.enter, with_kwargs=True),
@@ -107,7 +114,7 @@ class CCMModel(LoraModel):
         ]
         model._hf_dataopt_ccm = handles
         if hasattr(model, "prepare_inputs_for_generation"):
-            model.prepare_inputs_for_generation = _checking_prompts(model.prepare_inputs_for_generation)
+            model.prepare_inputs_for_generation = _CheckedPrompts(model.prepare_inputs_for_generation)
 
     def _embeddings(self) -> Any:
         return getattr(
@@ -130,11 +137,22 @@ class CCMModel(LoraModel):
         return {f"{key}.{adapter_name}" if key.endswith(EMBEDDINGS) else key: value for key, value in found.items()}
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """As PEFT, embeddings included."""
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        """As PEFT, embeddings included; one adapter at a time, since its compression tokens stand for one memory."""
         names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        if len(names) != 1:
+            raise ValueError(f"one conditional LoRA can be active at a time, got {names}; set one of them")
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
         for name, rows in self._embeddings().items():
             rows.requires_grad_(name in names and not inference_mode)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: adapters have compression tokens of their own."""
+        raise ValueError("conditional LoRAs cannot be combined: each was trained with its own compression tokens")
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError("a batch cannot mix conditional LoRAs; call set_adapter(...) and run a batch per adapter")
+        return super()._enable_peft_forward_hooks(*args, **kwargs)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """As PEFT, embeddings included."""
@@ -157,36 +175,35 @@ class CCMModel(LoraModel):
 
 
 class _Reader:
-    """Hooks of one model: where compression tokens stand, what they see, and their embeddings."""
+    """Hooks of one model: where compression tokens stand, what they see, and their embeddings.
 
-    def __init__(self, tuner: CCMModel) -> None:
-        self._tuner = weakref.ref(tuner)
+    Holds settings only, no model: a copied model takes a copied reader along.
+    """
+
+    def __init__(self, configs: dict[str, Any]) -> None:
+        self._configs = configs  # the dict that PEFT keeps and changes
         self._open: list[tuple[Any, str | None]] = []
 
-    def active(self) -> tuple[str, CCMConfig] | None:
+    def active(self, decoder: Any) -> tuple[str, CCMConfig] | None:
         """Name and settings of the adapter at work, None while adapters are disabled."""
-        tuner = self._tuner()
-        if tuner is None:
-            return None
-        layer = next((module for module in tuner.model.modules() if isinstance(module, LoraLayer)), None)
+        layer = next((module for module in decoder.modules() if isinstance(module, LoraLayer)), None)
         if layer is None or layer.disable_adapters or not layer.active_adapters:
             return None
         name = layer.active_adapters[0]
-        config = tuner.peft_config.get(name)
+        config = self._configs.get(name)
         return (name, config) if isinstance(config, CCMConfig) else None
 
     def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder: find the compression tokens, replace their ids, route attention if they change it."""
         self._open.append((CURRENT.set(None), None))
-        found = self.active()
+        found = self.active(module)
         cache = kwargs.get("past_key_values")
         memory = cache if isinstance(cache, MemoryCache) else None
-        if found is None:
-            if memory is not None:
-                raise ValueError("the adapter that wrote this memory is disabled; enable it to read the memory")
-            return None
-        config = found[1]
         ids = kwargs.get("input_ids", args[0] if args else None)
+        if found is None:
+            self._check_disabled(module, ids, memory)
+            return None
+        name, config = found
         if ids is None:
             raise ValueError(
                 "a conditional LoRA needs input_ids: inputs_embeds do not tell where compression tokens stand"
@@ -197,6 +214,8 @@ class _Reader:
         if memory is None and not has_comp:
             if getattr(cache, "_hf_dataopt_parallel", False):
                 raise ValueError("a parallel forward's cache cannot be continued; use CompressedContextMemory.generate")
+            if module.training and torch.is_grad_enabled():  # the loss of a batch without contexts has a gradient: zero
+                CURRENT.set(Call(None, None, "", name, linked=_zero(module, name)))
             return None
         backend = module.config._attn_implementation or "eager"
         if backend not in BACKENDS:
@@ -204,24 +223,41 @@ class _Reader:
                 f"attention {backend!r} cannot express the memory's mask; use one of {', '.join(BACKENDS)} "
                 "(model.set_attn_implementation('sdpa'))"
             )
+        table = module.get_input_embeddings()
+        if has_comp and (table.weight.shape[0] > first or not hasattr(table, EMBEDDINGS)):
+            raise ValueError(
+                f"the embedding table was replaced or resized after the adapter was put on: ids from {first} on can no longer "
+                "stand for compression tokens; resize first"
+            )
         kwargs = {**kwargs, "input_ids": ids.masked_fill(comp >= 0, 0)}
         if memory is not None:
-            kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
-            call = Call(comp if has_comp else None, None, backend, memory.memory_length)
+            mask = kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
+            positions = memory.positions(mask, ids.shape[1])
+            kwargs["position_ids"] = kwargs.get("position_ids") if positions is None else positions
+            call = Call(comp if has_comp else None, None, backend, name, memory.memory_length, rows=rows_of(comp))
         else:
-            call = self._parallel(comp, kwargs, config, backend)
-        self._wrap_checkpointing(module)
+            call = self._parallel(comp, kwargs, name, config, backend)
+        if module.training and torch.is_grad_enabled():  # nothing is recomputed otherwise, and the walk costs time
+            self._wrap_checkpointing(module)
         before = set_attention(module.config, PREFIX + backend)
         self._open[-1] = (self._open[-1][0], before)
         CURRENT.set(call)
         return args[1:] if args else args, kwargs
 
-    def _parallel(self, comp: torch.Tensor, kwargs: dict[str, Any], config: CCMConfig, backend: str) -> Call:
+    @staticmethod
+    def _check_disabled(module: Any, ids: Any, memory: MemoryCache | None) -> None:
+        if memory is not None:
+            raise ValueError("the adapter that wrote this memory is disabled; enable it to read the memory")
+        size = module.get_input_embeddings().weight.shape[0]
+        if isinstance(ids, torch.Tensor) and bool((ids >= size).any()):
+            raise ValueError(
+                f"ids of {size} and above are compression tokens, but the adapter is disabled; enable it or leave them out"
+            )
+
+    def _parallel(self, comp: torch.Tensor, kwargs: dict[str, Any], name: str, config: CCMConfig, backend: str) -> Call:
         cache = kwargs.get("past_key_values")
-        if cache is not None:
-            if cache.get_seq_length() > 0:
-                raise ValueError("compression tokens after a plain cache: use CompressedContextMemory.append")
-            cache._hf_dataopt_parallel = True
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("compression tokens after a plain cache: use CompressedContextMemory.append")
         mask = kwargs.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(comp)
@@ -231,12 +267,15 @@ class _Reader:
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = skip_positions(comp, mask.bool())
         positions = kwargs["position_ids"].expand_as(comp)
-        return Call(comp, build_layout(comp, mask.bool(), positions, config), backend)
+        return Call(comp, build_layout(comp, mask.bool(), positions, config), backend, name, rows=rows_of(comp))
 
     def leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         """After the decoder, also after an error: everything as before."""
         if not self._open:
             return
+        call, cache = CURRENT.get(), getattr(output, "past_key_values", None)
+        if call is not None and call.layout is not None and cache is not None:
+            cache._hf_dataopt_parallel = True  # its keys were visible by blocks; a plain continuation would see all
         token, before = self._open.pop()
         if before is not None:
             set_attention(module.config, before)
@@ -244,10 +283,12 @@ class _Reader:
 
     def embed(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """Put the trained rows where compression tokens stand."""
-        call, found = CURRENT.get(), self.active()
-        if call is None or call.comp is None or found is None or call.comp.shape != output.shape[:-1]:
+        call = CURRENT.get()
+        if call is not None and call.linked is not None:
+            return output + call.linked.to(output.dtype)
+        if call is None or call.comp is None or call.comp.shape != output.shape[:-1]:
             return None
-        rows = getattr(module, EMBEDDINGS)[found[0]].to(output.dtype)
+        rows = getattr(module, EMBEDDINGS)[call.adapter].to(output.dtype)
         return torch.where((call.comp >= 0)[..., None], rows[call.comp.clamp(min=0)], output)
 
     @staticmethod
@@ -258,6 +299,14 @@ class _Reader:
             if plain is None or hasattr(plain, "_hf_dataopt_ccm"):
                 continue
             module._gradient_checkpointing_func = _Recompute(plain, decoder.config)
+
+
+def _zero(decoder: Any, name: str) -> torch.Tensor:
+    """A zero that depends on every parameter of the adapter, as DDP and `backward` need."""
+    layers = [module for module in decoder.modules() if isinstance(module, LoraLayer) and name in module.lora_A]
+    weights = [part[name].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+    weights.append(getattr(decoder.get_input_embeddings(), EMBEDDINGS)[name])
+    return torch.stack([weight.float().sum() for weight in weights]).sum() * 0.0
 
 
 class _Recompute:
@@ -272,7 +321,7 @@ class _Recompute:
         call = CURRENT.get()
 
         def in_its_call(*inner: Any) -> Any:
-            if call is None:
+            if call is None or not call.backend:
                 return function(*inner)
             token, before = CURRENT.set(call), set_attention(self.config, PREFIX + call.backend)
             try:
@@ -299,30 +348,35 @@ def check_memory_call(memory: MemoryCache, ids: torch.Tensor, mask: Any) -> torc
     return mask
 
 
-def _checking_prompts(prepare: Any) -> Any:
-    """`prepare_inputs_for_generation` that refuses to cut a prompt: new ids are no continuation of the memory's tokens."""
+class _CheckedPrompts:
+    """`prepare_inputs_for_generation` that refuses to cut a prompt: new ids are no continuation of the memory's tokens.
 
-    @functools.wraps(prepare)
-    def checked(input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
+    And that drops the positions generate counts off the mask, where compression tokens would take room.
+    """
+
+    def __init__(self, prepare: Any) -> None:
+        functools.update_wrapper(self, prepare)  # transformers reads the signature
+        self._prepare = prepare
+
+    def __call__(self, input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
         first = kwargs.get("is_first_iteration") and isinstance(kwargs.get("past_key_values"), MemoryCache)
         if first and next_sequence_length is not None and next_sequence_length != input_ids.shape[1]:
             raise DroppedTokensError(
                 f"generate would keep {next_sequence_length} of {input_ids.shape[1]} prompt tokens; {_ADVICE}"
             )
-        return prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-
-    return checked
+        inputs = self._prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        # under KVzip's own check, if the model was prepared for such a cache too
+        size = inspect.unwrap(self._prepare).__self__.get_input_embeddings().weight.shape[0]
+        if bool((input_ids >= size).any()):
+            inputs.pop("position_ids", None)
+        return inputs
 
 
 def register_peft_type() -> None:
     """Enter `CCMConfig` into PEFT's tables; PEFT's own function takes members of its enum only."""
-    tables: tuple[Any, ...] = (
-        mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
-        mapping.PEFT_TYPE_TO_TUNER_MAPPING,
-        mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
-    )
-    for table, value in zip(tables, (CCMConfig, CCMModel, "lora_"), strict=True):
-        table[CCMPeftType.CCM] = value
+    for table, value in zip(peft_tables(), (CCMConfig, CCMModel, "lora_"), strict=True):
+        for name in CCMPeftType:
+            table[name] = value
 
 
 register_peft_type()

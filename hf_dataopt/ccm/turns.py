@@ -20,7 +20,7 @@ def encode_turn(tokenizer: Any, turn: Any, first: bool) -> list[int]:
 
     Raises:
         TypeError: another kind of turn, or ids that are not whole numbers.
-        ValueError: text without a tokenizer.
+        ValueError: text without a tokenizer, or a message that the chat template cannot render on its own.
     """
     if isinstance(turn, torch.Tensor):
         if turn.ndim != 1 or turn.is_floating_point():
@@ -35,15 +35,40 @@ def encode_turn(tokenizer: Any, turn: Any, first: bool) -> list[int]:
     if tokenizer is None:
         raise ValueError("text needs a tokenizer; pass one, or pass ids")
     if isinstance(turn, dict):
-        if not {"role", "content"} <= set(turn):
-            raise TypeError(f"a message needs 'role' and 'content', got {sorted(turn)}")
+        _check_message(turn)
         text, special = _message(tokenizer, turn, first)
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    return _without_eos(tokenizer, list(tokenizer(turn, add_special_tokens=first)["input_ids"]), first)
+        return _ids(tokenizer, text, special)
+    return _ids(tokenizer, turn, first)
 
 
-def _without_eos(tokenizer: Any, ids: list[int], special: bool) -> list[int]:
+def answer_prompt(tokenizer: Any) -> list[int]:
+    """Ids with which the chat template opens the assistant's answer; none where answers do not start with them."""
+    return _ids(tokenizer, _opening(tokenizer), False)
+
+
+def encode_answer(tokenizer: Any, turn: Any, first: bool) -> tuple[list[int], list[int]]:
+    """Ids of an output turn, split into the template's opening (given, not learned) and what the model has to say.
+
+    Args and Raises: as `encode_turn`.
+    """
+    ids = encode_turn(tokenizer, turn, first)
+    if not isinstance(turn, dict) or turn["role"] != "assistant" or first:
+        return [], ids
+    opening = _opening(tokenizer)
+    text, _ = _message(tokenizer, turn, False)
+    return (_ids(tokenizer, opening, False), _ids(tokenizer, text[len(opening) :], False)) if opening else ([], ids)
+
+
+def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
     return ids[:-1] if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _check_message(message: dict[str, Any]) -> None:
+    if not {"role", "content"} <= set(message):
+        raise TypeError(f"a message needs 'role' and 'content', got {sorted(message)}")
+    if not isinstance(message["content"], str):
+        raise TypeError(f"a message's content must be text, got {type(message['content']).__name__}")
 
 
 def _message(tokenizer: Any, message: dict[str, str], first: bool) -> tuple[str, bool]:
@@ -51,12 +76,38 @@ def _message(tokenizer: Any, message: dict[str, str], first: bool) -> tuple[str,
     if not tokenizer.chat_template:
         return f"{message['role']}: {message['content']}\n", first
     if first:
-        return tokenizer.apply_chat_template([message], tokenize=False), False
-    # a stand-in before it, so that the template gives no opening; what it says is cut off again
-    other = {"role": "user" if message["role"] == "assistant" else "assistant", "content": "."}
-    opening = [other] if other["role"] == "user" else [{"role": "user", "content": "."}, other]
-    before = tokenizer.apply_chat_template(opening, tokenize=False)
-    both = tokenizer.apply_chat_template([*opening, message], tokenize=False)
-    if not both.startswith(before):
-        raise ValueError("this chat template rewrites earlier turns; pass turns as text instead")
-    return both[len(before) :], False
+        text = _render(tokenizer, [message])
+    else:  # a stand-in before it, so that the template gives no opening; what it says is cut off again
+        user, assistant = {"role": "user", "content": "."}, {"role": "assistant", "content": "."}
+        before = [user] if message["role"] == "assistant" else [user, assistant]
+        said, both = _render(tokenizer, before), _render(tokenizer, [*before, message])
+        if not both.startswith(said):
+            raise ValueError("this chat template rewrites earlier turns; pass turns as text instead")
+        text = both[len(said) :]
+    if message["content"].strip() not in text:
+        raise ValueError(
+            f"this chat template does not render a lone {message['role']!r} message; put its content into the next message, "
+            "or pass turns as text"
+        )
+    return text, False
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"this chat template refuses the roles {roles} ({error}); pass turns as text instead"
+        ) from error
+
+
+def _opening(tokenizer: Any) -> str:
+    if not tokenizer.chat_template:
+        return "assistant:"
+    user, assistant = {"role": "user", "content": "."}, {"role": "assistant", "content": "."}
+    said, opened = _render(tokenizer, [user]), _render(tokenizer, [user], add_generation_prompt=True)
+    opening = opened[len(said) :] if opened.startswith(said) else ""
+    return opening if _render(tokenizer, [user, assistant]).startswith(said + opening) else ""

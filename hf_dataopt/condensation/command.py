@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..push import add_push_arguments, push_options
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -45,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", default=None, help="data set to score on; default: the split 'test' of the same")
     parser.add_argument("--image-column", default="image", help="column of images or arrays")
     parser.add_argument("--label-column", default="label", help="column of labels")
-    parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and condensed.parquet; resumable")
+    parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
     parser.add_argument("--preset", choices=_PRESETS, default=None, help="start from a setting of the dissertation")
     parser.add_argument(
         "--evaluate", action="store_true", help="train networks on the result and on random real images"
     )
     parser.add_argument("--seeds", type=int, default=3, help="scoring runs")
-    parser.add_argument("--push-to-hub", metavar="REPO", default=None, help="upload the result under this name")
+    add_push_arguments(parser, "the result")
     parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
     group = parser.add_argument_group("settings (see IDCConfig)")
     for name, (kind, text) in _FIELDS.items():
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cost = condenser.estimate(train, **columns)
     args.console.print(str(cost))
     condensed = condenser.condense(train, output_dir=args.output_dir, **columns)
-    result = {
+    result: dict[str, Any] = {
         "images": len(condensed),
         "classes": len(condensed) // config.images_per_class,
         "outer_iterations": config.outer_iterations,
@@ -91,14 +93,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if not is_main_process():
         return result
-    path = Path(args.output_dir) / "condensed.parquet"
-    condensed.to_parquet(path)
-    result |= {"file": str(path), "preview": str(Path(args.output_dir) / "preview.png")}
-    if args.push_to_hub:
-        condensed.push_to_hub(args.push_to_hub)
-        result["repository"] = args.push_to_hub
+    from ..artifacts import push_folder
+    from .saved import save_condensed
+
     if test is not None:
         result["scores"] = scores_as_rows(condenser.evaluate(condensed, test, seeds=args.seeds))
+    folder = save_condensed(
+        condensed,
+        Path(args.output_dir) / "artifact",
+        config=config,
+        scores=result.get("scores", ()),
+        source=None if Path(args.dataset).exists() else args.dataset,
+        name=args.push_to_hub or Path(args.output_dir).name,
+    )
+    result |= {"folder": str(folder), "preview": str(folder / "preview.png")}
+    if args.push_to_hub:
+        result["repository"] = push_folder(folder, args.push_to_hub, **push_options(args))
     return result
 
 
@@ -157,12 +167,13 @@ def scores_as_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
 
 def show(result: dict[str, Any], console: Any) -> None:
     """What was written, and the accuracies."""
+    from rich.markup import escape
     from rich.table import Table
 
     console.print(f"{result['images']} images of {result['classes']} classes")
-    for name in ("file", "preview", "repository"):
+    for name in ("folder", "preview", "repository"):
         if name in result:
-            console.print(f"{name}: {result[name]}")
+            console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
     if result["losses"]:
         console.print(f"matching loss {result['losses'][0]:.4g} -> {result['losses'][-1]:.4g}")
     if result.get("scores"):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 RECIPE_COLUMN = "formation"
+# a recipe may come from a stranger
+_MOST_CELLS = 256
 Kind = Literal["single", "multi", "bound"]
 Axis = Literal["image", "time"]
 
@@ -183,6 +185,8 @@ class MultiFormation:
         recipe = read_recipe(dataset)
         known = {field.name for field in fields(Formation)}
         formation = Formation(**{name: value for name, value in recipe["formation"].items() if name in known})
+        if formation.factor > _MOST_CELLS:
+            raise ValueError(f"the recipe cuts into {formation.factor} cells a side, at most {_MOST_CELLS} are formed")
         return cls(formation, column=recipe["column"], output=output)
 
     def __call__(self, batch: MutableMapping[str, Any]) -> dict[str, Any]:
@@ -281,5 +285,16 @@ def read_recipe(dataset: Any) -> Mapping[str, Any]:
             f"this data set has no column {RECIPE_COLUMN!r} with a recipe: it was not condensed by hf_dataopt, was formed "
             "already, or lost the column; load it again, or build MultiFormation(Formation(factor=...)) by hand"
         )
-    recipe: Mapping[str, Any] = json.loads(names[0])
-    return recipe
+    try:
+        recipe: Any = json.loads(names[0])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the recipe of this data set is no JSON ({names[0]!r:.80}); condense again") from error
+    texts = ("column", "label_column")
+    if (
+        not isinstance(recipe, dict)
+        or not isinstance(recipe.get("formation"), dict)
+        or any(recipe.get(key) not in dataset.features for key in texts if key in recipe or key == "column")
+    ):
+        raise ValueError(f"the recipe of this data set names no formation or other columns: {names[0]!r:.200}")
+    found: Mapping[str, Any] = recipe
+    return found

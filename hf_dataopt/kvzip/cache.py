@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from ..errors import DroppedTokensError
 from .attention import RaggedContext, RoutedCache, attach, attend, attend_ragged, merge, tag
 from .config import KVzipConfig
 from .eviction import keep_mask
+from .identity import identity
 from .prompt import KVzipPrompt, build_prompt, question_ids
 from .scoring import PrefilledContext, check_supported, prefill, score_context
 
@@ -134,6 +136,7 @@ class KVzipCache(RoutedCache):
         prompt (`KVzipPrompt`): token sequences of the compressed context.
         config (`KVzipConfig`): how it was compressed.
         tokenizer (`PreTrainedTokenizerBase`, optional): lets `inputs` take questions as text.
+        made_by (`dict`, optional): which model made it (see `identity.py`); needed to save it.
 
     Source: chapter 8.
     Differs: see `KVzipConfig` and `scoring.score_context`.
@@ -153,9 +156,10 @@ class KVzipCache(RoutedCache):
         prompt: KVzipPrompt,
         config: KVzipConfig,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        made_by: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(layers)
-        self.prompt, self.config, self.tokenizer = prompt, config, tokenizer
+        self.prompt, self.config, self.tokenizer, self.made_by = prompt, config, tokenizer, made_by
         # layers as they stand right after compression; forks and `reset` start from copies of them
         self._pristine = [copy.copy(layer) for layer in layers]
 
@@ -254,7 +258,32 @@ class KVzipCache(RoutedCache):
             if free:
                 layer.keys = layer.values = None
         attach(prefilled.model)
-        return cls(layers, prefilled.prompt, config, tokenizer)
+        return cls(layers, prefilled.prompt, config, tokenizer, identity(prefilled.model))
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the compressed context to a folder; see `saved.save_cache`."""
+        from .saved import save_cache
+
+        save_cache(self, folder, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
+    ) -> KVzipCache:
+        """A saved cache from a folder or the Hub, for the model that made it; see `saved.load_cache`."""
+        from .saved import load_cache
+
+        return load_cache(source, model, tokenizer, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the compressed context, its text included, in one commit; see `artifacts.push_folder`."""
+        from ..artifacts import push_saved
+
+        return push_saved(self.save_pretrained, repo_id, **options)
 
     def attach(self, model: PreTrainedModel) -> None:
         """Prepare another instance of the same model for this cache (`from_context` prepares its own).
@@ -271,7 +300,8 @@ class KVzipCache(RoutedCache):
 
     def fork(self) -> KVzipCache:
         """A cache for one request: the compressed context shared, not copied; what follows it starts empty."""
-        return KVzipCache([copy.copy(layer) for layer in self._pristine], self.prompt, self.config, self.tokenizer)
+        layers = self.pristine_layers
+        return KVzipCache(layers, self.prompt, self.config, self.tokenizer, self.made_by)
 
     def inputs(self, question: str | Sequence[str] | torch.Tensor) -> dict[str, Any]:
         """Everything `generate` needs for questions about the context: `model.generate(**cache.inputs(question))`.
@@ -341,13 +371,18 @@ class KVzipCache(RoutedCache):
 
     def reset(self) -> None:
         """Back to the compressed context: all that came after it is forgotten."""
-        self.layers = [copy.copy(layer) for layer in self._pristine]
+        self.layers = self.pristine_layers
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVzipCache:
         """An independent cache with the same tail; the compressed context, which never changes, stays shared."""
         other = self.fork()
         other.layers = copy.deepcopy(self.layers, memo)
         return other
+
+    @property
+    def pristine_layers(self) -> list[Any]:
+        """The layers as they stood right after compression; their tensors are shared."""
+        return [copy.copy(layer) for layer in self._pristine]
 
     @property
     def ids(self) -> torch.Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..push import add_push_arguments, push_options
+
 if TYPE_CHECKING:
     from .cache import KVzipCache
     from .config import KVzipConfig
@@ -17,6 +19,7 @@ EXAMPLES = [
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --question 'When?'",
     "hf-dataopt kvzip --model Qwen/Qwen3-0.6B --context report.txt --question 'Who wrote it?' --keep-ratio 0.3",
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --replay local --json",
+    "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --push-to-hub me/report-cache --private",
 ]
 
 # A made-up text, so that a right answer has come out of the context and not out of the model.
@@ -49,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
     parser.add_argument("--compare-full", action="store_true", help="answer from the full cache too")
+    parser.add_argument("--save", metavar="DIR", default=None, help="keep the compressed cache in this folder")
+    add_push_arguments(parser, "the compressed cache (it holds the context's tokens)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -78,7 +83,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"cannot read the context as UTF-8 text: {error}") from error
     model, tokenizer = _load(args.model, args.dtype, args.device)
     compare = ("full",) if args.compare_full else ()
-    return answer(model, tokenizer, context, args.question, config, args.max_new_tokens, compare)
+    result, cache = answer(model, tokenizer, context, args.question, config, args.max_new_tokens, compare)
+    if args.save:
+        cache.save_pretrained(args.save)
+        result["folder"] = args.save
+    if args.push_to_hub:
+        result["repository"] = cache.push_to_hub(args.push_to_hub, **push_options(args))
+    return result
 
 
 def answer(
@@ -89,7 +100,7 @@ def answer(
     config: KVzipConfig,
     max_new_tokens: int = 64,
     compare: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], KVzipCache]:
     """Prefill, compress and answer every question, with times and sizes.
 
     Args:
@@ -101,7 +112,7 @@ def answer(
         compare: `"full"` answers from the full cache too, `"random"` from one evicted at random to the same size.
 
     Returns:
-        Sizes, seconds and answers, ready for JSON.
+        Sizes, seconds and answers, ready for JSON; and the compressed cache.
     """
     from ..progress import track
     from ..seeding import generator
@@ -134,7 +145,7 @@ def answer(
         }
         for question in track(questions, "Answering", unit="question")
     ]
-    return {
+    found = {
         "context_tokens": cache.prompt.context_ids.numel(),
         "prefix_tokens": cache.prompt.prefix_ids.numel(),
         "full_bytes": cache.full_nbytes,
@@ -144,6 +155,7 @@ def answer(
         "config": config.to_json_string(),
         "answers": rows,
     }
+    return found, cache
 
 
 def _load(name: str | None, dtype: str, device: str | None) -> tuple[Any, Any]:
@@ -192,6 +204,9 @@ def show(result: dict[str, Any], console: Any) -> None:
     for row in rows:
         table.add_row(*(escape(str(row[key])) for key in keys))
     console.print(table)
+    for name in ("folder", "repository"):
+        if name in result:
+            console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
 
 
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
@@ -206,7 +221,7 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     model, tokenizer = _load(args.model, "float32", None)
     config = KVzipConfig(keep_ratio=0.3)
     questions = [question for question, _ in asked]
-    result = answer(model, tokenizer, DEMO_CONTEXT, questions, config, 20, compare=("full", "random"))
+    result, _ = answer(model, tokenizer, DEMO_CONTEXT, questions, config, 20, compare=("full", "random"))
     for row, (_, expected) in zip(result["answers"], asked, strict=True):
         row["expected"] = expected
     show(result, args.console)

@@ -1,21 +1,23 @@
-"""Context-independent eviction (section 8.4.2): one importance per head, made once per model and kept in a file."""
+"""Context-independent eviction (section 8.4.2): one importance per head, made once per model and kept in a folder."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..artifact_kinds import MODEL
+from ..artifacts import fetch, finish, looks_like_repo, push_saved
+from ..safe_files import read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .config import KVzipConfig
 
-_FORMAT = "hf_dataopt.kvzip.head_scores.v1"
+_FILE = "head_scores.safetensors"
 
 
 def head_scores(
@@ -42,30 +44,84 @@ def head_scores(
     return score_context(prefilled, config).amax(dim=-1)
 
 
-def save_head_scores(scores: torch.Tensor, path: str | Path, *, model_id: str) -> None:
-    """Write head scores to one safetensors file with the model's name in it."""
-    save_file(
-        {"head_scores": scores.contiguous()}, path, metadata={"format": _FORMAT, "model_id": json.dumps(model_id)}
+def save_head_scores(
+    scores: torch.Tensor,
+    folder: str | Path,
+    *,
+    model_id: str,
+    dtype: str = "auto",
+    source: str = "a text of its author's",
+    license: str | None = None,
+) -> Path:
+    """Write head scores, the model's name and a card.
+
+    Args:
+        scores: (scored layers, KV heads), finite.
+        folder: made if missing.
+        model_id: Hub name (or another name) of the model they belong to.
+        dtype: of the weights, for the code on the card.
+        source: what text they were made from, for the card.
+        license: of the scores; otherwise the card names none, or a push takes the model's.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: scores of another shape, or not finite.
+    """
+    _check(scores)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"head_scores": scores.contiguous()}, str(folder / _FILE))
+    public = looks_like_repo(model_id)
+    return finish(
+        folder,
+        "head_scores",
+        about={"model": {"name": model_id}},
+        metadata={
+            "license": license,
+            "base_model": model_id if public else None,
+            "tags": ["kv-cache", "kvzip"],
+        },
+        code={"model": model_id if public else MODEL, "dtype": dtype},
+        origin=("model", model_id),
+        name="KVzip head scores",
+        base=model_id,
+        layers=scores.shape[0],
+        heads=scores.shape[1],
+        source=source,
     )
 
 
-def load_head_scores(path: str | Path) -> tuple[torch.Tensor, str]:
-    """Read a file of `save_head_scores`.
+def load_head_scores(
+    source: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> tuple[torch.Tensor, str]:
+    """Read what `save_head_scores` wrote, from a folder or the Hub.
+
+    Args:
+        source: folder or Hub name.
+        revision, token: of the Hub.
 
     Returns:
         Scores (scored layers, KV heads) float32, and the model they belong to.
 
     Raises:
-        ValueError: no such file, or not a file of head scores.
+        ValueError: no such folder, or not a folder of head scores.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"{path} holds no head scores (format {metadata.get('format')!r})")
-            scores, model_id = file.get_tensor("head_scores"), json.loads(metadata["model_id"])
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read head scores from {path}: {error}") from error
-    if scores.ndim != 2 or not torch.isfinite(scores).all():
+    folder, about = fetch(source, "head_scores", revision=revision, token=token)
+    scores = read_tensors(folder / _FILE).get("head_scores")
+    model = about.get("model")
+    if scores is None or not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise ValueError(f"{folder} holds no whole head scores; get them again, or make them with head_scores()")
+    _check(scores)
+    return scores, model["name"]
+
+
+def push_head_scores(scores: torch.Tensor, repo_id: str, *, model_id: str, **options: Any) -> str:
+    """Upload head scores in one commit; options as `artifacts.push_folder`."""
+    return push_saved(lambda folder: save_head_scores(scores, folder, model_id=model_id), repo_id, **options)
+
+
+def _check(scores: torch.Tensor) -> None:
+    if scores.ndim != 2 or scores.numel() == 0 or not torch.isfinite(scores).all():
         raise ValueError(f"head scores must be finite and (layers, KV heads), got shape {tuple(scores.shape)}")
-    return scores, model_id

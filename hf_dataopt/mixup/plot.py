@@ -72,6 +72,10 @@ def plot_mixup(
         order = sorted(order)
         for place, which in enumerate(order):
             source, share = int(result.sources[row, which]), float(result.ratios[row, which])
+            if share == 0:  # an output of fewer inputs than there is room for
+                for group in range(len(groups)):
+                    axes[row, group * inputs + place].set_axis_off()
+                continue
             axes[row, place].imshow(picture(images[source]), cmap="gray", vmin=0, vmax=1)
             if result.saliency is not None:
                 axes[row, inputs + place].imshow(result.saliency[source].float().cpu(), cmap="magma", aspect="auto")

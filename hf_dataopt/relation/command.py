@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+from ..push import add_push_arguments, push_options
 
 HELP = "find label errors and outliers of a dataset, write it without them (neural relation graph)"
 EXAMPLES = [
@@ -38,10 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="where the graph is computed, such as cuda; default the CPU")
     parser.add_argument("--rows", type=int, default=24, help="rows in the HTML report")
     parser.add_argument("--out", help="folder for the cleaned set, report.html, worst.png, README.md and the scores")
-    parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="push the cleaned set, with the report, to this repository"
-    )
-    parser.add_argument("--private", action="store_true", help="make that repository private")
+    add_push_arguments(parser, "the cleaned set, with the report,")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -126,13 +126,12 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
 
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
-    """Cleaned set first, then page, picture and card; returns where they are."""
+    """Page and picture, then the artifact with its card; returns where they are."""
+    from ..artifacts import push_folder
     from ..errors import MissingExtraError
     from .pages import draw_worst, write_page
 
     out.mkdir(parents=True, exist_ok=True)
-    if args.out:
-        cleaned.save_to_disk(out / "dataset")
     write_page(report, dataset, out / "report.html", count=args.rows)
     paths = {"report": str(out / "report.html"), "scores": str(out / "report")}
     try:
@@ -140,11 +139,10 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
         paths["picture"] = str(out / "worst.png")
     except (MissingExtraError, ValueError):  # no matplotlib, or no images in the set
         pass
-    (out / "README.md").write_text(card(args, report, len(cleaned)), encoding="utf-8")
-    if args.out:
-        paths["dataset"] = str(out / "dataset")
+    save_cleaned(cleaned, report, out, args)
+    paths["dataset"] = str(out / "data")
     if args.push_to_hub:
-        paths["repository"] = _push(args, report, cleaned, out)
+        paths["repository"] = push_folder(out, args.push_to_hub, **push_options(args))
     return paths
 
 
@@ -170,45 +168,34 @@ def summary(report: Any, kept: int) -> dict[str, Any]:
     }
 
 
-def card(args: argparse.Namespace, report: Any, kept: int, metadata: dict[str, Any] | None = None) -> str:
-    """The dataset card: what was dropped, with which settings; `metadata` is what the repository's card says already."""
-    from ..cards import render
+def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespace) -> Path:
+    """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
+    from ..artifacts import finish
+    from ..dataset_files import write_parquet
     from .pages import facts
 
     local = Path(args.dataset).exists()
-    source = None if local else [args.dataset]
-    return render(
+    split = re.split(r"[^\w.]", args.split)[0]  # "train[:1000]" is published as "train"
+    return finish(
+        folder,
         "cleaned_dataset",
-        {**(metadata or {}), "tags": ["hf-dataopt", "label-noise", "neural-relation-graph"], "source_datasets": source},
+        about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": summary(report, len(cleaned))},
+        metadata={
+            "tags": ["label-noise", "neural-relation-graph"],
+            "source_datasets": None if local else [args.dataset],
+            **write_parquet(cleaned, folder, split),
+        },
+        code={"split": split},
+        origin=None if local else ("dataset", args.dataset),
         name=args.push_to_hub or Path(args.out).name,
-        source=f"`{Path(args.dataset).name if local else args.dataset}`, split `{args.split}`,",
-        repo_id=args.push_to_hub,
+        source=Path(args.dataset).name if local else args.dataset,
         split=args.split,
         facts=facts(report),
-        dropped=f"{len(report) - kept:,}",
+        dropped=f"{len(report) - len(cleaned):,}",
         rows=f"{len(report):,}",
         settings=report.config.to_json_string(),
-        model=f"`{Path(args.model).name if Path(args.model).exists() else args.model}`"
-        if args.model
-        else "given columns",
+        model=args.model and (Path(args.model).name if Path(args.model).exists() else args.model),
     )
-
-
-def _push(args: argparse.Namespace, report: Any, cleaned: Any, out: Path) -> str:
-    """The cleaned set and, beside it, card, page and scores; the card keeps the metadata that `datasets` wrote."""
-    from huggingface_hub import DatasetCard, HfApi
-
-    cleaned.push_to_hub(args.push_to_hub, split=args.split, private=args.private)
-    written = DatasetCard.load(args.push_to_hub).data.to_dict()
-    (out / "README.md").write_text(card(args, report, len(cleaned), written), encoding="utf-8")
-    HfApi().upload_folder(
-        repo_id=args.push_to_hub,
-        repo_type="dataset",
-        folder_path=out,
-        allow_patterns=["README.md", "report.html", "worst.png", "report/*"],
-        commit_message="Report and card",
-    )
-    return str(args.push_to_hub)
 
 
 def show(result: dict[str, Any], console: Any) -> None:
@@ -227,7 +214,7 @@ def show(result: dict[str, Any], console: Any) -> None:
         table.add_row(str(row["row"]), escape(row["label"]), escape(row["suggested"]), f"{row['score']:.3g}")
     console.print(table)
     for name, path in result["paths"].items():
-        console.print(f"{name}: {escape(str(path))}")
+        console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
 
 
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:

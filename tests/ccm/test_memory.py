@@ -1,20 +1,30 @@
-"""The memory object: batches, forks, generate, files, refusals, streams against a full recomputation."""
+"""The memory object: batches, forks, generate, files, refusals."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
-from hf_dataopt import CompressedContextMemory, StreamingContextMemory
+from hf_dataopt import CCMConfig, CompressedContextMemory
 from hf_dataopt.errors import DroppedTokensError
 
-from ..models import byte_tokenizer
-from .test_tuner import adapted
+from ..models import byte_tokenizer, tiny_model
+from .models import adapted
 
 TURNS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
 QUESTION = [20, 21, 22, 23]
+GREEDY = {"do_sample": False, "eos_token_id": None}
+
+
+def remembering(model: PeftModel, turns: list[list[int]] = TURNS) -> CompressedContextMemory:
+    one = CompressedContextMemory(model)
+    for turn in turns:
+        one.append(turn)
+    return one
 
 
 @pytest.mark.parametrize("memory", ["concat", "merge", "concat_apart"])
@@ -35,33 +45,164 @@ def test_users_with_different_steps(memory: str) -> None:
 @pytest.mark.parametrize("memory", ["concat", "merge"])
 def test_generate_equals_step_by_step(memory: str) -> None:
     model = adapted("qwen3", memory=memory)
-    one = CompressedContextMemory(model)
-    for turn in TURNS:
-        one.append(turn)
+    one = remembering(model)
     expected = list(QUESTION)
     for _ in range(5):
         expected.append(int(one.logits(expected)[0, -1].argmax()))
-    output = one.generate(QUESTION, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    output = one.generate(QUESTION, max_new_tokens=5, **GREEDY)
     assert output[0].tolist() == expected
-    several = one.generate([QUESTION, QUESTION[:2]], max_new_tokens=5, do_sample=False, eos_token_id=None)
+    several = one.generate([QUESTION, QUESTION[:2]], max_new_tokens=5, **GREEDY)
     assert several[0].tolist() == expected
-    options = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "eos_token_id": None}
-    beams = model.generate(**one.inputs(QUESTION), **options)
-    assert beams.tolist() == one.generate(QUESTION, **options).tolist() and beams.shape[0] == 2
-    for settings in ({"num_beams": 3}, {"do_sample": True}):
-        assert one.generate(QUESTION, max_new_tokens=4, eos_token_id=None, **settings).shape == (1, 8)
+    assert several[1, 2:].tolist() == one.generate(QUESTION[:2], max_new_tokens=5, **GREEDY)[0].tolist()
+
+
+def test_beams_equal_a_search_by_hand() -> None:
+    one = remembering(adapted("qwen3", memory="merge"))
+    options = {"max_new_tokens": 3, "num_beams": 3, "num_return_sequences": 2, **GREEDY}
+    beams: list[tuple[float, list[int]]] = [(0.0, QUESTION)]
+    for _ in range(3):
+        found = []
+        for score, ids in beams:
+            following = one.logits(ids)[0, -1].float().log_softmax(-1)
+            found += [(score + float(following[token]), [*ids, token]) for token in following.topk(3).indices.tolist()]
+        beams = sorted(found, reverse=True)[:3]
+    assert one.generate(QUESTION, **options).tolist() == [ids for _, ids in beams[:2]]
+    assert one.model.generate(**one.inputs(QUESTION), **options).tolist() == [ids for _, ids in beams[:2]]
+    two = CompressedContextMemory(one.model, batch_size=2)
+    for turn in TURNS:
+        two.append([turn, turn[:2]])
+    assert two.generate([QUESTION, QUESTION], **options).tolist()[:2] == [ids for _, ids in beams[:2]]
+
+
+def test_sampling_repeats_with_its_seed_and_reads_the_memory() -> None:
+    one, other = remembering(adapted()), remembering(adapted(), TURNS[:1])
+    options = {"max_new_tokens": 8, "do_sample": True, "eos_token_id": None, "num_return_sequences": 3}
+    drawn = []
+    for memory in (one, one, other):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            drawn.append(memory.generate(QUESTION, **options))
+    assert drawn[0].shape == (3, 12) and torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("memory", ["concat", "merge"])
+def test_positions_are_the_memory_s_own(memory: str) -> None:
+    one = remembering(adapted("qwen3", memory=memory))
+    expected = one.generate(QUESTION, max_new_tokens=5, **GREEDY)
+    inputs = one.inputs(QUESTION)
+    del inputs["position_ids"]  # generate would count memory slots instead
+    assert torch.equal(one.model.generate(**inputs, max_new_tokens=5, **GREEDY), expected)
+    inputs = one.inputs(QUESTION)
+    del inputs["position_ids"]
+    with torch.no_grad():
+        assert torch.equal(one.model(**inputs).logits, one.logits(QUESTION))
+
+
+def test_an_empty_memory_is_the_base_model() -> None:
+    model = adapted("mistral")
+    one = CompressedContextMemory(model)
+    with torch.no_grad():
+        expected = tiny_model("mistral", sliding_window=6)(torch.tensor([QUESTION * 3])).logits
+    torch.testing.assert_close(one.logits(QUESTION * 3), expected, rtol=0, atol=1e-4)
+    assert one.nbytes == 0 and one.tokens_seen == [0]
+    assert one.generate(QUESTION, max_new_tokens=3, **GREEDY).shape == (1, 7)
+
+
+@pytest.mark.parametrize("change", [{"attention_mask": None}, {"attention_mask": 4}, {"users": 3}])
+def test_calls_that_would_drop_tokens_are_refused(change: dict[str, Any]) -> None:
+    model = adapted()
+    one = CompressedContextMemory(model, batch_size=2)
+    one.append([TURNS[0], None])
+    one.append([TURNS[1], TURNS[2]])
+    inputs = one.inputs([QUESTION, QUESTION])
+    if "users" in change:
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            inputs[name] = inputs[name][[0, 1, 0]]
+    else:
+        inputs["attention_mask"] = change["attention_mask"] and inputs["attention_mask"][:, : change["attention_mask"]]
+    with pytest.raises(ValueError, match="attention_mask|2 users, the call 3"):
+        model(**inputs)
+    if "users" not in change:
+        with pytest.raises(DroppedTokensError, match="memory.inputs"):
+            model.generate(**{**inputs, "position_ids": None}, max_new_tokens=2)
 
 
 def test_dropped_tokens_are_refused() -> None:
-    one = CompressedContextMemory(adapted())
-    one.append(TURNS[0])
+    one = remembering(adapted(), TURNS[:1])
     inputs = one.inputs(QUESTION)
     with pytest.raises(DroppedTokensError, match="prompt tokens"):
         one.model.generate(input_ids=inputs["input_ids"], past_key_values=inputs["past_key_values"], max_new_tokens=2)
-    with pytest.raises(ValueError, match="no tokens"):
-        one.append([])
-    with pytest.raises(ValueError, match="2 users"):
-        CompressedContextMemory(one.model, batch_size=2).append(TURNS[:1])
+    with torch.no_grad():
+        parallel = one.model(torch.tensor([[*TURNS[0], 264, 265]]), use_cache=True)
+        with pytest.raises(ValueError, match="parallel forward"):
+            one.model(torch.tensor([[5]]), past_key_values=parallel.past_key_values)
+        with pytest.raises(ValueError, match="parallel forward"):
+            one.model.generate(torch.tensor([[*TURNS[0], 264, 265, *QUESTION]]), max_new_tokens=2)
+        plain = one.model(torch.tensor([TURNS[0]]), use_cache=True)
+        with pytest.raises(ValueError, match="after a plain cache"):
+            one.model(torch.tensor([[264, 265]]), past_key_values=plain.past_key_values)
+        recomputed = one.model.generate(
+            torch.tensor([[*TURNS[0], 264, 265, *QUESTION]]), max_new_tokens=3, use_cache=False, **GREEDY
+        )
+    assert recomputed[0, 8:].tolist() == one.generate(QUESTION, max_new_tokens=3, **GREEDY)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("users", "context", "error", "words"),
+    [
+        (1, [], ValueError, "no tokens"),
+        (1, None, ValueError, "nothing|anything"),
+        (1, [[5], [6]], ValueError, "1 users"),
+        (2, [[5]], ValueError, "2 users"),
+        (2, "text", ValueError, "2 users"),
+        (2, [None, None], ValueError, "anything new"),
+        (1, "text", ValueError, "tokenizer"),
+        (1, 3.5, TypeError, "must be str"),
+        (1, torch.tensor([0.5]), TypeError, "whole numbers"),
+    ],
+)
+def test_bad_contexts(users: int, context: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        CompressedContextMemory(adapted(), batch_size=users).append(context)
+
+
+def test_bad_memories() -> None:
+    with pytest.raises(ValueError, match="no active CCM adapter"):
+        CompressedContextMemory(tiny_model("llama"))
+    with pytest.raises(ValueError, match="batch_size"):
+        CompressedContextMemory(adapted(), batch_size=0)
+    two = CompressedContextMemory(adapted(), batch_size=2)
+    two.append([[5], None])
+    with pytest.raises(ValueError, match="every user needs a question"):
+        two.inputs([[6], None])
+    gist = CompressedContextMemory(adapted(memory="gist"), batch_size=2)
+    with pytest.raises(ValueError, match="made anew"):
+        gist.append([[5], None])
+
+
+def test_the_size_of_each_memory() -> None:
+    slot = 2 * 3 * 2 * 8 * 4  # keys and values, layers, KV heads, head dim, bytes
+    for memory, slots in (("concat", 2 * 6), ("merge", 2), ("gist", 2)):
+        one = CompressedContextMemory(adapted(memory=memory))
+        for _ in range(6):
+            one.append(TURNS[0])
+        assert one.nbytes == slots * slot and one.tokens_seen == [36] and one.full_nbytes == 36 * slot
+        held = {"concat": 10, "merge": 2, "gist": 0}[memory]  # before the last step, beside its tokens
+        assert one.peak_kv_bytes == (held + len(TURNS[0]) * (6 if memory == "gist" else 1) + 2) * slot
+        before = one.peak_kv_bytes
+        one.generate([QUESTION] * 4, max_new_tokens=3, **GREEDY)
+        assert one.peak_kv_bytes >= before and one.peak_kv_bytes >= 4 * (slots + 6) * slot
+
+
+def test_a_model_that_transformers_put_the_adapter_on(tmp_path: Path) -> None:
+    model = adapted(memory="merge")
+    model.save_pretrained(tmp_path / "adapter")
+    one = remembering(model)
+    one.save_pretrained(tmp_path / "memory")
+    native = tiny_model("llama")
+    native.load_adapter(str(tmp_path / "adapter"), adapter_name="mine")
+    again = CompressedContextMemory.from_pretrained(native, tmp_path / "memory")
+    assert torch.equal(again.logits(QUESTION), one.logits(QUESTION))
 
 
 @pytest.mark.parametrize("memory", ["concat", "merge"])
@@ -73,29 +214,41 @@ def test_save_and_fork(memory: str, tmp_path: Path) -> None:
     again = CompressedContextMemory.from_pretrained(one.model, tmp_path, one.tokenizer)
     expected = one.logits("who?")
     assert torch.equal(again.logits("who?"), expected)
+    assert (again.tokens_seen, again.peak_kv_bytes) == (one.tokens_seen, one.peak_kv_bytes)
     other = one.fork()
     other.append("a third turn")
     assert torch.equal(one.logits("who?"), expected)
     assert not torch.allclose(other.logits("who?"), expected)
+    again.append("a third turn")
+    assert torch.equal(again.logits("who?"), other.logits("who?"))
     assert isinstance(one.generate("who?", max_new_tokens=3), str)
-    with pytest.raises(ValueError, match="belongs to"):
-        CompressedContextMemory.from_pretrained(adapted(memory="concat_apart"), tmp_path)
+    assert len(one.generate(["who?", "and the dog?"], max_new_tokens=3)) == 2
 
 
-def test_a_stream_in_pieces_and_its_baseline() -> None:
-    model = adapted("qwen3")
-    sizes = {"max_kv": 20, "compress_tokens": 8, "memory_size": 6}
-    ids = torch.randint(4, 260, (70,), generator=torch.Generator().manual_seed(0))
-    whole, pieces = StreamingContextMemory(model, **sizes), StreamingContextMemory(model, **sizes)
-    plain = StreamingContextMemory(model, **sizes, compress=False)
-    parts = []
-    for token in ids:
-        parts.append(pieces.feed(token[None]))
-        plain.feed(token[None])
-        assert plain.size == pieces.size <= 20
-    torch.testing.assert_close(whole.feed(ids), torch.cat(parts), rtol=0, atol=1e-4)
-    assert whole.perplexity(ids) != plain.perplexity(ids)
-    with pytest.raises(ValueError, match="merged key"):
-        StreamingContextMemory(adapted(memory="merge"))
-    with pytest.raises(ValueError, match="cannot hold"):
-        StreamingContextMemory(model, max_kv=20)
+def test_a_memory_knows_who_wrote_it(tmp_path: Path) -> None:
+    one = remembering(adapted())
+    one.save_pretrained(tmp_path)
+    CompressedContextMemory.from_pretrained(adapted(), tmp_path)
+    trained = adapted()
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_B" in name:
+                weight += 1e-4
+    for other, words in (
+        (adapted(memory="concat_apart"), "another adapter .memory 'concat', here 'concat_apart'"),
+        (adapted("qwen2"), "another model .model_type 'llama', here 'qwen2'"),
+        (adapted(layers=2), "num_hidden_layers 3, here 2"),
+        (adapted(seed=2), "other weights"),
+        (trained, "append the contexts again"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            CompressedContextMemory.from_pretrained(other, tmp_path)
+    with pytest.raises(ValueError, match="neither a folder nor a Hub name"):
+        CompressedContextMemory.from_pretrained(one.model, tmp_path / "elsewhere")
+    one.model.add_adapter("other", CCMConfig(r=2))
+    one.model.set_adapter("other")
+    for use in (one.append, one.logits):
+        with pytest.raises(ValueError, match="'other' is active now"):
+            use(TURNS[0])
+    one.model.set_adapter("default")
+    one.append(TURNS[0])

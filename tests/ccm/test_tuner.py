@@ -1,95 +1,37 @@
-"""The conditional LoRA as a PEFT type: parallel = recurrent, base model untouched, save and load, Trainer."""
+"""The conditional LoRA as a PEFT type: base model untouched, several adapters, refusals, every way of loading, copies."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import Trainer, TrainingArguments
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
 
-from ..models import FAMILIES, byte_tokenizer, tiny_model
+from ..models import tiny_model
+from .models import adapted, sample
 
 
-def adapted(family: str = "llama", seed: int = 1, **settings: Any) -> PeftModel:
-    """A tiny model with a CCM adapter whose B matrices are not zero."""
-    changes = {"sliding_window": 6} if family in ("gemma3", "mistral") else {}
-    model = get_peft_model(tiny_model(family, **changes), CCMConfig(**{"r": 4, "lora_dropout": 0.0, **settings}))
-    generator = torch.Generator().manual_seed(seed)
+def batch_for(model: PeftModel, adapter: str = "default") -> dict[str, torch.Tensor]:
+    return DataCollatorForCCM(None, model.peft_config[adapter])([sample()])
+
+
+def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+def randomize(model: PeftModel, adapter: str) -> None:
+    generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name and f".{adapter}" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model.eval()
-
-
-def sample(model: PeftModel, lengths: tuple[int, ...] = (9, 4, 12, 7), seed: int = 0) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(4, 260, (n,), generator=generator).tolist() for n in lengths]
-    return {"contexts": rows[:-1], "input": rows[-1][:-3], "output": rows[-1][-3:]}
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("memory", ["concat", "merge", "concat_apart", "merge_apart", "gist"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_parallel_equals_recurrent(family: str, memory: str, attention: str) -> None:
-    model = adapted(family, memory=memory, sink=memory == "merge")
-    model.get_base_model().set_attn_implementation(attention)
-    feature = sample(model)
-    batch = DataCollatorForCCM(None, model.peft_config["default"])([feature, sample(model, (5, 6), 3)])
-    with torch.no_grad():
-        parallel = model(**batch).logits[0]
-    online = CompressedContextMemory(model)
-    for context in feature["contexts"]:
-        online.append(context)
-    question = [*feature["input"], *feature["output"]]
-    torch.testing.assert_close(online.logits(question)[0], parallel[-len(question) :], rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("memory", ["concat", "merge"])
-def test_padding_and_packing_change_nothing(memory: str) -> None:
-    model = adapted(memory=memory, merge_weight=0.4 if memory == "merge" else None)
-    config = model.peft_config["default"]
-    features = [sample(model), sample(model, (5, 6, 4), 3)]
-    single = [DataCollatorForCCM(None, config)([feature]) for feature in features]
-    packed = DataCollatorForCCM(None, config, pack=True)(features)
-    assert packed["input_ids"].shape[0] == 1
-    with torch.no_grad():
-        alone = [model(**batch).logits[0] for batch in single]
-        together = model(**packed).logits[0]
-        left = {
-            name: torch.nn.functional.pad(t, (5, 0), value=-100 if name == "labels" else 0)
-            for name, t in single[0].items()
-        }
-        left["position_ids"][:, :5] = 1
-        padded = model(**left).logits[0, 5:]
-        own_positions = model(single[0]["input_ids"]).logits[0]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
-    torch.testing.assert_close(padded, alone[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(own_positions, alone[0])
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(reentrant: bool) -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        model = adapted(memory="merge").train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.enable_input_require_grads()
-        batch = DataCollatorForCCM(None, model.peft_config["default"])([sample(model)])
-        losses = [model(**batch).loss, model(**batch).loss]
-        sum(losses).backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
-    assert sum(bool(gradient.any()) for gradient in gradients[0].values()) > len(gradients[0]) // 2
-    for name, gradient in gradients[0].items():
-        assert gradient is not None
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-6)
 
 
 def test_the_base_model_stays() -> None:
@@ -103,84 +45,195 @@ def test_the_base_model_stays() -> None:
         assert not torch.allclose(model(with_comp).logits[:, -5:], expected[:, -5:])
         with model.disable_adapter():
             assert torch.equal(model(ids).logits, expected)
+            with pytest.raises(ValueError, match="adapter is disabled"):
+                model(with_comp)
+        memory = CompressedContextMemory(model)
+        memory.append([5, 6, 7])
+        inputs = memory.inputs([8, 9])
+        with model.disable_adapter(), pytest.raises(ValueError, match="disabled"):
+            model(**inputs)
         for merge in (model.merge_adapter, model.merge_and_unload):
             with pytest.raises(ValueError, match="compression tokens only"):
                 merge()
-        assert torch.equal(model.unload()(ids).logits, expected)
-    trained = {name.split(".lora_")[1].split(".")[0] for name, p in adapted().named_parameters() if p.requires_grad}
-    assert trained == {"A", "B", "comp_embeddings"}
+        plain = model.unload()
+        assert torch.equal(plain(ids).logits, expected)
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in base.named_parameters()]
 
 
-def test_several_adapters() -> None:
+def test_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    model = adapted()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".lora_")[1].split(".")[0] for name in trained} == {"A", "B", "comp_embeddings"}
+    model.print_trainable_parameters()
+    assert f"trainable params: {sum(p.numel() for p in trained.values()):,} ||" in capsys.readouterr().out
+
+
+def test_several_adapters(tmp_path: Path) -> None:
     model = adapted(memory="concat")
-    batch = DataCollatorForCCM(None, model.peft_config["default"])([sample(model)])
-    with torch.no_grad():
-        first = model(**batch).logits
-        model.add_adapter("other", CCMConfig(r=2, memory="merge"))
-        model.set_adapter("other")
-        assert not torch.allclose(model(**batch).logits, first)
-        model.set_adapter("default")
-        assert torch.equal(model(**batch).logits, first)
-        model.delete_adapter("other")
-        assert torch.equal(model(**batch).logits, first)
+    first = logits(model, batch_for(model))
+    model.add_adapter("other", CCMConfig(r=2, memory="merge", num_comp_tokens=3, lora_dropout=0.0))
+    randomize(model, "other")
+    assert torch.equal(logits(model, batch_for(model)), first)
+    model.set_adapter("other")
+    assert {name.split(".")[-1 if "embeddings" in name else -2] for name, p in model.named_parameters()
+            if p.requires_grad} == {"other"}  # fmt: skip
+    second = logits(model, batch_for(model, "other"))
+    assert CompressedContextMemory(model).config.num_comp_tokens == 3
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
+    again.load_adapter(tmp_path / "other", adapter_name="other")
+    assert torch.equal(logits(again, batch_for(again)), first)
+    again.set_adapter("other")
+    assert torch.equal(logits(again, batch_for(again, "other")), second)
+    for refused in (
+        lambda: model.base_model.set_adapter(["default", "other"]),
+        lambda: model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "both"),
+        lambda: model(**batch_for(model), adapter_names=["default"]),
+        lambda: model.add_adapter("plain", LoraConfig(target_modules=["q_proj"])),
+    ):
+        with pytest.raises(ValueError, match="one conditional|combine|mix"):
+            refused()
+    model.delete_adapter("other")
+    model.set_adapter("default")
+    assert torch.equal(logits(model, batch_for(model)), first)
 
 
-_READ = """
-import sys, torch
-{line}
-from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoModelForCausalLM
-ids, expected = torch.load(sys.argv[2])
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1] + "/base")
-adapter = sys.argv[1] + "/adapter"
-for model in (PeftModel.from_pretrained(base, adapter), AutoPeftModelForCausalLM.from_pretrained(adapter)):
-    with torch.no_grad():
-        assert torch.equal(model.eval()(ids).logits, expected)
-sys.stdout.write("equal")
-"""
-
-
-def test_train_save_and_read_in_a_fresh_process(tmp_path: Path) -> None:
+def test_every_way_of_loading(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "base")
-    from transformers import AutoModelForCausalLM
+    model = adapted(memory="merge")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    batch, adapter = batch_for(model), str(tmp_path / "adapter")
+    expected = logits(model, batch)
+    native = tiny_model("llama")
+    native.load_adapter(adapter)
+    loaded = {
+        "peft": PeftModel.from_pretrained(tiny_model("llama"), adapter),
+        "peft, low memory": PeftModel.from_pretrained(tiny_model("llama"), adapter, low_cpu_mem_usage=True),
+        "auto": AutoPeftModelForCausalLM.from_pretrained(adapter),
+        "transformers": AutoModelForCausalLM.from_pretrained(adapter),
+        "transformers, load_adapter": native,
+        "copy": copy.deepcopy(model),
+    }
+    del model
+    for name, other in loaded.items():
+        assert torch.equal(logits(other, batch), expected), name
+    trainable = PeftModel.from_pretrained(tiny_model("llama"), adapter, is_trainable=True)
+    assert any("comp_embeddings" in name for name, p in trainable.named_parameters() if p.requires_grad)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"].startswith("CCM")
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), CCMConfig(r=4, lora_dropout=0.0))
-    data = [
-        {"messages": [{"role": "user" if i % 2 else "assistant", "content": f"turn {i} {k}"} for i in range(4)]}
-        for k in range(8)
-    ]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "run"), max_steps=6, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[],
-        remove_unused_columns=False, use_cpu=True, logging_steps=1, disable_tqdm=True,
-    )  # fmt: skip
-    collator = DataCollatorForCCM(byte_tokenizer(), model.peft_config["default"])
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator)  # type: ignore[arg-type]
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
-    model.eval().save_pretrained(tmp_path / "adapter")
-    ids = collator(data[:2])["input_ids"]
+
+def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    model = adapted()
+    batch = batch_for(model)
+    model.save_pretrained(tmp_path)
+    larger = tiny_model("llama")
+    larger.resize_token_embeddings(270)
+    with pytest.raises(ValueError, match="trained on 264 token embeddings.*has 270"):
+        PeftModel.from_pretrained(larger, tmp_path)
+    model.get_base_model().resize_token_embeddings(270)
+    with pytest.raises(ValueError, match="ids from 264 on"):
+        model(**batch)
+
+
+def test_a_copy_is_independent() -> None:
+    model = adapted()
+    batch = batch_for(model)
+    other = copy.deepcopy(model)
+    expected = logits(model, batch)
+    randomize(other, "default")
+    assert not torch.allclose(logits(other, batch), expected)
+    with model.disable_adapter():
+        logits(other, batch)
+    one = CompressedContextMemory(other)
+    one.append([5, 6, 7])
+    assert one.generate([8, 9], max_new_tokens=2, do_sample=False).shape[1] > 2
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_gradient_checkpointing(family: str, reentrant: bool) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = adapted(family, memory="merge").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        batch = batch_for(model)
+        plain = {name: rows[:, :6] for name, rows in batch.items()}
+        # two forwards before the backward, and one without compression tokens
+        losses = [model(**batch).loss, model(**batch).loss, model(**{**plain, "labels": plain["input_ids"]}).loss]
+        sum(losses).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert sum(bool(gradient.any()) for gradient in gradients[0].values()) > len(gradients[0]) // 2
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-6)
+
+
+def test_a_training_batch_without_contexts() -> None:
+    model = adapted().train()
+    ids = torch.arange(4, 20)[None]
+    output = model(ids, labels=ids)
     with torch.no_grad():
-        torch.save((ids, model(ids).logits), tmp_path / "logits.pt")
-    for line, expected in (("import hf_dataopt", "equal"), ("", "KeyError: 'CCM'")):
-        done = subprocess.run(
-            [sys.executable, "-c", _READ.format(line=line), str(tmp_path), str(tmp_path / "logits.pt")],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert expected in done.stdout + done.stderr, done.stderr
+        assert torch.equal(output.logits, tiny_model("llama")(ids).logits)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("memory", ["concat", "merge"])
+def test_bf16(memory: str) -> None:
+    full, half = adapted(memory=memory), adapted(memory=memory)
+    half.get_base_model().to(torch.bfloat16)
+    batch = batch_for(full)
+    expected, found = logits(full, batch), logits(half, batch)
+    assert found.dtype == torch.bfloat16
+    similarity = torch.nn.functional.cosine_similarity(found[0].float(), expected[0], dim=-1)
+    assert similarity.min() > 0.98
+    online = CompressedContextMemory(half)
+    for context in sample()["contexts"]:
+        online.append(context)
+    assert online.layers[0][0].dtype == torch.bfloat16
+    answer = online.logits([*sample()["input"], *sample()["output"]])[0].float()
+    assert torch.nn.functional.cosine_similarity(answer, expected[0, -len(answer) :], dim=-1).min() > 0.98
+    half.train()(**batch).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in half.parameters() if p.requires_grad)
+
+
+def test_compile() -> None:
+    model = adapted(memory="merge", layers=1)
+    batch = batch_for(model)
+    gradients = []
+    for run in (model, torch.compile(model, backend="eager")):
+        model.zero_grad()
+        run(**batch).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=0, atol=1e-5)
+    plain = batch["input_ids"][:, :6]
+    assert torch.equal(run(plain).logits, model(plain).logits)
 
 
 def test_settings() -> None:
     for settings in (
         {"memory": "sum"},
         {"num_comp_tokens": 0},
+        {"num_comp_tokens": True},
         {"merge_weight": 0.5},
         {"memory": "merge", "merge_weight": 2},
+        {"use_dora": True},
+        {"bias": "all"},
     ):
         with pytest.raises(ValueError):
             CCMConfig(**settings)
     model = adapted()
     with pytest.raises(ValueError, match="input_ids"):
         model(inputs_embeds=torch.zeros(1, 3, 32))
-    with pytest.raises(ValueError, match="empty batch"):
-        DataCollatorForCCM(None, model.peft_config["default"])([])
+    batch = batch_for(model)
+    with pytest.raises(ValueError, match="2-D"):
+        model(**{**batch, "attention_mask": batch["attention_mask"][:, :5]})
+    model.get_base_model().config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="cannot express"):
+        model(**batch)

@@ -36,6 +36,7 @@ from hf_dataopt.condensation.multi_formation import (
 )
 from hf_dataopt.condensation.networks import ConvNet
 from hf_dataopt.condensation.preview import preview
+from hf_dataopt.condensation.saved import load_condensed
 
 from ..conftest import REPO
 from ..reference import condensation as reference
@@ -303,6 +304,6 @@ def test_command_condenses_a_parquet_file(train: Dataset, test_split: Dataset, t
     assert main(call) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["images"] == 6 and [row["trained on"] for row in result["scores"]] == ["condensed", "random"]
-    assert len(Dataset.from_parquet(result["file"], cache_dir=str(tmp_path))) == 6
+    assert len(load_condensed(result["folder"])) == 6
     assert str(REPO) not in result["config"]
     assert main(["condense", str(tmp_path / "none.parquet"), "--output-dir", str(tmp_path / "run")]) == 1

@@ -94,9 +94,8 @@ def test_head_scores_file(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("qwen3"), byte_tokenizer()
     scores = head_scores(model, tokenizer, CONTEXT * 4, KVzipConfig(chunk_size=30))
     assert scores.shape == (3, 2)
-    path = tmp_path / "heads.safetensors"
-    save_head_scores(scores, path, model_id="tiny/qwen3")
-    loaded, model_id = load_head_scores(path)
+    save_head_scores(scores, tmp_path / "heads", model_id="tiny/qwen3")
+    loaded, model_id = load_head_scores(tmp_path / "heads")
     assert torch.equal(loaded, scores) and model_id == "tiny/qwen3"
     cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=0.5, head_scores=loaded, progress=False)
     kept = torch.tensor(cache.stored_lengths) - cache.prompt.prefix_ids.numel()
@@ -105,11 +104,15 @@ def test_head_scores_file(tmp_path: Path) -> None:
 
 
 def test_wrong_head_score_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot read"):
-        load_head_scores(tmp_path / "missing.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match="cannot read"):
-        load_head_scores(tmp_path / "broken.safetensors")
-    save_file({"head_scores": torch.ones(2, 2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds no head scores"):
-        load_head_scores(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="neither a folder nor a Hub name"):
+        load_head_scores(tmp_path / "missing")
+    with pytest.raises(ValueError, match="finite"):
+        save_head_scores(torch.full((2, 2), float("nan")), tmp_path / "heads", model_id="a/b")
+    save_head_scores(torch.ones(2, 2), tmp_path / "heads", model_id="a/b")
+    file = tmp_path / "heads" / "head_scores.safetensors"
+    save_file({"other": torch.ones(2, 2)}, file)
+    with pytest.raises(ValueError, match="no whole head scores"):
+        load_head_scores(tmp_path / "heads")
+    file.write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        load_head_scores(tmp_path / "heads")

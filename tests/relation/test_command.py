@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers as tf
-from datasets import Dataset, Features, Image, load_from_disk
+from datasets import Dataset, Features, Image
 
 from hf_dataopt import cards
 from hf_dataopt.cli import main
+from hf_dataopt.dataset_files import read_parquet
 from hf_dataopt.relation.cleaner import RelationCleaner
 from hf_dataopt.relation.demo import clean_digits
 from hf_dataopt.relation.pages import draw_worst, write_page
@@ -35,7 +36,7 @@ def test_clean_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "out"
     assert main(["clean", str(tmp_path / "d"), "--out", str(out), "--rows", "4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    cleaned = load_from_disk(str(out / "dataset"))
+    cleaned = read_parquet(out)
     assert len(cleaned) == result["kept"] == 120 - result["label_errors"] and result["label_errors"] > 0
     assert RelationReport.load(out / "report").is_label_error.sum() == result["label_errors"]
     page = (out / "report.html").read_text()
@@ -61,7 +62,7 @@ def test_clean_reads_a_table_and_a_text_model(tmp_path: Path, capsys: pytest.Cap
     assert "labels to look at first" in capsys.readouterr().out.lower()
     page = (tmp_path / "out" / "report.html").read_text()
     assert "&lt;b&gt;text&lt;/b&gt;" in page and "<b>text</b>" not in page
-    assert "features" not in load_from_disk(str(tmp_path / "out" / "dataset")).column_names
+    assert "features" not in read_parquet(tmp_path / "out").column_names
 
 
 @pytest.mark.parametrize(

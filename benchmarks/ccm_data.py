@@ -1,0 +1,124 @@
+"""The two tasks of the compressed-memory benchmarks, as ids: [c(1) ... c(t)], input I and output O.
+
+`chitchat`: the next turn of a dialogue, each earlier turn is a context. Split by participant: two people take part in
+hundreds of conversations, so a random split would leak their style; conversations across splits are dropped.
+`sections`: the archive section of a package from its one-line description, few-shot; each demonstration is a context.
+An episode draws four sections, two demonstrations of each, and asks for one of the four; the answer is chosen among all
+section names, so the demonstrations tell which ones are in play. Test episodes draw from sections that training never sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import data
+
+TASKS = ("chitchat", "sections")
+SPLITS = ("train", "validation", "test")
+STEPS = 8  # contexts of an evaluated sample
+TURN = 24  # tokens of a turn or of a demonstration at most
+CLASSES = 4
+SECTIONS = {
+    "train": ["libs", "perl", "haskell", "net", "rust", "science", "ruby", "admin", "x11", "text", "graphics", "ocaml"],
+    "validation": ["php", "editors", "kde", "javascript", "lisp", "math", "mail"],
+    "test": ["games", "python", "fonts", "sound", "doc", "web", "java", "golang"],
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item, in ids.
+
+    Args:
+        contexts: c(1) .. c(t).
+        input: I(t).
+        output: O(t), the only tokens with a loss.
+        options: first tokens of all possible outputs, where the task is a choice; the right one is `output[0]`.
+    """
+
+    contexts: list[list[int]]
+    input: list[int]
+    output: list[int]
+    options: tuple[int, ...] = ()
+
+    def last(self, steps: int) -> Sample:
+        """The same item with its last `steps` contexts only."""
+        return Sample(self.contexts[len(self.contexts) - steps :], self.input, self.output, self.options)
+
+    def feature(self) -> dict[str, Any]:
+        """What `DataCollatorForCCM` takes."""
+        return {"contexts": self.contexts, "input": self.input, "output": self.output}
+
+
+def samples(task: str, split: str, tokenizer: Any, n: int, seed: int = 0) -> list[Sample]:
+    """At most `n` samples of a split, the same ones for the same seed.
+
+    Args:
+        task: one of `TASKS`.
+        split: one of `SPLITS`.
+        tokenizer: of the model.
+        n: samples.
+        seed: chooses windows and episodes; who is in which split does not depend on it.
+
+    Returns:
+        Samples with `STEPS` contexts.
+    """
+    if task not in TASKS or split not in SPLITS:
+        raise ValueError(f"task must be one of {TASKS} and split one of {SPLITS}, got {task!r}, {split!r}")
+    rng = random.Random(f"{task} {split} {seed}")
+    return (_dialogues if task == "chitchat" else _episodes)(split, tokenizer, n, rng)
+
+
+def conversations(split: str) -> list[list[tuple[str, str]]]:
+    """Conversations, as turns (sender, text), between people of this split."""
+    talks = data.chitchat(STEPS + 2)
+    people = sorted({sender for talk in talks for sender, _ in talk})
+    random.Random(0).shuffle(people)
+    share = {
+        who: "test" if i < 0.3 * len(people) else "validation" if i < 0.45 * len(people) else "train"
+        for i, who in enumerate(people)
+    }
+    return [talk for talk in talks if {share[sender] for sender, _ in talk} == {split}]
+
+
+def _dialogues(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sample]:
+    talks = conversations(split)
+    rng.shuffle(talks)
+    found: list[Sample] = []
+    for talk in talks:
+        if len(found) == n:
+            break
+        start = rng.randrange(len(talk) - STEPS - 1)
+        window = talk[start : start + STEPS + 2]
+        letter = dict(zip(dict(window), "AB", strict=False))
+        turns = [_ids(tokenizer, f"{letter[sender]}: {text}")[:TURN] + _ids(tokenizer, "\n") for sender, text in window]
+        tag = len(_ids(tokenizer, "A:"))
+        if len(turns[-1]) - tag >= 5:  # "yes" and "haha" tell nothing
+            found.append(Sample(turns[:STEPS], turns[-2] + turns[-1][:tag], turns[-1][tag:]))
+    return found
+
+
+def _episodes(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sample]:
+    by_section = defaultdict(list)
+    for section, text in data.package_summaries():
+        by_section[section].append(text)
+    names = sorted(name for part in SECTIONS.values() for name in part)
+    first = {name: _ids(tokenizer, f" {name}")[0] for name in names}
+    found = []
+    for _ in range(n):
+        chosen = rng.sample(SECTIONS[split], CLASSES)
+        order = [name for name in chosen for _ in range(STEPS // CLASSES)]
+        rng.shuffle(order)
+        rows = []
+        for name in [*order, rng.choice(chosen)]:
+            question = _ids(tokenizer, rng.choice(by_section[name]))[: TURN - 8] + _ids(tokenizer, "\nSection:")
+            rows.append((question, _ids(tokenizer, f" {name}\n")))
+        found.append(Sample([q + a for q, a in rows[:-1]], *rows[-1], tuple(first.values())))
+    return found
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

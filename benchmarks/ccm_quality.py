@@ -1,0 +1,371 @@
+"""What a compressed context memory keeps: CCM against no context, full context and other ways to compress (section 7.4).
+
+    python benchmarks/ccm_quality.py [--smoke] [--tasks chitchat,sections] [--methods concat,merge] [--seeds 1]
+
+As in the text, the model is first fine-tuned on each task (LoRA of the same size on full contexts of 0 to 8 turns, merged);
+every compression adapter is trained on top of it, with the same samples, steps and learning rate, and
+keeps the first token as attention sink (without it an untrained compression token does harm). 8 contexts of at most 25
+tokens, 2 slots each (Gisting: 16 for all), AdamW, cosine, batch 2. "none" and "full" are the fine-tuned model without and
+with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of another
+item; what that recovers is not about the context but about the domain. "pooling" averages keys and values of each half of a
+context (Compressive Transformer), untrained. Recovered: share of the NLL gap between none and full, with a 95 % bootstrap
+over test items (one per conversation). Finished runs are kept in benchmarks/.data/, so a killed benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _report import DATA, show, write
+from ccm_data import STEPS, TASKS, Sample, samples
+from data import DataMissingError
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
+from transformers import DynamicCache
+
+from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
+from hf_dataopt.demo_model import load_demo_model
+
+SLOTS = 2  # per context
+BASE_LR = 1e-3
+CONFIGS: dict[str, dict[str, Any]] = {
+    "concat": {"memory": "concat"},
+    "merge": {"memory": "merge"},
+    "gisting-online": {"memory": "concat_apart"},
+    "concat-plain-lora": {"memory": "concat", "conditional": False},
+    "gisting": {"memory": "gist", "num_comp_tokens": SLOTS * STEPS},
+    "merge-plain-lora": {"memory": "merge", "conditional": False},
+}
+FROZEN = ("none-not-tuned", "full-not-tuned")
+METHODS = (*FROZEN, "none", "full", "pooling", *CONFIGS)
+Score = Callable[[Sample], tuple[torch.Tensor, torch.Tensor]]
+
+
+def kept(task: str, method: str, seed: int, args: argparse.Namespace) -> Path:
+    """Folder of a trained adapter; the fine-tuned model is the same for all learning rates of the adapters."""
+    folder = DATA / ("ccm_quality_smoke" if args.smoke else "ccm_quality")
+    size = f"{args.base_steps}x{args.batch}" if method == "base" else f"{args.steps}x{args.batch}-{args.lr:g}"
+    return folder / f"{task}-{method}-seed{seed}-{size}"
+
+
+def schedule(task: str, tokenizer: Any, steps: int, batch: int, seed: int, first: int) -> list[list[Sample]]:
+    """Batches of training samples, each with its own number of contexts between `first` and `STEPS`."""
+    pool = samples(task, "train", tokenizer, steps * batch, seed)
+    rng = random.Random(seed)
+    found = []
+    for step in range(steps):
+        t = rng.randint(first, STEPS)
+        found.append([pool[(step * batch + k) % len(pool)].last(t) for k in range(batch)])
+    return found
+
+
+def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: str) -> float:
+    """AdamW with 3 % warm-up and a cosine, loss on outputs only. Returns CPU-seconds."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
+    warm = max(1, round(0.03 * len(batches)))
+    start, recent = time.process_time(), []
+    model.train()
+    for step, rows in enumerate(batches):
+        scale = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / len(batches))))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * scale
+        batch = {name: tensor.to(model.device) for name, tensor in collate(rows).items()}
+        labels = batch.pop("labels")
+        where = (labels >= 0).any(0).nonzero()[:, 0]
+        logits = model(**batch, logits_to_keep=where - 1, use_cache=False).logits
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), labels[:, where].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append(float(loss.detach()))
+        if step % 20 == 19:
+            print(f"{log} step {step + 1}: {statistics.mean(recent[-20:]):.3f}", flush=True)
+    model.eval()
+    return time.process_time() - start
+
+
+def plain_batch(rows: list[Sample]) -> dict[str, torch.Tensor]:
+    """[c(1) .. c(t) I O] without compression tokens, padded right."""
+    texts = [[*sum(row.contexts, []), *row.input, *row.output] for row in rows]
+    longest = max(map(len, texts))
+    batch = {name: torch.full((len(rows), longest), fill) for name, fill in
+             (("input_ids", 0), ("attention_mask", 0), ("labels", -100))}  # fmt: skip
+    for k, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        batch["input_ids"][k, : len(text)] = torch.tensor(text)
+        batch["attention_mask"][k, : len(text)] = 1
+        batch["labels"][k, len(text) - len(row.output) : len(text)] = torch.tensor(row.output)
+    return batch
+
+
+def tuned(task: str, base: Any, tokenizer: Any, args: argparse.Namespace, seed: int) -> Any:
+    """The model fine-tuned on the task: a plain LoRA of the same size, merged into the weights."""
+    folder = kept(task, "base", seed, args)
+    if not (folder / "adapter_config.json").exists():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+        model = get_peft_model(base, config)
+        batches = schedule(task, tokenizer, args.base_steps, args.batch, seed, 0)
+        fit(model, batches, plain_batch, BASE_LR, f"{task} base")
+        model.save_pretrained(str(folder))
+        base = model.unload()
+    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval()
+
+
+def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argparse.Namespace, seed: int) -> Any:
+    """The model with the method's trained adapter, out of the kept ones if there."""
+    folder = kept(task, method, seed, args)
+    if (folder / "adapter_config.json").exists():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    torch.manual_seed(seed)
+    settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
+    found = get_peft_model(model, CCMConfig(r=8, sink=True, **settings))
+    collator = DataCollatorForCCM(None, found.peft_config["default"], pack=True, max_length=4096)
+
+    def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
+        return collator([row.feature() for row in rows])
+
+    batches = schedule(task, tokenizer, args.steps, args.batch, seed, 2)
+    fit(found, batches, collate, args.lr, f"{task} {method}")
+    found.save_pretrained(str(folder))
+    return found
+
+
+def reading(model: Any, with_context: bool) -> Score:
+    """Logits of O behind all of the context, or none of it."""
+
+    def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        row = sample if with_context else sample.last(0)
+        batch = plain_batch([row])
+        labels = batch.pop("labels")[0]
+        where = (labels >= 0).nonzero()[:, 0]
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        return model(**batch, logits_to_keep=where.to(model.device) - 1).logits[0], labels[where]
+
+    return score
+
+
+def compressing(model: Any) -> Score:
+    """Logits of O behind the compressed memory, in one parallel forward."""
+    collator = DataCollatorForCCM(None, model.peft_config["default"])
+
+    def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = {name: tensor.to(model.device) for name, tensor in collator([sample.feature()]).items()}
+        labels = batch.pop("labels")[0]
+        where = (labels >= 0).nonzero()[:, 0]
+        return model(**batch, logits_to_keep=where - 1).logits[0], labels[where]
+
+    return score
+
+
+def pooling(model: Any) -> Score:
+    """Logits of O behind the mean keys and values of each half of every context (Compressive Transformer's mean pooling)."""
+
+    def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        memory, seen = DynamicCache(), 0
+        for context in sample.contexts:
+            past = memory.get_seq_length() or 1  # the first token of all stays, as the sink of the other methods
+            positions = torch.arange(seen, seen + len(context))[None]
+            model(torch.tensor([context]), past_key_values=memory, position_ids=positions, logits_to_keep=1)
+            for layer in memory.layers:
+                for name in ("keys", "values"):
+                    states = getattr(layer, name)
+                    parts = states[:, :, past:].tensor_split(SLOTS, dim=2)
+                    pooled = [part.mean(2, keepdim=True) for part in parts]
+                    setattr(layer, name, torch.cat([states[:, :, :past], *pooled], dim=2))
+            seen += len(context)
+        ids = torch.tensor([[*sample.input, *sample.output]])
+        positions = torch.arange(seen, seen + ids.shape[1])[None]
+        mask = torch.ones(1, memory.get_seq_length() + ids.shape[1], dtype=torch.int64)
+        n = len(sample.output)
+        out = model(ids, past_key_values=memory, position_ids=positions, attention_mask=mask, logits_to_keep=n + 1)
+        return out.logits[0, :-1], torch.tensor(sample.output)
+
+    return score
+
+
+@torch.no_grad()
+def measure(score: Score, items: list[Sample]) -> dict[str, list[float]]:
+    """Per item: summed NLL of O, its tokens, and whether the right option got the most."""
+    found: dict[str, list[float]] = {"nll": [], "tokens": [], "right": []}
+    for item in items:
+        logits, labels = score(item)
+        logits = logits.float().cpu()
+        found["nll"].append(float(functional.cross_entropy(logits, labels.cpu(), reduction="sum")))
+        found["tokens"].append(len(item.output))
+        if item.options:
+            best = item.options[int(logits[0, list(item.options)].argmax())]
+            found["right"].append(float(best == item.output[0]))
+    return found
+
+
+def elsewhere(items: list[Sample]) -> list[Sample]:
+    """Every item with the contexts of the next one."""
+    return [Sample(items[k - 1].contexts, item.input, item.output, item.options) for k, item in enumerate(items)]
+
+
+@torch.no_grad()
+def online_gap(model: Any, items: list[Sample]) -> float:
+    """Largest difference in NLL between the step-by-step memory and the parallel forward, over a few items."""
+    gaps = []
+    for item in items[:3]:
+        memory = CompressedContextMemory(model)
+        for context in item.contexts:
+            memory.append(context)
+        logits = memory.logits([*item.input, *item.output])[0, len(item.input) - 1 : -1].float()
+        online = functional.cross_entropy(logits, torch.tensor(item.output, device=logits.device), reduction="sum")
+        gaps.append(abs(float(online) - measure(compressing(model), [item])["nll"][0]))
+    return max(gaps)
+
+
+def evaluate(
+    task: str, method: str, model: Any, tokenizer: Any, items: list[Sample], args: argparse.Namespace, seed: int
+) -> dict[str, Any]:
+    """One record: everything measured for a method."""
+    start = time.process_time()
+    record: dict[str, Any] = {"task": task, "method": method, "seed": seed}
+    if method not in CONFIGS:
+        score = pooling(model) if method == "pooling" else reading(model, method.startswith("full"))
+        record |= measure(score, items)
+        if method == "full":
+            record["other"] = measure(score, elsewhere(items))
+    else:
+        record |= {"steps": args.steps, "lr": args.lr}
+        adapted = compressor(task, method, model, tokenizer, args, seed)
+        record["training_cpu_s"] = time.process_time() - start
+        record |= measure(compressing(adapted), items)
+        if method in ("concat", "merge"):
+            record["online_gap"] = online_gap(adapted, items)
+        if method == "concat":
+            record["other"] = measure(compressing(adapted), elsewhere(items))
+        adapted.unload()
+    record["cpu_s"] = time.process_time() - start
+    return record
+
+
+def shares(runs: list[dict[str, Any]], none: dict[str, Any], full: dict[str, Any]) -> tuple[float, list[float]]:
+    """Recovered share of the gap, and its 95 % bootstrap interval over items."""
+    tokens = np.array(none["tokens"])
+    ends = [np.array(run["nll"]) for run in (none, full)]
+    mine = np.mean([run["nll"] for run in runs], axis=0)
+
+    def recovered(rows: np.ndarray) -> float:
+        per_token = [float(x[rows].sum() / tokens[rows].sum()) for x in (*ends, mine)]
+        return (per_token[0] - per_token[2]) / (per_token[0] - per_token[1])
+
+    draws = np.random.default_rng(0).integers(len(tokens), size=(2000, len(tokens)))
+    spread = np.percentile([recovered(rows) for rows in draws], [2.5, 97.5])
+    return recovered(np.arange(len(tokens))), [round(float(end), 3) for end in spread]
+
+
+def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """One row per method of a task."""
+    named: dict[str, list[dict[str, Any]]] = {}
+    for method in METHODS:
+        runs = [run for run in done if (run["task"], run["method"]) == (task, method)]
+        if runs:
+            named[method] = runs
+            if all("other" in run for run in runs):
+                named[f"{method}, other memory"] = [run["other"] for run in runs]
+    rows = []
+    for method, runs in named.items():
+        nll = [sum(run["nll"]) / sum(run["tokens"]) for run in runs]
+        row: dict[str, Any] = {"task": task, "method": method, "seeds": len(runs), "n": len(runs[0]["nll"])}
+        row["nll"] = round(statistics.mean(nll), 4)
+        right = [statistics.mean(run["right"]) for run in runs if run["right"]]
+        row["accuracy"] = round(statistics.mean(right), 4) if right else None
+        row["recovered"] = row["95 %"] = None
+        if {"none", "full"} <= set(named):
+            share, spread = shares(runs, named["none"][0], named["full"][0])
+            row["recovered"], row["95 %"] = round(share, 3), str(spread)
+        rows.append(row)
+    return rows
+
+
+def arguments() -> argparse.Namespace:
+    """Command line, with the sizes of the machine filled in."""
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--steps", type=int, default=2000 if gpu else 200)
+    parser.add_argument("--base-steps", type=int, default=2000 if gpu else 100, help="of the fine-tuning")
+    parser.add_argument("--batch", type=int, default=16 if gpu else 2)
+    parser.add_argument("--lr", type=float, default=3e-3, help="of the adapters")
+    parser.add_argument("--seeds", type=int, default=3 if gpu else 1)
+    parser.add_argument("--items", type=int, default=80, help="test items at most")
+    parser.add_argument(
+        "--split", default="test", choices=["test", "validation"], help="validation: for choosing settings"
+    )
+    parser.add_argument("--report", action="store_true", help="only write the table of what is kept")
+    parser.add_argument("--smoke", action="store_true", help="2 steps, 3 items, nothing kept")
+    args = parser.parse_args()
+    if args.smoke:
+        args.steps, args.base_steps, args.items, args.seeds = 2, 2, 3, 1
+    return args
+
+
+def run_task(task: str, args: argparse.Namespace, done: list[dict[str, Any]], file: Path) -> None:
+    """Everything of a task that is not in `done` yet."""
+    asked = [method for method in METHODS if method in args.methods.split(",")]
+    for seed in range(args.seeds):
+        have = {run["method"] for run in done if (run["task"], run["seed"]) == (task, seed)}
+        missing = [method for method in asked if method not in have]
+        if not missing:
+            continue
+        model, tokenizer = load_demo_model(args.model)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+        items, is_tuned = samples(task, args.split, tokenizer, args.items), False
+        for method in missing:
+            if method not in FROZEN and not is_tuned:
+                model, is_tuned = tuned(task, model, tokenizer, args, seed).requires_grad_(False), True
+            run = evaluate(task, method, model, tokenizer, items, args, seed)
+            done.append(run)
+            print(task, method, round(sum(run["nll"]) / sum(run["tokens"]), 4), f"{run['cpu_s']:.0f} s", flush=True)
+            with file.open("a") as sink:
+                sink.write(json.dumps(run) + "\n")
+
+
+def main() -> None:
+    """Run what is missing, write `results/ccm_quality.json`."""
+    args = arguments()
+    torch.set_num_threads(1)
+    file = DATA / f"ccm_quality_{args.split}_{args.steps}x{args.batch}.jsonl"
+    if args.smoke:
+        shutil.rmtree(DATA / "ccm_quality_smoke", ignore_errors=True)
+        (DATA / "ccm_quality_smoke").mkdir(parents=True)
+        file = DATA / "ccm_quality_smoke" / "runs.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = [run for run in done if run.get("lr", args.lr) == args.lr]
+    try:
+        for task in () if args.report else args.tasks.split(","):
+            run_task(task, args, done, file)
+    except DataMissingError as error:
+        print(f"skipped: {error}")
+        return
+    rows = [row for task in TASKS for row in table(done, task)]
+    about = {
+        "model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
+        "steps": args.steps, "batch": args.batch, "lr": args.lr, "runs": done,
+    }  # fmt: skip
+    if args.split == "test":
+        write("ccm_quality_smoke" if args.smoke else "ccm_quality", rows, **about)
+    else:
+        show("ccm_quality, validation", rows)
+
+
+if __name__ == "__main__":
+    main()

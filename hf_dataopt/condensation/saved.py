@@ -1,0 +1,117 @@
+"""Condensed sets as artifacts: parquet, preview and a card that says how to decode them, in one folder or one commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..artifacts import fetch, finish, push_saved
+from ..dataset_files import read_parquet, write_parquet
+from .multi_formation import read_recipe, stack
+from .preview import save_preview
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .config import IDCConfig
+
+
+def save_condensed(
+    condensed: Dataset,
+    folder: str | Path,
+    *,
+    config: IDCConfig | None = None,
+    scores: Sequence[Mapping[str, Any]] = (),
+    source: str | None = None,
+    license: str | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write a condensed set as a folder that can be pushed.
+
+    Args:
+        condensed: from `DatasetCondenser.condense`; without its recipe it is refused.
+        folder: made if missing.
+        config: settings, for the card.
+        scores: rows of measured accuracies (`command.scores_as_rows`), for the card; none is fine.
+        source: Hub name of the data set it was made from; a push takes over its licence.
+        license: of the source, where it is not on the Hub.
+        name: title of the card.
+
+    Returns:
+        The folder: `data/`, `preview.png`, `hf_dataopt.json` and a card.
+
+    Raises:
+        ValueError: no recipe, or no rows.
+    """
+    recipe = read_recipe(condensed)
+    if "label_column" not in recipe:
+        raise ValueError("the recipe names no label column; condense with DatasetCondenser")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = write_parquet(condensed, folder)
+    plain = condensed.with_format(None)[:]
+    labels = torch.tensor(plain[recipe["label_column"]])
+    names = condensed.features[recipe["label_column"]].names
+    found = [rows for rows in ((labels == label).nonzero()[:, 0] for label in range(len(names))) if len(rows)]
+    per_class = min(map(len, found))
+    shown = torch.cat([rows[:per_class] for rows in found])
+    save_preview(stack(plain[recipe["column"]])[shown], folder / "preview.png", per_class)
+    settings = config.to_json_string() if config is not None else "{}"
+    return finish(
+        folder,
+        "condensed_dataset",
+        about={
+            "rows": len(condensed),
+            "classes": len(names),
+            "recipe": dict(recipe),
+            "config": json.loads(settings),
+            "scores": [dict(row) for row in scores],
+        },
+        metadata={
+            "license": license,
+            "tags": ["dataset-condensation", "idc", "synthetic"],
+            "source_datasets": [source] if source else None,
+            **metadata,
+        },
+        origin=("dataset", source) if source else None,
+        name=name or "Condensed data set",
+        rows=f"{len(condensed):,}",
+        classes=f"{len(names):,}",
+        source=source,
+        recipe=json.dumps(recipe, indent=1),
+        scores=list(scores),
+        seed=recipe.get("seed", "not recorded"),
+        settings=settings,
+    )
+
+
+def load_condensed(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Dataset:
+    """A condensed set from a folder of `save_condensed` or from the Hub; `datasets.load_dataset` reads the latter too.
+
+    Raises:
+        ValueError: no condensed set there.
+    """
+    folder, _ = fetch(source, "condensed_dataset", revision=revision, token=token)
+    condensed = read_parquet(folder)
+    read_recipe(condensed)
+    return condensed
+
+
+def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any] | None = None, **options: Any) -> str:
+    """Upload data, preview and card in one commit.
+
+    Args:
+        condensed: from `DatasetCondenser.condense`.
+        repo_id: Hub name.
+        about: keyword arguments of `save_condensed`.
+        options: of `artifacts.push_folder`.
+
+    Returns:
+        URL of the commit, or of the pull request.
+    """
+    values = {"name": repo_id, **(about or {})}
+    return push_saved(lambda folder: save_condensed(condensed, folder, **values), repo_id, **options)

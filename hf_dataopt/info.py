@@ -1,0 +1,108 @@
+"""`hf-dataopt info`: what an artifact is, how big, made from what, and the code that uses it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+HELP = "say what a folder or Hub repository of ours holds, and how to use it"
+EXAMPLES = [
+    "hf-dataopt info me/cifar10-idc-10",
+    "hf-dataopt info run1/artifact --json",
+]
+_SHOWN = ("rows", "classes", "dropped", "tokens", "bytes", "full_bytes", "steps", "answer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `hf-dataopt info`."""
+    parser.add_argument("source", metavar="REPO_OR_DIR", help="folder or Hub name")
+    parser.add_argument("--revision", default=None, help="branch, tag or commit of the repository")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Describe one artifact.
+
+    Args:
+        args: the parsed command line.
+
+    Returns:
+        Kind, files, facts and code, ready for JSON.
+
+    Raises:
+        ValueError: neither a folder nor a Hub name, or no artifact of ours.
+        HubError: the repository cannot be read.
+    """
+    return describe(args.source, revision=args.revision)
+
+
+def describe(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> dict[str, Any]:
+    """What an artifact is; of a repository only the record and the card are downloaded.
+
+    Args:
+        source: folder or Hub name.
+        revision, token: of the Hub.
+
+    Returns:
+        `kind`, `title`, `format_version`, `files`, `licence`, `source`, `facts`, and `usage`, Python code.
+
+    Raises:
+        ValueError: no artifact of ours, or one that is refused.
+        HubError: the repository cannot be read.
+    """
+    from .artifact_kinds import KINDS, PLACEHOLDER, usage
+    from .artifacts import CARD, about_of, download, listing
+    from .cards import first_block
+    from .safe_files import files_of, read_card
+
+    folder = Path(source)
+    local = folder.is_dir()
+    if not local:
+        folder = download(str(source), None, revision=revision, token=token, only=_RECORDS)
+    about = about_of(folder)
+    kind = KINDS[about["kind"]]
+    metadata, text = read_card(folder / CARD) if (folder / CARD).is_file() else ({}, "")
+    code = about.get("code")
+    if local:
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
+    else:
+        files = listing(str(source), kind.repo_type, revision=revision, token=token)
+    name = PLACEHOLDER if local else str(source)
+    try:
+        how = usage(about["kind"], name, **(code if isinstance(code, dict) else {}))
+    except (KeyError, IndexError, TypeError):  # the record lacks a value: the card's own code is the next best
+        how = first_block(text)
+    return {
+        "kind": about["kind"],
+        "title": kind.title,
+        "repo_type": kind.repo_type,
+        "format_version": about["format_version"],
+        "files": files,
+        "licence": metadata.get("license"),
+        "source": about.get("source"),
+        "facts": {key: about[key] for key in _SHOWN if isinstance(about.get(key), str | int | float)},
+        "usage": how.replace(PLACEHOLDER, str(source)) if local else how,
+    }
+
+
+_RECORDS = ("hf_dataopt.json", "README.md", "adapter_config.json")
+
+
+def show(result: dict[str, Any], console: Any) -> None:
+    """A small table, then the code."""
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=result["title"], show_header=False)
+    rows = {
+        "licence": result["licence"] or "not given",
+        **({"made from": result["source"]["id"]} if isinstance(result["source"], dict) else {}),
+        **{key.replace("_", " "): value for key, value in result["facts"].items()},
+        "files": "\n".join(f"{name}  {size:,} bytes" for name, size in list(result["files"].items())[:20]),
+    }
+    for key, value in rows.items():
+        # Text, not markup: what a stranger wrote is shown as it stands
+        table.add_row(key, Text(f"{value:,}" if isinstance(value, int) else str(value)[:500]))
+    console.print(table)
+    console.print(Syntax(result["usage"].rstrip(), "python", background_color="default"))

@@ -1,0 +1,169 @@
+"""Compressed caches on disk: kept pairs, lengths and prompt ids in safetensors, everything else in JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .._compat import text_config
+from ..artifact_kinds import MODEL
+from ..artifacts import fetch, finish
+from ..safe_files import read_tensors
+from .attention import RaggedContext
+from .cache import KVzipCache, KVzipLayer, KVzipSlidingLayer
+from .config import KVzipConfig
+from .identity import check_identity
+from .prompt import KVzipPrompt
+from .scoring import check_supported
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_FILE = "cache.safetensors"
+_IDS = ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
+
+
+def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = None) -> Path:
+    """Write a cache as it stood after compression; what came after the context is left out.
+
+    Args:
+        cache: from `from_context` or `from_scores`.
+        folder: made if missing.
+        license: of the context, if it may be shared; otherwise the card names none.
+
+    Returns:
+        The folder: `cache.safetensors`, `hf_dataopt.json` and a card.
+
+    Raises:
+        ValueError: a cache whose model is gone and unknown.
+    """
+    if cache.made_by is None:
+        raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    layers: list[Any] = cache.pristine_layers
+    tensors: dict[str, Tensor] = {name: getattr(cache.prompt, name).contiguous() for name in _IDS}
+    windows: dict[str, Any] = {}
+    for index, layer in enumerate(layers):
+        if isinstance(layer, KVzipLayer):
+            context = layer.context
+            tensors |= {
+                f"layer.{index}.keys": context.keys.contiguous(),
+                f"layer.{index}.values": context.values.contiguous(),
+                f"layer.{index}.lengths": torch.tensor(context.lengths),
+            }
+        else:
+            tensors |= {
+                f"window.{index}.keys": layer.keys.contiguous(),
+                f"window.{index}.values": layer.values.contiguous(),
+            }
+            windows[str(index)] = layer.sliding_window
+    save_file(tensors, str(folder / _FILE))
+    name = cache.made_by["name"] or MODEL
+    return finish(
+        folder,
+        "kvzip_cache",
+        about={
+            "model": cache.made_by,
+            "config": json.loads(cache.config.to_json_string()),
+            "layers": len(layers),
+            "windows": windows,
+            "tokens": cache.ids.shape[1],
+            "bytes": cache.context_nbytes,
+            "full_bytes": cache.full_context_nbytes,
+        },
+        metadata={"license": license, "base_model": cache.made_by["name"], "tags": ["kv-cache", "kvzip"]},
+        code={"model": name, "dtype": cache.made_by["dtype"]},
+        name="Compressed KVzip cache",
+        base=name,
+        tokens=f"{cache.ids.shape[1]:,}",
+        nbytes=f"{cache.context_nbytes:,}",
+        full_nbytes=f"{cache.full_context_nbytes:,}",
+        share=f"{cache.context_nbytes / cache.full_context_nbytes:.1%}",
+        dtype=cache.made_by["dtype"],
+        settings=cache.config.to_json_string(),
+    )
+
+
+def load_cache(
+    source: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> KVzipCache:
+    """Read what `save_cache` wrote, from a folder or the Hub.
+
+    Args:
+        source: folder or Hub name.
+        model: the model that made it.
+        tokenizer: lets `inputs` take questions as text.
+        revision, token: of the Hub.
+
+    Returns:
+        The cache, on the model's device, ready for `generate`.
+
+    Raises:
+        ValueError: no cache there, tensors that do not fit together, or another model than the one that made it.
+    """
+    folder, about = fetch(source, "kvzip_cache", revision=revision, token=token)
+    scored = check_supported(model)
+    check_identity(about.get("model"), model, f"the cache in {folder}")
+    tensors = read_tensors(folder / _FILE)
+    try:
+        config = KVzipConfig.from_json_string(json.dumps(about["config"]))
+        prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
+        if bool((prompt.ids < 0).any() | (prompt.ids >= text_config(model).vocab_size).any()):
+            raise ValueError("token ids outside the vocabulary")
+        layers = [
+            _ragged(tensors, index, model, prompt.ids.numel())
+            if index in scored
+            else _window(tensors, index, model, prompt.ids.numel(), int(about["windows"][str(index)]))
+            for index in range(text_config(model).num_hidden_layers)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder} holds no whole cache ({type(error).__name__}: {error}); get it again, or compress again"
+        ) from error
+    cache = KVzipCache(layers, prompt, config, tokenizer, made_by=about["model"])
+    cache.attach(model)
+    return cache
+
+
+def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, n_tokens: int) -> KVzipLayer:
+    keys, values, lengths = (tensors[f"layer.{index}.{name}"] for name in ("keys", "values", "lengths"))
+    sizes = text_config(model)
+    counts = lengths.tolist()
+    head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+    if lengths.ndim != 1 or len(counts) != sizes.num_key_value_heads or not all(0 <= n <= n_tokens for n in counts):
+        raise ValueError(f"layer {index} has lengths {counts!r:.80} for {sizes.num_key_value_heads} heads")
+    _check_values(index, model, (sum(counts), head), keys, values)
+    return KVzipLayer(RaggedContext(keys.to(model.device), values.to(model.device), counts, n_tokens))
+
+
+def _window(
+    tensors: dict[str, Tensor], index: int, model: PreTrainedModel, n_tokens: int, window: int
+) -> KVzipSlidingLayer:
+    keys, values = (tensors[f"window.{index}.{name}"] for name in ("keys", "values"))
+    sizes = text_config(model)
+    head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+    if window != getattr(sizes, "sliding_window", None):
+        raise ValueError(f"layer {index} has a window of {window}, the model {getattr(sizes, 'sliding_window', None)}")
+    _check_values(index, model, (1, sizes.num_key_value_heads, min(n_tokens, window - 1), head), keys, values)
+    layer = KVzipSlidingLayer(window)
+    layer.lazy_initialization(keys.to(model.device), values.to(model.device))
+    layer.keys, layer.values = keys.to(model.device), values.to(model.device)
+    layer.cumulative_length = n_tokens
+    return layer
+
+
+def _check_values(index: int, model: PreTrainedModel, shape: tuple[int, ...], keys: Tensor, values: Tensor) -> None:
+    for one in (keys, values):
+        if tuple(one.shape) != shape or one.dtype != model.dtype:
+            raise ValueError(f"layer {index} has {one.dtype} {tuple(one.shape)}, needed is {model.dtype} {shape}")

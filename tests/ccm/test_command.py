@@ -1,0 +1,73 @@
+"""`hf-dataopt ccm` and its part of the demo, on a tiny model saved in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_dataopt.cli import main
+
+from ..models import byte_tokenizer, tiny_model
+from .models import adapted
+
+TURNS = ["my cat is otto. ", "he is grey. "]
+SLOT = 2 * 3 * 2 * 8 * 4  # keys and values, layers, KV heads, head dim, bytes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ccm")
+    tiny_model("llama").save_pretrained(folder / "base")
+    byte_tokenizer().save_pretrained(folder / "base")
+    for memory in ("merge", "gist"):
+        adapted(memory=memory, sink=True).save_pretrained(folder / memory)
+    return folder
+
+
+def call(folder: Path, *more: str) -> list[str]:
+    turns = [word for turn in TURNS for word in ("--turn", turn)]
+    return ["ccm", "--model", str(folder / "base"), *turns, "--question", "its name?", "--max-new-tokens", "3", *more]
+
+
+def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_untrained_memory_shows_sizes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json_of(call(folder, "--num-comp-tokens", "3"), capsys)
+    lengths = [len(TURNS[0]), len("".join(TURNS))]  # the tokenizer adds nothing in front of text
+    assert [row["tokens_seen"] for row in result["turns"]] == lengths
+    assert [row["full_bytes"] for row in result["turns"]] == [n * SLOT for n in lengths]
+    assert [row["memory_bytes"] for row in result["turns"]] == [3 * SLOT, 6 * SLOT]
+    assert result["one_pass_difference"] < 1e-4 and not result["trained"]
+
+
+@pytest.mark.parametrize("memory", ["merge", "gist"])
+def test_a_trained_one_answers(folder: Path, memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json_of(call(folder, "--adapter", str(folder / memory), "--chat"), capsys)
+    assert result["trained"] and result["memory"] == memory and isinstance(result["answer"], str)
+    assert [row["turn"] for row in result["turns"]] == TURNS and result["question"] == "its name?"
+    assert result["turns"][-1]["tokens_seen"] == len(f"B[user]{TURNS[0]}E[assistant]{TURNS[1]}E")
+    assert result["turns"][-1]["memory_bytes"] == 3 * SLOT  # two slots and the sink
+    assert result["one_pass_difference"] < 1e-4
+
+
+def test_tables_and_demo(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(call(folder, "--adapter", str(folder / "merge"))) == 0
+    shown = capsys.readouterr().out
+    assert "Memory after each turn (merge)" in shown and "its name?" in shown and "untrained" not in shown
+    demo = ["demo", "--section", "ccm", "--smoke", "--model", str(folder / "base"), "--output-dir", str(tmp_path)]
+    assert main(demo) == 0
+    shown = capsys.readouterr().out
+    assert "untrained" in shown and "one parallel forward" in shown
+
+
+def test_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(call(folder, "--adapter", str(folder / "nothing"))) == 1
+    assert "adapter_config.json" in capsys.readouterr().err
+    assert main(call(folder, "--num-comp-tokens", "0")) == 1
+    assert "at least 1" in capsys.readouterr().err
