@@ -75,7 +75,8 @@ class ConvNet(nn.Module):
 
 
 def _norm_and_pool(images: Tensor, norm: nn.GroupNorm) -> Tensor:
-    if images.dtype != torch.float32 or norm.weight.dtype != images.dtype or torch.compiler.is_compiling():
+    kinds = {images.dtype, norm.weight.dtype}
+    if images.device.type != "cpu" or kinds != {torch.float32} or torch.compiler.is_compiling():
         return F.avg_pool2d(F.relu(norm(images)), 2)
     return pooled_norm(images, norm.weight, norm.bias, norm.eps)
 

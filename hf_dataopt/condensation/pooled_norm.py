@@ -19,7 +19,7 @@ try:
 except (ImportError, RuntimeError):  # numba is optional; it refuses to load where it has no folder to cache in
     loops = None
 
-# the compiled loops use one thread; with more than this, PyTorch's own passes are quicker
+# the compiled loops use one thread and need a third to a fourth of the time of PyTorch's passes, which use all threads
 _FEW_THREADS = 4
 
 
@@ -27,7 +27,7 @@ def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1
     """`avg_pool2d(relu(instance_norm(images)), 2)`.
 
     Args:
-        images: (n, C, H, W) float32; an odd last row or column is dropped by the pool.
+        images: (n, C, H, W) on the CPU; an odd last row or column is dropped by the pool.
         weight, bias: (C,) of the norm.
         epsilon: added to the variance.
 
@@ -35,9 +35,10 @@ def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1
         (n, C, H // 2, W // 2).
 
     Source: the block of ConvNet-3 (section 6.5).
-    Cost: backward two sums and three passes, second backward three sums and five passes over `images`.
+    Cost: with numba a pass over `images` each way, about a tenth of PyTorch's layers; without it, two sums and three passes
+        backward, three sums and five passes for the second derivative.
     """
-    compiled = loops is not None and images.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+    compiled = loops is not None and torch.get_num_threads() <= _FEW_THREADS
     function = _CompiledNorm if compiled else _PooledNorm
     result: Tensor = function.apply(images, weight, bias, epsilon)
     return result
@@ -52,10 +53,8 @@ def _pairs(width: int, like: Tensor) -> Tensor:
 
 
 def _pool(values: Tensor, pairs: Tensor) -> Tensor:
-    """2x2 average pool. On a CPU as a sum of row pairs and a product with a thin matrix: PyTorch's kernel takes many
-    times as long."""
-    if values.device.type != "cpu":
-        return F.avg_pool2d(values, 2)
+    """2x2 average pool as a sum of row pairs and a product with a thin matrix: PyTorch's CPU kernel takes many times as
+    long."""
     even = values[:, :, : values.shape[2] // 2 * 2]
     return (even[:, :, 0::2] + even[:, :, 1::2]) @ pairs[: values.shape[3]]
 
