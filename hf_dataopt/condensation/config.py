@@ -86,7 +86,8 @@ class IDCConfig(Settings):
         clamp_low, clamp_high (`float` or None, default 0 and 1): range of stored values, applied at every outer
             iteration; None: the training data's minimum for low, no bound for high.
         normalise (`bool`, default True): networks see (x - mean) / std; `mean`, `std` default to the training data's.
-        storage (`str`, default `"uint8"`): 8-bit images; `"float16"`, `"float32"` arrays.
+        storage (`str`, default `"uint8"`): 8-bit images; `"float16"`, `"float32"` arrays. Measured loss of 8 bits: none
+            (digits, 1 per class, 5 seeds: 94.8 % +- 1.2 against 94.7 % +- 1.3; benchmarks/condensation_storage.py).
         evaluation_epochs (`int`, optional): default by storage, see `evaluation_epochs_of`.
         evaluation_augmentation (`str`, default `"color_crop_flip_scale_rotate"`), evaluation_cutmix (0.5),
             evaluation_learning_rate (0.01), evaluation_batch (64): the scoring recipe, shared by every method.
