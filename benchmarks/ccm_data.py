@@ -3,8 +3,9 @@
 `chitchat`: the next turn of a dialogue, each earlier turn is a context. Split by participant: two people take part in
 hundreds of conversations, so a random split would leak their style; conversations across splits are dropped.
 `sections`: the archive section of a package from its one-line description, few-shot; each demonstration is a context.
-An episode draws four sections, two demonstrations of each, and asks for one of the four; the answer is chosen among all
-section names, so the demonstrations tell which ones are in play. Test episodes draw from sections that training never sees.
+An episode draws four sections, two demonstrations of each, and asks for one of the four. Every episode names its sections
+by words drawn anew from sixteen, so nothing but the demonstrations tells which words are in play and what they stand for.
+Test episodes draw from sections that training never sees.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ SECTIONS = {
     "validation": ["php", "editors", "kde", "javascript", "lisp", "math", "mail"],
     "test": ["games", "python", "fonts", "sound", "doc", "web", "java", "golang"],
 }
+WORDS = (
+    "red blue green yellow black white gold silver apple bread milk stone river moon bird horse".split()
+)  # a token each
 
 
 @dataclass(frozen=True)
@@ -105,18 +109,18 @@ def _episodes(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sa
     by_section = defaultdict(list)
     for section, text in data.package_summaries():
         by_section[section].append(text)
-    names = sorted(name for part in SECTIONS.values() for name in part)
-    first = {name: _ids(tokenizer, f" {name}")[0] for name in names}
+    words = [_ids(tokenizer, f" {word}") for word in WORDS]
+    line = _ids(tokenizer, "\n")
     found = []
     for _ in range(n):
-        chosen = rng.sample(SECTIONS[split], CLASSES)
+        chosen = dict(zip(rng.sample(SECTIONS[split], CLASSES), rng.sample(words, CLASSES), strict=True))
         order = [name for name in chosen for _ in range(STEPS // CLASSES)]
         rng.shuffle(order)
         rows = []
-        for name in [*order, rng.choice(chosen)]:
-            question = _ids(tokenizer, rng.choice(by_section[name]))[: TURN - 8] + _ids(tokenizer, "\nSection:")
-            rows.append((question, _ids(tokenizer, f" {name}\n")))
-        found.append(Sample([q + a for q, a in rows[:-1]], *rows[-1], tuple(first.values())))
+        for name in [*order, rng.choice(list(chosen))]:
+            asked = _ids(tokenizer, rng.choice(by_section[name]))[: TURN - 5] + _ids(tokenizer, "\nLabel:")
+            rows.append((asked, chosen[name]))
+        found.append(Sample([q + a + line for q, a in rows[:-1]], *rows[-1], tuple(word[0] for word in words)))
     return found
 
 

@@ -2,11 +2,12 @@
 
     python benchmarks/ccm_quality.py [--smoke] [--tasks chitchat,sections] [--methods concat,merge] [--seeds 1]
 
-As in the text, the model is first fine-tuned on each task (LoRA of the same size on full contexts of 0 to 8 turns, merged);
-every compression adapter is trained on top of it, with the same samples, steps and learning rate, and
-keeps the first token as attention sink (without it an untrained compression token does harm). 8 contexts of at most 25
-tokens, 2 slots each (Gisting: 16 for all), AdamW, cosine, batch 2. "none" and "full" are the fine-tuned model without and
-with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of another
+As in the text, the model is first fine-tuned on each task (LoRA of the same size on full contexts, merged); every
+compression adapter is trained on top of it, with the same samples, steps and learning rate. All keep the first token as
+attention sink and start compression tokens at the embedding of a line break (without these an untrained memory does harm),
+and all learn from every turn (chitchat) or every demonstration's label (sections), not the last alone. 8 contexts of 17 and
+15 tokens on average, 2 slots each (Gisting: 16 for all), AdamW, cosine. "none" and "full" are the fine-tuned model without
+and with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of another
 item; what that recovers is not about the context but about the domain. "pooling" averages keys and values of each half of a
 context (Compressive Transformer), untrained. Recovered: share of the NLL gap between none and full, with a 95 % bootstrap
 over test items (one per conversation). Finished runs are kept in benchmarks/.data/, so a killed benchmark goes on.
@@ -59,15 +60,17 @@ def kept(task: str, method: str, seed: int, args: argparse.Namespace) -> Path:
     return folder / f"{task}-{method}-seed{seed}-{size}"
 
 
-def schedule(task: str, tokenizer: Any, steps: int, batch: int, seed: int, first: int) -> list[list[Sample]]:
-    """Batches of training samples, each with its own number of contexts between `first` and `STEPS`."""
+def schedule(task: str, tokenizer: Any, steps: int, batch: int, seed: int) -> list[list[Sample]]:
+    """Batches of training samples."""
     pool = samples(task, "train", tokenizer, steps * batch, seed)
-    rng = random.Random(seed)
-    found = []
-    for step in range(steps):
-        t = rng.randint(first, STEPS)
-        found.append([pool[(step * batch + k) % len(pool)].last(t) for k in range(batch)])
-    return found
+    return [[pool[(step * batch + k) % len(pool)] for k in range(batch)] for step in range(steps)]
+
+
+def learned(labels: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
+    """Labels without those of the task's questions: the words of a choice, or all text."""
+    if not rows[0].options:
+        return labels
+    return labels.masked_fill(~torch.isin(labels, torch.tensor(rows[0].options)), -100)
 
 
 def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: str) -> float:
@@ -81,7 +84,9 @@ def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: s
         scale = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / len(batches))))
         for group in optimizer.param_groups:
             group["lr"] = lr * scale
-        batch = {name: tensor.to(model.device) for name, tensor in collate(rows).items()}
+        batch = collate(rows)
+        batch["labels"] = learned(batch["labels"], rows)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
         where = (labels >= 0).any(0).nonzero()[:, 0]
         logits = model(**batch, logits_to_keep=where - 1, use_cache=False).logits
@@ -98,7 +103,7 @@ def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: s
 
 
 def plain_batch(rows: list[Sample]) -> dict[str, torch.Tensor]:
-    """[c(1) .. c(t) I O] without compression tokens, padded right."""
+    """[c(1) .. c(t) I O] without compression tokens, padded right, labels on all text behind other text."""
     texts = [[*sum(row.contexts, []), *row.input, *row.output] for row in rows]
     longest = max(map(len, texts))
     batch = {name: torch.full((len(rows), longest), fill) for name, fill in
@@ -106,7 +111,7 @@ def plain_batch(rows: list[Sample]) -> dict[str, torch.Tensor]:
     for k, (row, text) in enumerate(zip(rows, texts, strict=True)):
         batch["input_ids"][k, : len(text)] = torch.tensor(text)
         batch["attention_mask"][k, : len(text)] = 1
-        batch["labels"][k, len(text) - len(row.output) : len(text)] = torch.tensor(row.output)
+        batch["labels"][k, 1 : len(text)] = torch.tensor(text[1:])
     return batch
 
 
@@ -117,7 +122,7 @@ def tuned(task: str, base: Any, tokenizer: Any, args: argparse.Namespace, seed: 
         torch.manual_seed(seed)
         config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
         model = get_peft_model(base, config)
-        batches = schedule(task, tokenizer, args.base_steps, args.batch, seed, 0)
+        batches = schedule(task, tokenizer, args.base_steps, args.batch, seed)
         fit(model, batches, plain_batch, BASE_LR, f"{task} base")
         model.save_pretrained(str(folder))
         base = model.unload()
@@ -131,13 +136,15 @@ def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argpars
         return PeftModel.from_pretrained(model, str(folder)).eval()
     torch.manual_seed(seed)
     settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
-    found = get_peft_model(model, CCMConfig(r=8, sink=True, **settings))
-    collator = DataCollatorForCCM(None, found.peft_config["default"], pack=True, max_length=4096)
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    found = get_peft_model(model, CCMConfig(r=8, sink=True, comp_init_token_ids=line, **settings))
+    config = found.peft_config["default"]
+    collator = DataCollatorForCCM(None, config, pack=True, max_length=4096, completion_only_loss=False)
 
     def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
         return collator([row.feature() for row in rows])
 
-    batches = schedule(task, tokenizer, args.steps, args.batch, seed, 2)
+    batches = schedule(task, tokenizer, args.steps, args.batch, seed)
     fit(found, batches, collate, args.lr, f"{task} {method}")
     found.save_pretrained(str(folder))
     return found
@@ -150,7 +157,7 @@ def reading(model: Any, with_context: bool) -> Score:
         row = sample if with_context else sample.last(0)
         batch = plain_batch([row])
         labels = batch.pop("labels")[0]
-        where = (labels >= 0).nonzero()[:, 0]
+        where = torch.arange(len(labels) - len(row.output), len(labels))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         return model(**batch, logits_to_keep=where.to(model.device) - 1).logits[0], labels[where]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 class MemoryCache(DynamicCache):
@@ -26,8 +27,11 @@ class MemoryCache(DynamicCache):
         super().__init__()
         self.full, self.starts = full, starts
         self.memory_length = layers[0][0].shape[2] if layers else 0
-        for index, (keys, values) in enumerate(layers):
-            self.update(keys, values, index)
+        for keys, values in layers:  # referred to, not copied: they are the memory's own until this cache grows
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            self.layers.append(layer)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -67,6 +71,47 @@ class MemoryCache(DynamicCache):
         """Bytes of all keys and values held."""
         layers: list[Any] = self.layers
         return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None)
+
+
+class CompressingCache(MemoryCache):
+    """The memory during one compression: a layer attends to memory and new tokens, and keeps what will stay of them.
+
+    So the keys and values of the context exist in one layer at a time, never in all.
+
+    Args:
+        layers, starts: as `MemoryCache`.
+        tokens: last tokens of the call to keep, the compression tokens.
+        first: (B,) int64, new token of each user that is kept aside as sink; None keeps none.
+    """
+
+    def __init__(
+        self,
+        layers: list[tuple[torch.Tensor, torch.Tensor]],
+        tokens: int,
+        first: torch.Tensor | None,
+        starts: torch.Tensor | None,
+    ) -> None:
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.sink: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.attended_bytes = self.attended_slots = 0  # of the layer that attended to most
+        super().__init__(layers, starts=starts)
+        self._tokens, self._first = tokens, first
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Memory with the new states behind it, for this layer's attention only."""
+        new = key_states, value_states
+        self.kept.append((new[0][:, :, -self._tokens :].clone(), new[1][:, :, -self._tokens :].clone()))
+        if self._first is not None:
+            rows = torch.arange(len(self._first), device=self._first.device)
+            self.sink.append((new[0][rows, :, self._first][:, :, None], new[1][rows, :, self._first][:, :, None]))
+        if self.memory_length:
+            held: Any = self.layers[layer_idx]
+            new = torch.cat([held.keys, new[0]], dim=2), torch.cat([held.values, new[1]], dim=2)
+        self.attended_slots = max(self.attended_slots, new[0].shape[2])
+        self.attended_bytes = max(self.attended_bytes, new[0].nbytes + new[1].nbytes)
+        return new
 
 
 def _copies(users: int, rows: int) -> int:

@@ -24,7 +24,9 @@ class DataCollatorForCCM:
     `texts` (strings in the same order),
     `contexts`, `input`, `output` (each text, message or ids; `input` may be missing), or
     `examples`, `input`, `output` (few-shot: each example is `{"input", "output"}` and a c(j)).
-    Labels are on O alone; the words with which a chat template opens the answer belong to I.
+    Labels are on O alone; the words with which a chat template opens the answer belong to I. With
+    `completion_only_loss=False` each c(j) and I carry labels too: c(j) is predicted behind Mem(j-1), so that one pass
+    trains every step of the memory, which short runs need. First tokens, which stand behind no text, have none.
     Set `remove_unused_columns=False` in `TrainingArguments`.
 
     Args:
@@ -33,6 +35,7 @@ class DataCollatorForCCM:
         max_length (`int`, tokens without compression tokens, default 1024): oldest contexts of longer samples are left out;
             the sample's start (beginning-of-text token, template opening, attention sink) stays.
         pack (`bool`, default `False`): put several samples into one row, each with positions from 0.
+        completion_only_loss (`bool`, default `True`): labels on O only, as the text.
 
     Raises:
         ValueError: an empty batch, a sample without output, ids outside the vocabulary, or input and output longer than
@@ -42,12 +45,21 @@ class DataCollatorForCCM:
     Source: Algorithm 6; `max_length` of the reference code.
     """
 
-    def __init__(self, tokenizer: Any, config: CCMConfig, *, max_length: int = 1024, pack: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: CCMConfig,
+        *,
+        max_length: int = 1024,
+        pack: bool = False,
+        completion_only_loss: bool = True,
+    ) -> None:
         if config.comp_token_ids is None:
             raise ValueError("this config has no compression tokens yet; pass `model.peft_config['default']`")
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer, self.config, self.max_length, self.pack = tokenizer, config, max_length, pack
+        self.completion_only_loss = completion_only_loss
         # samples cut and contexts left out, a row per loader worker: only one process writes each
         self._cut = torch.zeros(_WORKERS, 2, dtype=torch.int64).share_memory_()
 
@@ -125,8 +137,14 @@ class DataCollatorForCCM:
         if min(text) < 0 or max(text) >= comp[0]:
             raise ValueError(f"ids must be in [0, {comp[0] - 1}], got {min(text)} to {max(text)}")
         ids = torch.tensor([*(token for turn in turns for token in [*turn, *comp]), *asked, *said])
-        labels = ids.clone()
-        labels[: len(ids) - len(said)] = -100
+        labels, opens = ids.clone(), len(ids) - len(said)
+        if self.completion_only_loss:
+            labels[:opens] = -100
+        else:
+            behind_text = (ids < comp[0]).roll(1)
+            behind_text[0] = False
+            behind_text[opens] |= opens > 0
+            labels[~behind_text | (ids >= comp[0])] = -100
         where = torch.where(ids >= comp[0], ids - comp[0], -1)
         return ids, skip_positions(where[None], torch.ones(1, len(ids), dtype=torch.bool))[0], labels
 

@@ -36,6 +36,8 @@ class CCMConfig(LoraConfig):
             `"concat_apart"` and `"merge_apart"` compress c(t) without a look at Mem(t-1) (the former is Gisting-online);
             `"gist"` compresses everything in one group (Gisting).
         merge_weight (`float`, in (0, 1], optional): a_t for t >= 2 of the text's recurrence; default a_t = 1/t.
+        comp_init_token_ids (`list[int]`, optional): vocabulary ids whose embeddings the compression tokens start from, in
+            turn; default means over the vocabulary, as the reference code. The id of a line break is kinder to short runs.
         sink (`bool`, default `False`): the first token stays visible to every block (attention sink).
         conditional (`bool`, default `True`): False is a plain LoRA on every token, the ablation of Table 7.5.
 
@@ -53,6 +55,9 @@ class CCMConfig(LoraConfig):
     merge_weight: float | None = field(default=None, metadata={"help": "a_t for t >= 2; default 1/t"})
     sink: bool = field(default=False, metadata={"help": "first token visible to all blocks"})
     conditional: bool = field(default=True, metadata={"help": "adapt compression tokens only"})
+    comp_init_token_ids: list[int] | None = field(
+        default=None, metadata={"help": "vocabulary ids whose embeddings compression tokens start from"}
+    )
     comp_token_ids: list[int] | None = field(
         default=None, metadata={"help": "ids past the vocabulary that stand for compression tokens; set on injection"}
     )
@@ -72,6 +77,9 @@ class CCMConfig(LoraConfig):
             raise ValueError(f"merge_weight must be in (0, 1], got {self.merge_weight}; None is the running mean")
         if self.merge_weight is not None and not self.merges:
             raise ValueError(f"merge_weight belongs to the merge memories, not to {self.memory!r}")
+        start = self.comp_init_token_ids
+        if start is not None and (not start or any(isinstance(i, bool) or not isinstance(i, int) for i in start)):
+            raise ValueError(f"comp_init_token_ids must be a list of token ids, got {start!r}; None starts at means")
         if self.use_dora or self.bias != "none":
             raise ValueError("a conditional LoRA takes neither DoRA nor a trained bias: both act on every token")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..artifacts import push_saved
-from .cache import MemoryCache
+from .cache import CompressingCache, MemoryCache
 from .identity import ccm_config, check_still_active
 from .saved import layers_of, load_memory, save_memory
 from .turns import answer_prompt, encode_turn
@@ -27,6 +27,11 @@ class CompressedContextMemory:
         tokenizer (`PreTrainedTokenizerBase`, optional): needed where contexts or questions are text or messages.
         batch_size (`int`, default 1): users in this memory.
 
+    Attributes:
+        peak_kv_bytes: largest number of bytes of keys and values at any time of an `append` or `generate`: while c(t) is
+            compressed, its own exist in one layer at a time, not in all.
+        peak_slots: longest cache that a layer attended to, compression tokens included.
+
     Raises:
         ValueError: the active adapter is not a CCM adapter.
 
@@ -40,13 +45,13 @@ class CompressedContextMemory:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         device = next(model.parameters()).device
-        self._layers: Layers = []
-        self._sink: Layers = []
+        self._layers: Layers = []  # [sink | memory]
         self._held = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
         self.steps = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._text = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._history: list[list[int]] = [[] for _ in range(batch_size)]
         self.peak_kv_bytes = 0
+        self.peak_slots = 0
 
     @property
     def batch_size(self) -> int:
@@ -61,19 +66,22 @@ class CompressedContextMemory:
     @property
     def layers(self) -> Layers:
         """Per layer keys and values (B, KV heads, slots, d) of Mem(t), sink left out, keys after RoPE."""
-        return list(self._layers)
+        return [(keys[:, :, self._sinks :], values[:, :, self._sinks :]) for keys, values in self._layers]
+
+    @property
+    def _sinks(self) -> int:
+        return int(self.config.sink and bool(self._layers))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the memory, sink included."""
-        return sum(keys.nbytes + values.nbytes for keys, values in [*self._layers, *self._sink])
+        return _nbytes(self._layers)
 
     @property
     def full_nbytes(self) -> int:
         """Bytes that the keys and values of all context tokens seen would take without compression."""
         slots = self._held.numel()
-        held = sum(keys.nbytes + values.nbytes for keys, values in self._layers)
-        return held * int(self._text.sum()) // slots if slots else 0
+        return _nbytes(self.layers) * int(self._text.sum()) // slots if slots else 0
 
     @torch.no_grad()
     def append(self, context: Any) -> None:
@@ -94,15 +102,14 @@ class CompressedContextMemory:
             rows = [list(old) or None for old in self._history]
             if not new.all():
                 raise ValueError("a gist memory is made anew at every step: every user needs a context")
-            self._layers, self._sink, self._held = [], [], self._held[:, :0]
+            self._layers, self._held = [], self._held[:, :0]
             self.steps, self._text = torch.zeros_like(self.steps), torch.zeros_like(self._text)
         cache = self._compress(rows)
-        found = cache.tail(self.config.num_comp_tokens)
-        self._update(found, new)
+        self._update(cache.kept, cache.sink, new)
         self._text = self._text + torch.tensor([len(row or []) for row in rows], device=self._text.device)
         self.steps = self.steps + new.long()
 
-    def _compress(self, rows: list[list[int] | None]) -> MemoryCache:
+    def _compress(self, rows: list[list[int] | None]) -> CompressingCache:
         """One forward of [c(t) COMP] behind the memory it may see (Eq. 7.1)."""
         comp = list(self.config.comp_token_ids or [])
         ids, mask = _left_padded([[*(row or []), *comp] for row in rows], self.steps.device)
@@ -111,18 +118,21 @@ class CompressedContextMemory:
         column = ids.shape[1] - len(comp)
         positions = self._text[:, None] + text  # COMP k follows the text; later text starts where COMP 0 stood
         positions[:, column:] = self._text[:, None] + length + torch.arange(len(comp), device=ids.device)
-        cache, held = self._fork(seen=self.config.recurrent)
-        prefix = cache.memory_length
+        layers, held = self._seen(self.config.recurrent)
+        first = mask.long().argmax(1) if self.config.sink else None
+        cache = CompressingCache(layers, len(comp), first, self._text)
         self._forward(cache, ids, torch.cat([held, mask], 1), positions)
-        if self.config.sink:
-            self._keep_sink(cache, prefix + mask.long().argmax(1))
+        slots, extra = cache.attended_slots, cache.attended_bytes + _nbytes(cache.kept) + _nbytes(cache.sink)
+        if not self.config.recurrent:  # the memory is there, unseen
+            slots += self._held.shape[1]
+        self._count_peak(slots, self.nbytes + extra)
         return cache
 
-    def _forward(self, cache: MemoryCache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Any:
+    def _forward(self, cache: MemoryCache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> None:
         was_training = self.model.training
         self.model.eval()
         try:
-            output = self.model(
+            self.model(
                 input_ids=ids,
                 attention_mask=mask.long(),
                 position_ids=positions,
@@ -132,53 +142,46 @@ class CompressedContextMemory:
             )
         finally:
             self.model.train(was_training)
-        aside = 0 if self.config.recurrent else sum(k.nbytes + v.nbytes for k, v in self._layers)
-        self.peak_kv_bytes = max(self.peak_kv_bytes, cache.nbytes + aside)
-        return output
 
-    def _keep_sink(self, cache: MemoryCache, first: torch.Tensor) -> None:
-        fresh = (self.steps == 0)[:, None, None, None]
-        rows = torch.arange(self.batch_size, device=first.device)
-        layers: list[Any] = cache.layers
-        for index, layer in enumerate(layers):
-            found = layer.keys[rows, :, first][:, :, None], layer.values[rows, :, first][:, :, None]
-            if index == len(self._sink):
-                self._sink.append(found)
-            else:
-                old = self._sink[index]
-                self._sink[index] = torch.where(fresh, found[0], old[0]), torch.where(fresh, found[1], old[1])
+    def _count_peak(self, slots: int, nbytes: int) -> None:
+        self.peak_slots, self.peak_kv_bytes = max(self.peak_slots, slots), max(self.peak_kv_bytes, nbytes)
 
-    def _update(self, found: Layers, new: torch.Tensor) -> None:
-        """Mem(t) = g_update(Mem(t-1), h(t)) (Eq. 7.2)."""
+    def _update(self, found: Layers, sinks: Layers, new: torch.Tensor) -> None:
+        """Mem(t) = g_update(Mem(t-1), h(t)) (Eq. 7.2), a layer at a time."""
         slots = new[:, None].expand(-1, self.config.num_comp_tokens)
-        if not self._layers:
-            self._layers, self._held = [(keys.clone(), values.clone()) for keys, values in found], slots.clone()
-        elif self.config.merges:
-            weights = [self.config.update_weight(step + 1) for step in self.steps.tolist()]
-            weight = (torch.tensor(weights, device=new.device) * new)[:, None, None, None]
-            self._layers = [
-                (_average(old[0], h[0], weight), _average(old[1], h[1], weight))
-                for old, h in zip(self._layers, found, strict=True)
-            ]
-            self._held = self._held | slots
-        else:
-            self._layers = [
-                (torch.cat([old[0], h[0]], 2), torch.cat([old[1], h[1]], 2))
-                for old, h in zip(self._layers, found, strict=True)
-            ]
-            self._held = torch.cat([self._held, slots], 1)
+        weights = [self.config.update_weight(step + 1) for step in self.steps.tolist()]
+        weight = (torch.tensor(weights, device=new.device) * new)[:, None, None, None]
+        fresh = (self.steps == 0)[:, None, None, None]
+        started = bool(self._layers)
 
-    def _fork(self, seen: bool = True, rows: int | None = None) -> tuple[MemoryCache, torch.Tensor]:
+        def grown(old: torch.Tensor, h: torch.Tensor, sink: torch.Tensor | None) -> torch.Tensor:
+            first = [] if sink is None else [torch.where(fresh, sink, old[:, :, :1]) if started else sink]
+            if not started:
+                return torch.cat([*first, h], 2)
+            memory = old[:, :, len(first) :]
+            behind = [_average(memory, h, weight)] if self.config.merges else [memory, h]
+            return torch.cat([*first, *behind], 2)
+
+        if not started:
+            self._layers, self._held = list(found), self._held.new_zeros(len(new), 0)
+        for index, (keys, values) in enumerate(found):
+            old, sink = self._layers[index], sinks[index] if sinks else (None, None)
+            self._layers[index] = grown(old[0], keys, sink[0]), grown(old[1], values, sink[1])
+        merged = self.config.merges and started
+        self._held = self._held | slots if merged else torch.cat([self._held, slots], 1)
+        self._count_peak(0, self.nbytes + _nbytes(found) + _nbytes(sinks))
+
+    def _seen(self, everything: bool = True) -> tuple[Layers, torch.Tensor]:
+        """[sink | memory], or the sink alone, and which of its slots each user holds, (B, slots) bool."""
+        held = torch.cat([(self.steps > 0)[:, None].expand(-1, self._sinks), self._held], 1)
+        if everything:
+            return self._layers, held
+        layers = [(keys[:, :, : self._sinks], values[:, :, : self._sinks]) for keys, values in self._layers]
+        return layers if self._sinks else [], held[:, : self._sinks]
+
+    def _fork(self, rows: int | None = None) -> tuple[MemoryCache, torch.Tensor]:
         """A cache that starts with [sink | memory], and which of its slots each user holds, (B, slots) bool."""
-        parts = [self._sink] if self._sink else []
-        masks = [self.steps[:, None] > 0] if self._sink else []
-        if seen and self._layers:
-            parts, masks = [*parts, self._layers], [*masks, self._held]
-        held = torch.cat([self._held[:, :0], *masks], 1)
-        layers = [
-            (torch.cat([p[0] for p in group], 2), torch.cat([p[1] for p in group], 2))
-            for group in zip(*parts, strict=True)
-        ]
+        layers, held = self._seen()
         if rows is not None:
             layers = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers]
             held = held.expand(rows, -1)
@@ -221,7 +224,8 @@ class CompressedContextMemory:
         """
         inputs = self.inputs(question)
         output = self.model.generate(**inputs, **kwargs)
-        self.peak_kv_bytes = max(self.peak_kv_bytes, inputs["past_key_values"].nbytes)
+        cache = inputs["past_key_values"]
+        self._count_peak(cache.get_seq_length(), cache.nbytes)
         if self.tokenizer is None or not isinstance(output, torch.Tensor):
             return output
         answers = self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -236,7 +240,7 @@ class CompressedContextMemory:
         """An independent memory with the same content; nothing is copied until one of them grows."""
         other = CompressedContextMemory(self.model, self.tokenizer, batch_size=self.batch_size)
         other.__dict__.update(self.__dict__)
-        other._layers, other._sink = list(self._layers), list(self._sink)
+        other._layers = list(self._layers)
         other._history = [list(row) for row in self._history]
         return other
 
@@ -248,10 +252,12 @@ class CompressedContextMemory:
             adapter: Hub name of the adapter, for the code on the card.
         """
         tensors = {"held": self._held, "steps": self.steps, "text": self._text}
-        for kind, layers in (("memory", self._layers), ("sink", self._sink)):
+        sink = self._seen(everything=False)[0]
+        for kind, layers in (("memory", self.layers), ("sink", sink)):
             for index, (keys, values) in enumerate(layers):
                 tensors |= {f"{kind}.{index}.keys": keys, f"{kind}.{index}.values": values}
-        settings = {"layers": len(self._layers), "peak_kv_bytes": self.peak_kv_bytes, "history": self._history}
+        settings = {"layers": len(self._layers), "history": self._history}
+        settings |= {"peak_kv_bytes": self.peak_kv_bytes, "peak_slots": self.peak_slots}
         sizes = (self.batch_size, sum(self.steps.tolist()), sum(self.tokens_seen), self.nbytes)
         save_memory(Path(folder), "context_memory", self.model, tensors, settings, sizes, adapter)
 
@@ -274,7 +280,15 @@ class CompressedContextMemory:
         tensors, settings = load_memory(model, source, "context_memory", **hub)
         memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
         memory._history, memory.peak_kv_bytes = settings["history"], int(settings["peak_kv_bytes"])
-        memory._layers, memory._sink = layers_of(tensors, "memory"), layers_of(tensors, "sink")
+        memory.peak_slots = int(settings.get("peak_slots", 0))
+        parts = [part for part in (layers_of(tensors, "sink"), layers_of(tensors, "memory")) if part]
+        sinks = parts[0][0][0].shape[2] if len(parts) == 2 else 0
+        if parts and (sinks != int(memory.config.sink) or int(settings["layers"]) != len(parts[-1])):
+            raise ValueError(f"{source} holds {sinks} sink slots, needed is {int(memory.config.sink)}; save it again")
+        memory._layers = [
+            (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
+            for layer in zip(*parts, strict=True)
+        ]
         return memory
 
     def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
@@ -302,6 +316,10 @@ class CompressedContextMemory:
         if all(row is None for row in rows):
             raise ValueError("no user has anything new")
         return rows
+
+
+def _nbytes(layers: Layers) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in layers)
 
 
 def _average(old: torch.Tensor, new: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -93,11 +93,7 @@ class CCMModel(LoraModel):
         embedding = model.get_input_embeddings()
         if not hasattr(embedding, EMBEDDINGS):
             setattr(embedding, EMBEDDINGS, nn.ParameterDict())
-        table = embedding.weight
-        n = config.num_comp_tokens
-        # row -k-1 starts at the mean of vocabulary rows k, k + n, ... as in the reference code
-        rows = [table.detach()[n - 1 - k :: n].float().mean(0) for k in range(n)]
-        start = torch.stack(rows) * float(getattr(embedding, "embed_scale", 1.0))
+        start = _first_rows(embedding.weight.detach(), config) * float(getattr(embedding, "embed_scale", 1.0))
         getattr(embedding, EMBEDDINGS)[adapter_name] = nn.Parameter(start, requires_grad=not config.inference_mode)
         self._hook(model, embedding)
 
@@ -172,6 +168,16 @@ class CCMModel(LoraModel):
         vars(self.model).pop("prepare_inputs_for_generation", None)
         delattr(self.model.get_input_embeddings(), EMBEDDINGS)
         return super().unload()
+
+
+def _first_rows(table: torch.Tensor, config: CCMConfig) -> torch.Tensor:
+    """Embeddings (num_comp_tokens, width) float32 that compression tokens start from."""
+    n, ids = config.num_comp_tokens, config.comp_init_token_ids
+    if ids is None:  # row -k-1 starts at the mean of vocabulary rows k, k + n, ... as in the reference code
+        return torch.stack([table[n - 1 - k :: n].float().mean(0) for k in range(n)])
+    if not all(0 <= token < table.shape[0] for token in ids):
+        raise ValueError(f"comp_init_token_ids must be in [0, {table.shape[0] - 1}], got {ids}")
+    return table[[ids[k % len(ids)] for k in range(n)]].float()
 
 
 class _Reader:

@@ -107,6 +107,31 @@ def test_ids_and_gist() -> None:
     assert gist["input_ids"].tolist() == [[5, 6, 7, 264, 265, 266, 8, 9, 10]]
 
 
+@pytest.mark.parametrize("memory", ["concat", "merge"])
+def test_every_turn_learns_behind_the_memory_before_it(memory: str) -> None:
+    model = adapted("qwen3", memory=memory, sink=True)
+    collate = DataCollatorForCCM(None, model.peft_config["default"], completion_only_loss=False)
+    feature = {"contexts": [[5, 6, 7, 8], [9, 10, 11], [12]], "input": [13, 14], "output": [15, 16]}
+    batch = collate([feature])
+    labels = batch["labels"][0]
+    assert labels[labels >= 0].tolist() == [6, 7, 8, 10, 11, 14, 15, 16]  # none on first tokens and compression tokens
+    one, expected = CompressedContextMemory(model), []
+    for turn in (*feature["contexts"], [*feature["input"], *feature["output"]]):
+        expected.append(one.logits(turn)[0, :-1])
+        one.append(turn)
+    with torch.no_grad():
+        found = model(**{name: batch[name] for name in batch if name != "labels"}).logits[0]
+    torch.testing.assert_close(found[:-1][labels[1:] >= 0], torch.cat(expected), rtol=0, atol=1e-4)
+
+
+def test_labels_on_all_text_keep_to_their_sample() -> None:
+    config = adapted().peft_config["default"]
+    collate = DataCollatorForCCM(None, config, pack=True, completion_only_loss=False)
+    batch = collate([{"contexts": [[5, 6]], "output": [7]}, {"contexts": [], "input": [8], "output": [9]}])
+    assert batch["input_ids"].tolist() == [[5, 6, 264, 265, 7, 8, 9]]
+    assert batch["labels"].tolist() == [[-100, 6, -100, -100, 7, -100, 9]]
+
+
 def test_long_samples_are_cut_at_a_turn(caplog: pytest.LogCaptureFixture) -> None:
     turns = [{"role": "assistant" if i % 2 else "user", "content": f"turn number {i}"} for i in range(8)]
     for size, first in ((1000, 0), (140, 2), (120, 4), (70, 6)):

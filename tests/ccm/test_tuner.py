@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
+from hf_dataopt.ccm.tuner import EMBEDDINGS
 
 from ..models import tiny_model
 from .models import adapted, sample
@@ -216,6 +217,17 @@ def test_compile() -> None:
     assert torch.equal(run(plain).logits, model(plain).logits)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compression_tokens_start_from_vocabulary_rows(family: str) -> None:
+    base = tiny_model(family)
+    looked_up = base.get_input_embeddings()(torch.tensor([[7, 9, 7]]))[0]
+    model = get_peft_model(base, CCMConfig(num_comp_tokens=3, comp_init_token_ids=[7, 9]))
+    rows = getattr(model.get_base_model().get_input_embeddings(), EMBEDDINGS)["default"]
+    torch.testing.assert_close(rows.detach(), looked_up.detach())
+    with pytest.raises(ValueError, match="comp_init_token_ids must be in"):
+        get_peft_model(tiny_model(family), CCMConfig(comp_init_token_ids=[10**6]))
+
+
 def test_settings() -> None:
     for settings in (
         {"memory": "sum"},
@@ -223,6 +235,8 @@ def test_settings() -> None:
         {"num_comp_tokens": True},
         {"merge_weight": 0.5},
         {"memory": "merge", "merge_weight": 2},
+        {"comp_init_token_ids": []},
+        {"comp_init_token_ids": ["\n"]},
         {"use_dora": True},
         {"bias": "all"},
     ):
