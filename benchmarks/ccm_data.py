@@ -27,9 +27,8 @@ SECTIONS = {
     "validation": ["php", "editors", "kde", "javascript", "lisp", "math", "mail"],
     "test": ["games", "python", "fonts", "sound", "doc", "web", "java", "golang"],
 }
-WORDS = (
-    "red blue green yellow black white gold silver apple bread milk stone river moon bird horse".split()
-)  # a token each
+WORDS = ["red", "blue", "green", "yellow", "black", "white", "gold", "silver"]
+WORDS += ["apple", "bread", "milk", "stone", "river", "moon", "bird", "horse"]  # a token each
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import shutil
 import statistics
 import time
@@ -108,7 +107,7 @@ def plain_batch(rows: list[Sample]) -> dict[str, torch.Tensor]:
     longest = max(map(len, texts))
     batch = {name: torch.full((len(rows), longest), fill) for name, fill in
              (("input_ids", 0), ("attention_mask", 0), ("labels", -100))}  # fmt: skip
-    for k, (row, text) in enumerate(zip(rows, texts, strict=True)):
+    for k, text in enumerate(texts):
         batch["input_ids"][k, : len(text)] = torch.tensor(text)
         batch["attention_mask"][k, : len(text)] = 1
         batch["labels"][k, 1 : len(text)] = torch.tensor(text[1:])

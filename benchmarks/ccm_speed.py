@@ -5,7 +5,8 @@
 training: CPU-seconds per sample, forward and backward, of the parallel form and of the recurrent one (c(1), c(2), ... one
 after the other through the cache, gradients through all steps; same loss). On the language model, where a CPU is bound by
 arithmetic that both do alike, and on a tiny one, where the cost is that of the calls, as on a GPU.
-memory: peak bytes of keys and values at step 16, and what is held between steps.
+memory: bytes of keys and values: the peak of step 16 (its context exists in one layer at a time), what is held after it, and
+what is held while an input of 16 tokens is read, whose own keys and values come on top for every method.
 throughput: samples a second at the largest batch that fits a budget of keys and values (shape of Table 7.1); a sample reads
 its newest context and input behind the memory (or the cached 15 contexts) and decodes 8 tokens.
 streaming: perplexity of long conversations (chitchat, test participants) with the compressed memory, and with a plain
@@ -149,28 +150,30 @@ def token_bytes(base: Any) -> int:
 
 @torch.no_grad()
 def memory_bytes(base: Any) -> Rows:
-    """Peak keys and values over compression and inference at step 16."""
+    """Peak keys and values at step 16: of the context while it is compressed, held after it, and with an input on top."""
     sample, one = drawn(base), token_bytes(base)
+    context, asked = STEPS * TURN * one, len(sample["input"]) * one
     cache = DynamicCache()
-    ids = torch.tensor([[*sum(sample["contexts"], []), *sample["input"]]])
-    base(ids, past_key_values=cache, logits_to_keep=1)
+    base(torch.tensor([[*sum(sample["contexts"], []), *sample["input"]]]), past_key_values=cache, logits_to_keep=1)
     full = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    between = full - len(sample["input"]) * one
-    rows = [
-        {"memory": "full context", "peak bytes": full, "of full": 1.0, "held between steps": between, "of full's": 1.0}
-    ]
-    for memory in ("concat", "merge"):
-        found, adapted = filled(base, memory, STEPS - 1)
-        found.peak_kv_bytes = 0
-        found.append(sample["contexts"][-1])
-        inputs = found.inputs(sample["input"])
-        adapted(**inputs, use_cache=True, logits_to_keep=1)
-        peak = max(found.peak_kv_bytes, inputs["past_key_values"].nbytes)
+    if full != context + asked:
+        raise ValueError(f"full context takes {full} bytes, expected {context + asked}")
+    rows: Rows = []
+    for memory in ("full context", "concat", "merge"):
+        peak, held, answering = context, context, full
+        if memory != "full context":
+            found, adapted = filled(base, memory, STEPS - 1)
+            found.peak_kv_bytes = 0
+            found.append(sample["contexts"][-1])
+            inputs = found.inputs(sample["input"])
+            adapted(**inputs, use_cache=True, logits_to_keep=1)
+            peak, held, answering = found.peak_kv_bytes, found.nbytes, inputs["past_key_values"].nbytes
+            adapted.unload()
         rows.append({
-            "memory": memory, "peak bytes": peak, "of full": peak / full,
-            "held between steps": found.nbytes, "of full's": found.nbytes / between,
+            "memory": memory, "peak at step 16, bytes": peak, "of full context": peak / context,
+            "held after it, bytes": held, "of full context ": held / context,
+            "with the input, bytes": answering, "of full context and input": answering / full,
         })  # fmt: skip
-        adapted.unload()
     return rows
 
 

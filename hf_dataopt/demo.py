@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--section", choices=[*SECTIONS, "all"], default="all", help="which part to run")
     parser.add_argument("--output-dir", default="demo_output", help="folder for pictures and reports")
     parser.add_argument("--model", default=None, help="language model (Hub name or folder) instead of the packaged one")
-    parser.add_argument("--smoke", action="store_true", help="small sizes: under a minute, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="small sizes, a few minutes: to see that it runs")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

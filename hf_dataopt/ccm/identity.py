@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-import torch
-
 from .._compat import causal_model_of, text_config
+from ..weight_digest import weight_digest
 from .config import CCMConfig
 
-_SAMPLES = 64
 _SETTINGS = ("memory", "num_comp_tokens", "merge_weight", "sink", "r", "lora_alpha", "conditional")
 _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads")
 
@@ -90,23 +87,12 @@ def check_identity(saved: dict[str, Any], model: Any, folder: Any) -> None:
         )
 
 
-@torch.no_grad()
 def _digest(base: Any, adapter: str) -> str:
-    digest, parts = hashlib.sha256(), [_sample(base.get_input_embeddings().weight)]
+    """Of the embedding table and the adapter's weights, whatever the adapter is called."""
     own = {}
     for name, weight in base.named_parameters():
         steps = name.split(".")
         if ".lora_" in name and adapter in steps:
             own[".".join(step for step in steps if step != adapter)] = weight
-    for name in sorted(own):
-        digest.update(f"{name}{tuple(own[name].shape)}".encode())
-        parts.append(_sample(own[name]))
-    digest.update(torch.cat(parts).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _sample(weight: torch.Tensor) -> torch.Tensor:
-    """Up to 64 values, spread evenly over the weight, as float32."""
-    flat = weight.detach().flatten()
-    index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
-    return flat[index.to(flat.device)].float()
+    table = base.get_input_embeddings().weight
+    return weight_digest([("embeddings", table), *sorted(own.items())], table.device)

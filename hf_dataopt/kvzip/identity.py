@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
-
-import torch
 
 from .._compat import causal_model_of, text_config
 from ..artifacts import hub_name
+from ..weight_digest import weight_digest
 
 _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-_SAMPLES = 64
 
 
-@torch.no_grad()
 def identity(model: Any) -> dict[str, Any]:
     """What a saved cache records of its model.
 
@@ -25,21 +21,11 @@ def identity(model: Any) -> dict[str, Any]:
     """
     model = causal_model_of(model)
     sizes = text_config(model)
-    digest, samples = hashlib.sha256(), []
-    for name, weight in model.named_parameters():
-        if weight.device.type == "meta":
-            continue  # offloaded
-        flat = weight.detach().flatten()
-        index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        samples.append(flat[index.to(flat.device)].float().to(model.device))
-    if samples:
-        digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return {
         "name": hub_name(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "sizes": {name: getattr(sizes, name, None) for name in _SIZES},
-        "weights": digest.hexdigest()[:16],
+        "weights": weight_digest(model.named_parameters(), model.device),
     }
 
 
