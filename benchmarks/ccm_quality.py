@@ -308,9 +308,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=2000 if gpu else 200)
-    parser.add_argument("--base-steps", type=int, default=2000 if gpu else 100, help="of the fine-tuning")
+    parser.add_argument("--base-steps", type=int, default=2000 if gpu else 150, help="of the fine-tuning")
     parser.add_argument("--batch", type=int, default=16 if gpu else 2)
-    parser.add_argument("--lr", type=float, default=3e-3, help="of the adapters")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the adapters")
     parser.add_argument("--seeds", type=int, default=3 if gpu else 1)
     parser.add_argument("--items", type=int, default=80, help="test items at most")
     parser.add_argument(
