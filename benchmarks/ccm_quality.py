@@ -279,12 +279,14 @@ def shares(runs: list[dict[str, Any]], none: dict[str, Any], full: dict[str, Any
 def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     """One row per method of a task."""
     named: dict[str, list[dict[str, Any]]] = {}
-    for method in METHODS:
-        runs = [run for run in done if (run["task"], run["method"]) == (task, method)]
-        if runs:
-            named[method] = runs
-            if all("other" in run for run in runs):
-                named[f"{method}, other memory"] = [run["other"] for run in runs]
+    order = sorted({(METHODS.index(run["method"]), run.get("steps", 0)) for run in done if run["task"] == task})
+    for place, steps in order:
+        method = METHODS[place]
+        runs = [run for run in done if (run["task"], run["method"], run.get("steps", 0)) == (task, method, steps)]
+        name = f"{method}, {steps} steps" if steps else method
+        named[name] = runs
+        if all("other" in run for run in runs):
+            named[f"{name}, other memory"] = [run["other"] for run in runs]
     rows = []
     for method, runs in named.items():
         nll = [sum(run["nll"]) / sum(run["tokens"]) for run in runs]
@@ -292,10 +294,14 @@ def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
         row["nll"] = round(statistics.mean(nll), 4)
         right = [statistics.mean(run["right"]) for run in runs if run["right"]]
         row["accuracy"] = round(statistics.mean(right), 4) if right else None
-        row["recovered"] = row["95 %"] = None
+        row["recovered"] = row["95 %"] = row["recovered, accuracy"] = None
         if {"none", "full"} <= set(named):
-            share, spread = shares(runs, named["none"][0], named["full"][0])
+            none, full = named["none"][0], named["full"][0]
+            share, spread = shares(runs, none, full)
             row["recovered"], row["95 %"] = round(share, 3), str(spread)
+            if right:
+                low, high = statistics.mean(none["right"]), statistics.mean(full["right"])
+                row["recovered, accuracy"] = round((statistics.mean(right) - low) / (high - low), 3)
         rows.append(row)
     return rows
 
@@ -328,7 +334,8 @@ def run_task(task: str, args: argparse.Namespace, done: list[dict[str, Any]], fi
     """Everything of a task that is not in `done` yet."""
     asked = [method for method in METHODS if method in args.methods.split(",")]
     for seed in range(args.seeds):
-        have = {run["method"] for run in done if (run["task"], run["seed"]) == (task, seed)}
+        mine = [run for run in done if (run["task"], run["seed"]) == (task, seed)]
+        have = {run["method"] for run in mine if run.get("steps", args.steps) == args.steps}
         missing = [method for method in asked if method not in have]
         if not missing:
             continue
@@ -349,7 +356,7 @@ def main() -> None:
     """Run what is missing, write `results/ccm_quality.json`."""
     args = arguments()
     torch.set_num_threads(1)
-    file = DATA / f"ccm_quality_{args.split}_{args.steps}x{args.batch}.jsonl"
+    file = DATA / f"ccm_quality_{args.split}_batch{args.batch}.jsonl"
     if args.smoke:
         shutil.rmtree(DATA / "ccm_quality_smoke", ignore_errors=True)
         (DATA / "ccm_quality_smoke").mkdir(parents=True)
@@ -365,7 +372,7 @@ def main() -> None:
     rows = [row for task in TASKS for row in table(done, task)]
     about = {
         "model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
-        "steps": args.steps, "batch": args.batch, "lr": args.lr, "runs": done,
+        "base steps": args.base_steps, "batch": args.batch, "lr": args.lr, "runs": done,
     }  # fmt: skip
     if args.split == "test":
         write("ccm_quality_smoke" if args.smoke else "ccm_quality", rows, **about)

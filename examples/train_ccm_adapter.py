@@ -5,7 +5,10 @@
     python examples/train_ccm_adapter.py --smoke      # a tiny model made and taught here: half a minute, nothing downloaded
 
 Each row has `messages` (`[{"role": ..., "content": ...}, ...]`) or `texts` (strings); the last turn is what the model learns
-to say, the one before it the question, all earlier ones go through the memory. Settings are those of the reference code.
+to say, the one before it the question, all earlier ones go through the memory. Settings are those of the reference code, but
+for what short runs need (see benchmarks/README.md): an attention sink, compression tokens that start as a line break, a
+higher learning rate. `--every-turn` puts the loss on every turn, each behind the memory before it: for conversations whose
+turns follow from each other.
 """
 
 from __future__ import annotations
@@ -88,7 +91,8 @@ def main() -> None:
     )
     parser.add_argument("--max-steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--every-turn", action="store_true", help="loss on all turns, not the last alone")
     parser.add_argument("--eval-rows", type=int, default=64)
     parser.add_argument("--push-to-hub", default=None, metavar="NAME")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and made-up conversations")
@@ -106,13 +110,18 @@ def main() -> None:
         base, tokenizer = load_demo_model(args.model)
     data = data.train_test_split(test_size=min(args.eval_rows, len(data) // 2), seed=0)
 
-    model = get_peft_model(base, CCMConfig(r=8, num_comp_tokens=args.num_comp_tokens, memory=args.memory))
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"] or None
+    config = CCMConfig(
+        r=8, num_comp_tokens=args.num_comp_tokens, memory=args.memory, sink=True, comp_init_token_ids=line
+    )
+    model = get_peft_model(base, config)
     model.print_trainable_parameters()
-    collator = DataCollatorForCCM(tokenizer, model.peft_config["default"], max_length=args.max_length)
+    collator = DataCollatorForCCM(
+        tokenizer, config, max_length=args.max_length, completion_only_loss=not args.every_turn
+    )
+    answers = DataCollatorForCCM(tokenizer, config, max_length=args.max_length)  # to measure
     for context in ("none", "memory", "full"):
-        print(
-            f"before training, {context} context: {mean_nll(model, collator, data['test'], context):.3f} nats a token"
-        )
+        print(f"before training, {context} context: {mean_nll(model, answers, data['test'], context):.3f} nats a token")
     arguments = TrainingArguments(
         output_dir=args.output,
         max_steps=args.max_steps,
@@ -126,7 +135,7 @@ def main() -> None:
         logging_steps=max(args.max_steps // 5, 1),
     )
     Trainer(model=model, args=arguments, train_dataset=data["train"], data_collator=collator).train()
-    print(f"after training, memory context: {mean_nll(model, collator, data['test']):.3f} nats a token")
+    print(f"after training, memory context: {mean_nll(model, answers, data['test']):.3f} nats a token")
     if collator.cut_samples:
         print(f"{collator.cut_samples} times a conversation was too long: {collator.cut_turns} oldest turns left out")
 

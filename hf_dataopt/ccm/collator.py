@@ -26,7 +26,8 @@ class DataCollatorForCCM:
     `examples`, `input`, `output` (few-shot: each example is `{"input", "output"}` and a c(j)).
     Labels are on O alone; the words with which a chat template opens the answer belong to I. With
     `completion_only_loss=False` each c(j) and I carry labels too: c(j) is predicted behind Mem(j-1), so that one pass
-    trains every step of the memory, which short runs need. First tokens, which stand behind no text, have none.
+    trains every step of the memory. For conversations; it does harm where contexts cannot be predicted (lists of facts).
+    First tokens, which stand behind no text, have no label.
     Set `remove_unused_columns=False` in `TrainingArguments`.
 
     Args:
