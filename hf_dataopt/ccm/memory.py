@@ -96,20 +96,25 @@ class CompressedContextMemory:
             TypeError: neither text, message nor ids.
         """
         rows = self._rows(context)
+        if self.config.memory != "gist":
+            self._take_in(rows)
+            return
+        if any(row is None for row in rows):
+            raise ValueError("a gist memory is made anew at every step: every user needs a context")
+        again = CompressedContextMemory(self.model, self.tokenizer, batch_size=self.batch_size)
+        again._history = [[*old, *(row or [])] for old, row in zip(self._history, rows, strict=True)]
+        again._take_in(list(again._history))
+        again._count_peak(self.peak_slots, max(self.peak_kv_bytes, again.peak_kv_bytes + self.nbytes))
+        self.__dict__.update(again.__dict__)
+
+    def _take_in(self, rows: Sequence[list[int] | None]) -> None:
         new = torch.tensor([row is not None for row in rows], device=self.steps.device)
-        if self.config.memory == "gist":
-            self._history = [[*old, *(row or [])] for old, row in zip(self._history, rows, strict=True)]
-            rows = [list(old) or None for old in self._history]
-            if not new.all():
-                raise ValueError("a gist memory is made anew at every step: every user needs a context")
-            self._layers, self._held = [], self._held[:, :0]
-            self.steps, self._text = torch.zeros_like(self.steps), torch.zeros_like(self._text)
         cache = self._compress(rows)
         self._update(cache.kept, cache.sink, new)
         self._text = self._text + torch.tensor([len(row or []) for row in rows], device=self._text.device)
         self.steps = self.steps + new.long()
 
-    def _compress(self, rows: list[list[int] | None]) -> CompressingCache:
+    def _compress(self, rows: Sequence[list[int] | None]) -> CompressingCache:
         """One forward of [c(t) COMP] behind the memory it may see (Eq. 7.1)."""
         comp = list(self.config.comp_token_ids or [])
         ids, mask = _left_padded([[*(row or []), *comp] for row in rows], self.steps.device)

@@ -176,8 +176,26 @@ def test_bad_memories() -> None:
     with pytest.raises(ValueError, match="every user needs a question"):
         two.inputs([[6], None])
     gist = CompressedContextMemory(adapted(memory="gist"), batch_size=2)
+    gist.append([[5], [6, 7]])
+    before = gist.logits([[8], [8]])
     with pytest.raises(ValueError, match="made anew"):
         gist.append([[5], None])
+    assert torch.equal(gist.logits([[8], [8]]), before) and gist._history == [[5], [6, 7]]
+
+
+def test_a_failed_append_leaves_the_memory() -> None:
+    for memory in ("concat", "merge", "gist"):
+        one = remembering(adapted(memory=memory))
+        before = one.logits(QUESTION)
+        layer = one.model.get_base_model().model.layers[1]
+        handle = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            one.append(TURNS[0])
+        handle.remove()
+        assert torch.equal(one.logits(QUESTION), before)
+        one.append(TURNS[0])
+        whole = remembering(one.model, [*TURNS, TURNS[0]])
+        assert torch.equal(one.logits(QUESTION), whole.logits(QUESTION)) and one.tokens_seen == whole.tokens_seen
 
 
 def test_the_size_of_each_memory() -> None:
@@ -190,7 +208,9 @@ def test_the_size_of_each_memory() -> None:
         held = {"concat": 10, "merge": 2, "gist": 0}[memory]  # before the last step, beside its tokens
         attended = held + len(TURNS[0]) * (6 if memory == "gist" else 1) + 2
         assert one.peak_slots == attended
-        compressing = (held + 2) * slot + attended * slot // 3  # the text is there in one of three layers at a time
+        compressing = (
+            held + 2 + 2 * (memory == "gist")
+        ) * slot + attended * slot // 3  # the text is there in one of three layers at a time
         updating = (slots + 2) * slot
         assert one.peak_kv_bytes == max(compressing, updating)
         before = one.peak_kv_bytes
