@@ -48,6 +48,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "merge-plain-lora": {"memory": "merge", "conditional": False},
 }
 FROZEN = ("none-not-tuned", "full-not-tuned")
+PER_ITEM = ("nll", "tokens", "right", "other")
 METHODS = (*FROZEN, "none", "full", "pooling", *CONFIGS)
 Score = Callable[[Sample], tuple[torch.Tensor, torch.Tensor]]
 
@@ -372,7 +373,8 @@ def main() -> None:
     rows = [row for task in TASKS for row in table(done, task)]
     about = {
         "model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
-        "base steps": args.base_steps, "batch": args.batch, "lr": args.lr, "runs": done,
+        "base steps": args.base_steps, "batch": args.batch, "lr": args.lr,
+        "runs": [{name: value for name, value in run.items() if name not in PER_ITEM} for run in done],
     }  # fmt: skip
     if args.split == "test":
         write("ccm_quality_smoke" if args.smoke else "ccm_quality", rows, **about)
