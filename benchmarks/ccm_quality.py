@@ -74,7 +74,7 @@ def learned(labels: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
 
 
 def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: str) -> float:
-    """AdamW with 3 % warm-up and a cosine, loss on outputs only. Returns CPU-seconds."""
+    """AdamW with 3 % warm-up and a cosine. Returns CPU-seconds."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     warm = max(1, round(0.03 * len(batches)))
@@ -184,8 +184,13 @@ def pooling(model: Any) -> Score:
         memory, seen = DynamicCache(), 0
         for context in sample.contexts:
             past = memory.get_seq_length() or 1  # the first token of all stays, as the sink of the other methods
-            positions = torch.arange(seen, seen + len(context))[None]
-            model(torch.tensor([context]), past_key_values=memory, position_ids=positions, logits_to_keep=1)
+            positions = torch.arange(seen, seen + len(context), device=model.device)[None]
+            model(
+                torch.tensor([context], device=model.device),
+                past_key_values=memory,
+                position_ids=positions,
+                logits_to_keep=1,
+            )
             for layer in memory.layers:
                 for name in ("keys", "values"):
                     states = getattr(layer, name)
@@ -193,9 +198,9 @@ def pooling(model: Any) -> Score:
                     pooled = [part.mean(2, keepdim=True) for part in parts]
                     setattr(layer, name, torch.cat([states[:, :, :past], *pooled], dim=2))
             seen += len(context)
-        ids = torch.tensor([[*sample.input, *sample.output]])
-        positions = torch.arange(seen, seen + ids.shape[1])[None]
-        mask = torch.ones(1, memory.get_seq_length() + ids.shape[1], dtype=torch.int64)
+        ids = torch.tensor([[*sample.input, *sample.output]], device=model.device)
+        positions = torch.arange(seen, seen + ids.shape[1], device=model.device)[None]
+        mask = torch.ones(1, memory.get_seq_length() + ids.shape[1], dtype=torch.int64, device=model.device)
         n = len(sample.output)
         out = model(ids, past_key_values=memory, position_ids=positions, attention_mask=mask, logits_to_keep=n + 1)
         return out.logits[0, :-1], torch.tensor(sample.output)
@@ -219,7 +224,7 @@ def measure(score: Score, items: list[Sample]) -> dict[str, list[float]]:
 
 
 def elsewhere(items: list[Sample]) -> list[Sample]:
-    """Every item with the contexts of the next one."""
+    """Every item with the contexts of the one before."""
     return [Sample(items[k - 1].contexts, item.input, item.output, item.options) for k, item in enumerate(items)]
 
 

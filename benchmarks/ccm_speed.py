@@ -6,7 +6,8 @@ training: CPU-seconds per sample, forward and backward, of the parallel form and
 after the other through the cache, gradients through all steps; same loss). On the language model, where a CPU is bound by
 arithmetic that both do alike, and on a tiny one, where the cost is that of the calls, as on a GPU.
 memory: bytes of keys and values: the peak of step 16 (its context exists in one layer at a time), what is held after it, and
-what is held while an input of 16 tokens is read, whose own keys and values come on top for every method.
+the cache that reads an input of 16 tokens, whose own keys and values come on top for every method (a fork: the memory stays
+beside it).
 throughput: samples a second at the largest batch that fits a budget of keys and values (shape of Table 7.1); a sample reads
 its newest context and input behind the memory (or the cached 15 contexts) and decodes 8 tokens.
 streaming: perplexity of long conversations (chitchat, test participants) with the compressed memory, and with a plain
@@ -172,7 +173,7 @@ def memory_bytes(base: Any) -> Rows:
         rows.append({
             "memory": memory, "peak at step 16, bytes": peak, "of full context": peak / context,
             "held after it, bytes": held, "of full context ": held / context,
-            "with the input, bytes": answering, "of full context and input": answering / full,
+            "cache that answers an input, bytes": answering, "of full context and input": answering / full,
         })  # fmt: skip
     return rows
 

@@ -11,27 +11,28 @@ _SAMPLES = 64
 
 
 @torch.no_grad()
-def weight_digest(weights: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> str:
+def weight_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Hash of names, shapes and up to 64 values of each weight, spread evenly; the same for the same values.
 
     Args:
         weights: names and tensors, of any shape and dtype, in an order that does not change; offloaded ones (meta) are
             left out.
-        device: where samples are gathered.
 
     Returns:
         16 hex digits.
 
-    Cost: one transfer from the device.
+    Cost: 64 values of each weight, gathered where the first one lies.
     """
-    digest, samples = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    samples: list[torch.Tensor] = []
     for name, weight in weights:
         if weight.device.type == "meta":
             continue
         flat = weight.detach().flatten()
         index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64).long()
         digest.update(f"{name}{tuple(weight.shape)}".encode())
-        samples.append(flat[index.to(flat.device)].float().to(device))
+        found = flat[index.to(flat.device)].float()
+        samples.append(found.to(samples[0].device) if samples else found)
     if samples:
         digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -43,6 +43,11 @@ class MemoryCache(DynamicCache):
             self.batch_repeat_interleave(_copies(held.shape[0], key_states.shape[0]))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    def reset(self) -> None:
+        """Forget everything. transformers may zero the tensors in place, but these are the memory's own."""
+        self.layers.clear()
+        self.memory_length = 0
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """As transformers, positions included."""
         super().batch_repeat_interleave(repeats)
@@ -79,9 +84,10 @@ class CompressingCache(MemoryCache):
     So the keys and values of the context exist in one layer at a time, never in all.
 
     Args:
-        layers, starts: as `MemoryCache`.
+        layers: as `MemoryCache`.
         tokens: last tokens of the call to keep, the compression tokens.
         first: (B,) int64, new token of each user that is kept aside as sink; None keeps none.
+        starts: as `MemoryCache`.
     """
 
     def __init__(
@@ -101,17 +107,18 @@ class CompressingCache(MemoryCache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory with the new states behind it, for this layer's attention only."""
-        new = key_states, value_states
-        self.kept.append((new[0][:, :, -self._tokens :].clone(), new[1][:, :, -self._tokens :].clone()))
+        keys, values = key_states, value_states
+        self.kept.append((keys[:, :, -self._tokens :].clone(), values[:, :, -self._tokens :].clone()))
         if self._first is not None:
-            rows = torch.arange(len(self._first), device=self._first.device)
-            self.sink.append((new[0][rows, :, self._first][:, :, None], new[1][rows, :, self._first][:, :, None]))
+            first = self._first.to(keys.device)
+            rows = torch.arange(len(first), device=keys.device)
+            self.sink.append((keys[rows, :, first][:, :, None], values[rows, :, first][:, :, None]))
         if self.memory_length:
             held: Any = self.layers[layer_idx]
-            new = torch.cat([held.keys, new[0]], dim=2), torch.cat([held.values, new[1]], dim=2)
-        self.attended_slots = max(self.attended_slots, new[0].shape[2])
-        self.attended_bytes = max(self.attended_bytes, new[0].nbytes + new[1].nbytes)
-        return new
+            keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
+        self.attended_slots = max(self.attended_slots, keys.shape[2])
+        self.attended_bytes = max(self.attended_bytes, keys.nbytes + values.nbytes)
+        return keys, values
 
 
 def _copies(users: int, rows: int) -> int:

@@ -25,9 +25,9 @@ class DataCollatorForCCM:
     `contexts`, `input`, `output` (each text, message or ids; `input` may be missing), or
     `examples`, `input`, `output` (few-shot: each example is `{"input", "output"}` and a c(j)).
     Labels are on O alone; the words with which a chat template opens the answer belong to I. With
-    `completion_only_loss=False` each c(j) and I carry labels too: c(j) is predicted behind Mem(j-1), so that one pass
-    trains every step of the memory. For conversations; it does harm where contexts cannot be predicted (lists of facts).
-    First tokens, which stand behind no text, have no label.
+    `completion_only_loss=False` each c(j) and I carry labels too. With `memory="concat"` and `"merge"` c(j) is predicted
+    behind Mem(j-1), so that one pass trains every step of the memory; in the other modes a c(j) sees no memory. For
+    conversations: it does harm where contexts cannot be predicted (lists of facts). First tokens have no label, but O's.
     Set `remove_unused_columns=False` in `TrainingArguments`.
 
     Args:
@@ -139,12 +139,12 @@ class DataCollatorForCCM:
             raise ValueError(f"ids must be in [0, {comp[0] - 1}], got {min(text)} to {max(text)}")
         ids = torch.tensor([*(token for turn in turns for token in [*turn, *comp]), *asked, *said])
         labels, opens = ids.clone(), len(ids) - len(said)
+        labels[0] = -100  # in a packed row another sample's last token stands before it
         if self.completion_only_loss:
             labels[:opens] = -100
         else:
             behind_text = (ids < comp[0]).roll(1)
-            behind_text[0] = False
-            behind_text[opens] |= opens > 0
+            behind_text[opens] = True
             labels[~behind_text | (ids >= comp[0])] = -100
         where = torch.where(ids >= comp[0], ids - comp[0], -1)
         return ids, skip_positions(where[None], torch.ones(1, len(ids), dtype=torch.bool))[0], labels

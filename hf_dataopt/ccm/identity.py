@@ -95,4 +95,4 @@ def _digest(base: Any, adapter: str) -> str:
         if ".lora_" in name and adapter in steps:
             own[".".join(step for step in steps if step != adapter)] = weight
     table = base.get_input_embeddings().weight
-    return weight_digest([("embeddings", table), *sorted(own.items())], table.device)
+    return weight_digest([("embeddings", table), *sorted(own.items())])

@@ -28,9 +28,9 @@ class CompressedContextMemory:
         batch_size (`int`, default 1): users in this memory.
 
     Attributes:
-        peak_kv_bytes: largest number of bytes of keys and values at any time of an `append` or `generate`: while c(t) is
-            compressed, its own exist in one layer at a time, not in all.
-        peak_slots: longest cache that a layer attended to, compression tokens included.
+        peak_kv_bytes: largest sum of the keys and values held, those just made to be kept, and those of the layer that attends
+            to most: while c(t) is compressed, its own exist in one layer at a time, not in all.
+        peak_slots: most slots of one user in one layer: memory, and the tokens of the call.
 
     Raises:
         ValueError: the active adapter is not a CCM adapter.
@@ -157,21 +157,27 @@ class CompressedContextMemory:
         weights = [self.config.update_weight(step + 1) for step in self.steps.tolist()]
         weight = (torch.tensor(weights, device=new.device) * new)[:, None, None, None]
         fresh = (self.steps == 0)[:, None, None, None]
-        started = bool(self._layers)
+        started, size = bool(self._layers), self._sinks + self._held.shape[1]
 
         def grown(old: torch.Tensor, h: torch.Tensor, sink: torch.Tensor | None) -> torch.Tensor:
-            first = [] if sink is None else [torch.where(fresh, sink, old[:, :, :1]) if started else sink]
+            anew = fresh.to(h.device)
+            first = [] if sink is None else [torch.where(anew, sink, old[:, :, :1]) if started else sink]
             if not started:
                 return torch.cat([*first, h], 2)
             memory = old[:, :, len(first) :]
-            behind = [_average(memory, h, weight)] if self.config.merges else [memory, h]
+            behind = [_average(memory, h, weight.to(h.device))] if self.config.merges else [memory, h]
             return torch.cat([*first, *behind], 2)
 
-        if not started:
-            self._layers, self._held = list(found), self._held.new_zeros(len(new), 0)
-        for index, (keys, values) in enumerate(found):
-            old, sink = self._layers[index], sinks[index] if sinks else (None, None)
-            self._layers[index] = grown(old[0], keys, sink[0]), grown(old[1], values, sink[1])
+        before = list(self._layers) if self.config.merges or not started else None  # a grown layer holds its old slots
+        self._layers = list(self._layers if started else found)
+        try:
+            for index, (keys, values) in enumerate(found):
+                old, sink = self._layers[index], sinks[index] if sinks else (None, None)
+                self._layers[index] = grown(old[0], keys, sink[0]), grown(old[1], values, sink[1])
+        except BaseException:
+            shorter = [(keys[:, :, :size], values[:, :, :size]) for keys, values in self._layers]
+            self._layers = shorter if before is None else before
+            raise
         merged = self.config.merges and started
         self._held = self._held | slots if merged else torch.cat([self._held, slots], 1)
         self._count_peak(0, self.nbytes + _nbytes(found) + _nbytes(sinks))
@@ -230,7 +236,7 @@ class CompressedContextMemory:
         inputs = self.inputs(question)
         output = self.model.generate(**inputs, **kwargs)
         cache = inputs["past_key_values"]
-        self._count_peak(cache.get_seq_length(), cache.nbytes)
+        self._count_peak(cache.get_seq_length(), self.nbytes + cache.nbytes)
         if self.tokenizer is None or not isinstance(output, torch.Tensor):
             return output
         answers = self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -284,12 +290,15 @@ class CompressedContextMemory:
         memory = cls(model, tokenizer)
         tensors, settings = load_memory(model, source, "context_memory", **hub)
         memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
-        memory._history, memory.peak_kv_bytes = settings["history"], int(settings["peak_kv_bytes"])
-        memory.peak_slots = int(settings.get("peak_slots", 0))
+        memory._history = settings["history"]
+        memory.peak_kv_bytes, memory.peak_slots = settings["peak_kv_bytes"], settings["peak_slots"]
         parts = [part for part in (layers_of(tensors, "sink"), layers_of(tensors, "memory")) if part]
         sinks = parts[0][0][0].shape[2] if len(parts) == 2 else 0
-        if parts and (sinks != int(memory.config.sink) or int(settings["layers"]) != len(parts[-1])):
-            raise ValueError(f"{source} holds {sinks} sink slots, needed is {int(memory.config.sink)}; save it again")
+        if parts and sinks != int(memory.config.sink):
+            needed = int(memory.config.sink)
+            raise ValueError(
+                f"{source} holds {sinks} sink slots, needed is {needed}; get it again, or append the contexts again"
+            )
         memory._layers = [
             (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
             for layer in zip(*parts, strict=True)

@@ -114,8 +114,25 @@ def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sizes: An
             raise ValueError(f"{group} has layers {sorted(found)!r:.80} of {sizes.num_hidden_layers}")
         if 2 * len(found) != sum(name.startswith(f"{group}.") for name in tensors):
             raise ValueError(f"{group} lacks keys or values")
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) > 1:
+        raise ValueError(f"keys and values are of several dtypes: {sorted(map(str, kinds))}")
     if "steps" not in tensors:
         return
+    counts = {name: settings[name] for name in ("layers", "peak_kv_bytes", "peak_slots")}
+    if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in counts.values()):
+        raise ValueError(f"{', '.join(counts)} must be whole numbers from 0 on, got {list(counts.values())!r:.80}")
+    begun = bool((tensors["steps"] > 0).any())
+    if (
+        begun != ("memory" in groups)
+        or counts["layers"] != len(groups.get("memory", ()))
+        or set(groups) - {"memory", "sink"}
+    ):
+        raise ValueError(
+            f"{counts['layers']} layers after {tensors['steps'].tolist()!r:.80} steps, of {sorted(groups)}"
+        )
+    if any(bool((tensors[name] < 0).any()) for name in ("steps", "text")):
+        raise ValueError("steps and text must not be negative")
     slots = next(iter(groups.get("memory", {0: 0}).values()))
     history = settings["history"]
     if tensors["held"].dtype != torch.bool or tuple(tensors["held"].shape) != (users, slots):

@@ -25,7 +25,7 @@ def identity(model: Any) -> dict[str, Any]:
         "name": hub_name(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "sizes": {name: getattr(sizes, name, None) for name in _SIZES},
-        "weights": weight_digest(model.named_parameters(), model.device),
+        "weights": weight_digest(model.named_parameters()),
     }
 
 

@@ -130,6 +130,8 @@ def test_labels_on_all_text_keep_to_their_sample() -> None:
     batch = collate([{"contexts": [[5, 6]], "output": [7]}, {"contexts": [], "input": [8], "output": [9]}])
     assert batch["input_ids"].tolist() == [[5, 6, 264, 265, 7, 8, 9]]
     assert batch["labels"].tolist() == [[-100, 6, -100, -100, 7, -100, 9]]
+    collate.completion_only_loss = True
+    assert collate([{"contexts": [], "output": [5, 6]}] * 2)["labels"].tolist() == [[-100, 6, -100, 6]]
 
 
 def test_long_samples_are_cut_at_a_turn(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,45 @@ def test_a_failed_append_leaves_the_memory() -> None:
         one.append(TURNS[0])
         whole = remembering(one.model, [*TURNS, TURNS[0]])
         assert torch.equal(one.logits(QUESTION), whole.logits(QUESTION)) and one.tokens_seen == whole.tokens_seen
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("memory", ["concat", "merge"])
+@pytest.mark.parametrize("turns", [0, 2])
+def test_an_update_that_fails_midway_is_taken_back(
+    memory: str, sink: bool, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = remembering(adapted(memory=memory, sink=sink), TURNS[:turns])
+    before, steps = [(keys.clone(), values.clone()) for keys, values in one.layers], one.steps.tolist()
+    join, joined = torch.cat, []
+
+    def failing(tensors: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(one._layers) == 3 and len(tensors) < 4 and "grown" in sys._getframe(1).f_code.co_name:
+            joined.append(1)
+            if len(joined) == 4:  # the second of three layers has its keys, not its values
+                raise RuntimeError("out of memory")
+        return join(tensors, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(torch, "cat", failing)
+        one.append(TURNS[2])
+    assert one.steps.tolist() == steps and len(one.layers) == len(before)
+    for found, kept in zip(one.layers, before, strict=True):
+        assert torch.equal(found[0], kept[0]) and torch.equal(found[1], kept[1])
+    one.append(TURNS[2])
+    assert torch.equal(one.logits(QUESTION), remembering(one.model, [*TURNS[:turns], TURNS[2]]).logits(QUESTION))
+
+
+def test_what_is_done_to_a_fork_leaves_the_memory() -> None:
+    one = remembering(adapted())
+    before = one.logits(QUESTION)
+    for change in ("reset", "crop", "reorder_cache", "batch_repeat_interleave"):
+        cache = one.inputs(QUESTION)["past_key_values"]
+        value = {"reset": (), "crop": (-1,), "batch_repeat_interleave": (2,)}.get(change, (torch.tensor([0]),))
+        getattr(cache, change)(*value)
+        assert torch.equal(one.logits(QUESTION), before), change
+    cache.reset()
+    assert cache.get_seq_length() == 0
 
 
 def test_the_size_of_each_memory() -> None:

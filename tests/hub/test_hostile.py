@@ -512,14 +512,39 @@ def test_memories_and_caches_with_tensors_of_the_wrong_kind(tmp_path: Path) -> N
         ("held", tensors["held"].float()),
         ("steps", tensors["steps"].float()),
         ("steps", torch.zeros(3, dtype=torch.int64)),
+        ("steps", torch.zeros(1, dtype=torch.int64)),
+        ("text", torch.full((1,), -1)),
         ("surplus", torch.zeros(1)),
     ):
         save_file({**tensors, name: value.clone()}, tmp_path / "memory.safetensors")
         with pytest.raises(ValueError, match="no whole memory"):
             CompressedContextMemory.from_pretrained(model, tmp_path)
+    states = {name: value for name, value in tensors.items() if name.startswith("memory.")}
+    sink = {name.replace("memory", "sink"): value[:, :, :1].clone() for name, value in states.items()}
+    for others, words in (
+        ({name: tensors[name] for name in ("steps", "text", "held")}, "no whole memory"),
+        ({**tensors, **sink}, "1 sink slots"),
+        ({**tensors, **{name: value.double() for name, value in sink.items()}}, "several dtypes"),
+        (
+            {**tensors, **{name.replace("memory", "other"): value.clone() for name, value in states.items()}},
+            "no whole memory",
+        ),
+    ):
+        save_file(others, tmp_path / "memory.safetensors")
+        with pytest.raises(ValueError, match=words):
+            CompressedContextMemory.from_pretrained(model, tmp_path)
     save_file(tensors, tmp_path / "memory.safetensors")
     settings = json.loads((tmp_path / "memory.json").read_text())
-    for change in ({"history": [["x"]]}, {"history": 1}, {"history": []}, {"written_by": 1}, {"written_by": {}}):
+    sizes = [{name: value} for name in ("layers", "peak_kv_bytes", "peak_slots") for value in (None, -1, True, "1", [])]
+    wrong = (
+        {"history": [["x"]]},
+        {"history": 1},
+        {"history": []},
+        {"written_by": 1},
+        {"written_by": {}},
+        {"layers": 0},
+    )
+    for change in (*wrong, *sizes):
         (tmp_path / "memory.json").write_text(json.dumps({**settings, **change}))
         with pytest.raises(ValueError, match="no whole memory|who wrote"):
             CompressedContextMemory.from_pretrained(model, tmp_path)
