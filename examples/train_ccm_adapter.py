@@ -5,10 +5,8 @@
     python examples/train_ccm_adapter.py --smoke      # a tiny model made and taught here: half a minute, nothing downloaded
 
 Each row has `messages` (`[{"role": ..., "content": ...}, ...]`) or `texts` (strings); the last turn is what the model learns
-to say, the one before it the question, all earlier ones go through the memory. Settings are those of the reference code, but
-for what short runs need (see benchmarks/README.md): an attention sink, compression tokens that start as a line break, a
-higher learning rate. `--every-turn` puts the loss on every turn, each behind the memory before it: for conversations whose
-turns follow from each other.
+to say, the one before it the question, all earlier ones go through the memory. Settings are those of the reference code and
+what short runs need (benchmarks/README.md): a sink, compression tokens that start as a line break, a higher learning rate.
 """
 
 from __future__ import annotations
@@ -86,13 +84,11 @@ def main() -> None:
     parser.add_argument("--output", default="ccm-adapter")
     parser.add_argument("--memory", choices=["concat", "merge"], default="concat")
     parser.add_argument("--num-comp-tokens", type=int, default=2)
-    parser.add_argument(
-        "--max-length", type=int, default=1024, help="tokens; longer conversations lose their oldest turns"
-    )
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens; longer ones lose their oldest turns")
     parser.add_argument("--max-steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--every-turn", action="store_true", help="loss on all turns, not the last alone")
+    parser.add_argument("--every-turn", action="store_true", help="loss on all turns, each behind the memory before it")
     parser.add_argument("--eval-rows", type=int, default=64)
     parser.add_argument("--push-to-hub", default=None, metavar="NAME")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and made-up conversations")
@@ -111,15 +107,12 @@ def main() -> None:
     data = data.train_test_split(test_size=min(args.eval_rows, len(data) // 2), seed=0)
 
     line = tokenizer("\n", add_special_tokens=False)["input_ids"] or None
-    config = CCMConfig(
-        r=8, num_comp_tokens=args.num_comp_tokens, memory=args.memory, sink=True, comp_init_token_ids=line
-    )
-    model = get_peft_model(base, config)
+    slots = {"num_comp_tokens": args.num_comp_tokens, "comp_init_token_ids": line}
+    model = get_peft_model(base, CCMConfig(r=8, memory=args.memory, sink=True, **slots))
     model.print_trainable_parameters()
-    collator = DataCollatorForCCM(
-        tokenizer, config, max_length=args.max_length, completion_only_loss=not args.every_turn
-    )
-    answers = DataCollatorForCCM(tokenizer, config, max_length=args.max_length)  # to measure
+    config, length = model.peft_config["default"], args.max_length
+    collator = DataCollatorForCCM(tokenizer, config, max_length=length, completion_only_loss=not args.every_turn)
+    answers = DataCollatorForCCM(tokenizer, config, max_length=length)  # to measure
     for context in ("none", "memory", "full"):
         print(f"before training, {context} context: {mean_nll(model, answers, data['test'], context):.3f} nats a token")
     arguments = TrainingArguments(
