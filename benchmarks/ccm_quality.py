@@ -260,7 +260,7 @@ def evaluate(
         record |= measure(compressing(adapted), items)
         if method in ("concat", "merge"):
             record["online_gap"] = online_gap(adapted, items)
-        if method == "concat":
+        if method in ("concat", "concat-plain-lora"):
             record["other"] = measure(compressing(adapted), elsewhere(items))
         adapted.unload()
     record["cpu_s"] = time.process_time() - start
