@@ -47,9 +47,9 @@ class Sample:
     output: list[int]
     options: tuple[int, ...] = ()
 
-    def last(self, steps: int) -> Sample:
-        """The same item with its last `steps` contexts only."""
-        return Sample(self.contexts[len(self.contexts) - steps :], self.input, self.output, self.options)
+    def alone(self) -> Sample:
+        """The same item without contexts."""
+        return Sample([], self.input, self.output, self.options)
 
     def feature(self) -> dict[str, Any]:
         """What `DataCollatorForCCM` takes."""

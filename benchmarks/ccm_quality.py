@@ -73,12 +73,12 @@ def learned(labels: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
     return labels.masked_fill(~torch.isin(labels, torch.tensor(rows[0].options)), -100)
 
 
-def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: str) -> float:
-    """AdamW with 3 % warm-up and a cosine. Returns CPU-seconds."""
+def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: str) -> None:
+    """AdamW with 3 % warm-up and a cosine."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     warm = max(1, round(0.03 * len(batches)))
-    start, recent = time.process_time(), []
+    recent = []
     model.train()
     for step, rows in enumerate(batches):
         scale = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / len(batches))))
@@ -99,7 +99,6 @@ def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: s
         if step % 20 == 19:
             print(f"{log} step {step + 1}: {statistics.mean(recent[-20:]):.3f}", flush=True)
     model.eval()
-    return time.process_time() - start
 
 
 def plain_batch(rows: list[Sample]) -> dict[str, torch.Tensor]:
@@ -154,7 +153,7 @@ def reading(model: Any, with_context: bool) -> Score:
     """Logits of O behind all of the context, or none of it."""
 
     def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        row = sample if with_context else sample.last(0)
+        row = sample if with_context else sample.alone()
         batch = plain_batch([row])
         labels = batch.pop("labels")[0]
         where = torch.arange(len(labels) - len(row.output), len(labels))

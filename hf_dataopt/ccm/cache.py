@@ -121,6 +121,35 @@ class CompressingCache(MemoryCache):
         return keys, values
 
 
+def read_behind(
+    model: Any, cache: MemoryCache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, **options: Any
+) -> Any:
+    """One forward of ids (B, T) behind a cache, without dropout; the model's mode stays as it was.
+
+    Args:
+        model: with the adapter that the cache belongs to.
+        cache: takes the new keys and values.
+        ids, positions: (B, T) int64. mask: (B, slots + T) int64.
+        options: of the model's forward.
+
+    Returns:
+        The model's output.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        )
+    finally:
+        model.train(was_training)
+
+
 def _copies(users: int, rows: int) -> int:
     copies, rest = divmod(rows, users)
     if rest or not copies:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..artifacts import push_saved
-from .cache import CompressingCache, MemoryCache
+from .cache import CompressingCache, MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
 from .saved import layers_of, load_memory, save_memory
 from .turns import answer_prompt, encode_turn
@@ -126,27 +126,12 @@ class CompressedContextMemory:
         layers, held = self._seen(self.config.recurrent)
         first = mask.long().argmax(1) if self.config.sink else None
         cache = CompressingCache(layers, len(comp), first, self._text)
-        self._forward(cache, ids, torch.cat([held, mask], 1), positions)
+        read_behind(self.model, cache, ids, torch.cat([held, mask], 1).long(), positions, logits_to_keep=1)
         slots, extra = cache.attended_slots, cache.attended_bytes + _nbytes(cache.kept) + _nbytes(cache.sink)
         if not self.config.recurrent:  # the memory is there, unseen
             slots += self._held.shape[1]
         self._count_peak(slots, self.nbytes + extra)
         return cache
-
-    def _forward(self, cache: MemoryCache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> None:
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            self.model(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        finally:
-            self.model.train(was_training)
 
     def _count_peak(self, slots: int, nbytes: int) -> None:
         self.peak_slots, self.peak_kv_bytes = max(self.peak_slots, slots), max(self.peak_kv_bytes, nbytes)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
 from ..artifacts import push_saved
 from ..errors import UnsupportedModelError
-from .cache import MemoryCache
+from .cache import MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
 from .saved import layers_of, load_memory, save_memory
 from .turns import encode_turn
@@ -181,14 +181,7 @@ class StreamingContextMemory:
         cache.memory_length = min(past, self.sink + self.memory_slots)
         positions = torch.arange(past, past + ids.numel(), device=ids.device)[None]
         mask = torch.ones(1, past + ids.numel(), dtype=torch.int64, device=ids.device)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            output = self.model(
-                input_ids=ids[None], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-        finally:
-            self.model.train(was_training)
+        output = read_behind(self.model, cache, ids[None], mask, positions)
         return output.logits[0], cache
 
     def _shrink(self) -> None:
