@@ -6,29 +6,37 @@ Section 8.3.2 (Eq. 8.2) and section 8.3.4 (chunked scoring, Figure 8.7).
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
+import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .._compat import decoder_of, layer_kinds, text_config
+from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, text_config
 from ..errors import UnsupportedModelError
 from ..progress import bar
-from .attention import RoutedCache, attach, attend, merge, tag
+from ..routing.attach import attach
+from ..routing.cache import RoutedCache
+from ..routing.dispatch import maskless, tag
+from .attention import attend, merge
 from .config import KVzipConfig
 from .prompt import KVzipPrompt
+from .rules import AttentionRules, no_autocast, same_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+USER = "kvzip"  # of `routing.attach`
+_KEPT_KINDS = {"full", "sliding", "linear", "shared"}
 # logits held at a time while looking for their maximum, in elements (16 MB in float32)
 _SCORE_BLOCK_ELEMENTS = 1 << 22
+# tokens; smaller chunks than this are not repeated for the sake of positions
+_LEAST_CHUNK = 64
 
 
 @dataclass
@@ -59,7 +67,7 @@ class PrefilledContext:
 
 
 def check_supported(model: Any) -> list[int]:
-    """Refuse models KVzip was not written for, before anything is computed.
+    """Refuse models with nothing to evict, before anything is computed; `proof.prove` tells whether the rest is exact.
 
     Args:
         model: a causal language model, PEFT-wrapped or not.
@@ -68,16 +76,17 @@ def check_supported(model: Any) -> list[int]:
         Indices of the layers that are scored and evicted.
 
     Raises:
-        UnsupportedModelError: unknown model type, or no layer attends globally.
+        UnsupportedModelError: no layer attends globally, or layers of a kind that KVzip does not know.
+        TypeError: no language model of transformers.
     """
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        raise TypeError(f"KVzip needs a causal language model of transformers, got {type(model).__name__}")
     config = text_config(model)
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise UnsupportedModelError(
-            f"KVzip supports the model types {', '.join(SUPPORTED_MODEL_TYPES)}; this model is {config.model_type!r}"
-        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"KVzip compresses decoder-only models; {config.model_type} has an encoder")
     kinds = layer_kinds(config)
     scored = [index for index, kind in enumerate(kinds) if kind == "full"]
-    if not scored or "other" in kinds:
+    if not scored or set(kinds) - _KEPT_KINDS:
         raise UnsupportedModelError(
             f"KVzip evicts from layers with global attention; this {config.model_type} model has {len(scored)} of them "
             f"among {len(kinds)} ({', '.join(sorted(set(kinds)))}). Load it without a sliding window, or use a plain cache"
@@ -101,21 +110,70 @@ def prefill(
         The full cache as a `PrefilledContext`.
 
     Raises:
-        UnsupportedModelError: see `check_supported`.
+        UnsupportedModelError: see `check_supported` and `proof.prove`.
 
-    Cost: one forward over the context, O(n^2) attention; 2 * layers * KV heads * d values per token are stored.
+    Cost: one forward over the context, O(n^2) attention and no mask; 2 * layers * KV heads * d values per token are stored.
     """
+    from .proof import prove
+
     config = config or KVzipConfig()
+    prove(model)
+    return read_context(model, prompt, config, progress=progress)
+
+
+@torch.no_grad()
+def read_context(
+    model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True
+) -> PrefilledContext:
+    """`prefill` of a model that `check_supported` accepts, proven or not."""
     scored_layers = check_supported(model)
     decoder = decoder_of(model)
-    cache = DynamicCache(config=text_config(model))
-    ids = prompt.ids.to(decoder.device)[None]
-    step = config.prefill_chunk_size
-    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown:
+    attach(model, USER)
+    plain = DynamicCache(config=text_config(model))
+    cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(plain.layers)])
+    ids = prompt.ids.to(input_device(model))[None]
+    step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
+    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
         for piece in ids.split(step, dim=1):
-            decoder(input_ids=piece, past_key_values=cache, use_cache=True)
+            decoder(input_ids=piece, use_cache=True, **{name: cache})
             shown.update(piece.shape[1])
-    return PrefilledContext(model, prompt, cache, scored_layers)
+    for index, layer in enumerate(cache.layers):
+        if index in scored_layers:
+            plain.layers[index].lazy_initialization(layer.keys, layer.values)
+            plain.layers[index].keys, plain.layers[index].values = layer.keys, layer.values
+        else:
+            plain.layers[index] = layer
+    return PrefilledContext(model, prompt, plain, scored_layers)
+
+
+class _OwnCache(RoutedCache):
+    """A cache of our own forwards: thrown away if one of them fails, so it needs no second copy to go back to."""
+
+    atomic = False
+
+
+class _PrefillLayer(DynamicLayer):
+    """One global layer while the context comes in pieces: a piece sees itself causally, and all before it."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        super().update(key_states, value_states)
+        return tag(key_states, self), value_states
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float, **options: Any
+    ) -> torch.Tensor:
+        """Output (1, H, q, v) of one piece."""
+        rules, before = AttentionRules.of(scale, options), self.keys.shape[2] - key.shape[2]  # type: ignore[union-attr]
+        with no_autocast(query.device):
+            query, key, value = same_dtype(query, key, value)
+            result = attend(query, key, value, scale=scale, causal=query.shape[2] > 1, softcap=rules.softcap)
+            if before:
+                keys, values = self.keys[:, :, :before], self.values[:, :, :before]  # type: ignore[index]
+                query, keys, values = same_dtype(query, keys, values)
+                result = merge(attend(query, keys, values, scale=scale, softcap=rules.softcap), result)
+            return rules.with_sinks(result)[0]
 
 
 @torch.no_grad()
@@ -141,27 +199,63 @@ def score_context(
     config = config or KVzipConfig()
     model, prompt = prefilled.model, prefilled.prompt
     decoder = decoder_of(model)
-    attach(model)
-    scores = torch.zeros(
-        len(prefilled.scored_layers),
-        text_config(model).num_key_value_heads,
-        prefilled.n_context,
-        device=decoder.device,
-    )
-    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown:
-        for start, end, ids in prompt.repeat_inputs(config.chunk_size, config.overlap):
+    attach(model, USER)
+    first = prefilled.cache.layers[prefilled.scored_layers[0]].keys
+    scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
+    chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
+    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
+        for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
             cache = _ReplayCache(prefilled, config, start, end, scores)
             with contextlib.suppress(_AllScored):
-                decoder(input_ids=ids.to(decoder.device)[None], past_key_values=cache, use_cache=True)
+                decoder(input_ids=ids.to(input_device(model))[None], use_cache=True, **{name: cache})
             shown.update(end - start)
     return scores
+
+
+def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
+    """Chunk size at which replay positions stay inside those the model was made for, as far as that is possible.
+
+    Replays stand behind the whole context. Rotary embeddings that change with the length (dynamic, longrope) would turn the
+    replay's queries otherwise than the cached keys, and learned positions end.
+
+    Returns:
+        `chunk_size`, or less where the context leaves less room; a chunk of 64 tokens at least (a warning says so).
+    """
+    limit = _last_position(text_config(prefilled.model), prefilled.prompt.ids.numel())
+    prompt = prefilled.prompt
+    overlap = min(config.overlap, config.chunk_size, prefilled.n_context)
+    words = max(prompt.first_repeat_ids.numel(), prompt.next_repeat_ids.numel() + overlap) + prompt.suffix_ids.numel()
+    chunk = min(config.chunk_size, prefilled.n_context)
+    room = limit - prompt.ids.numel() - words
+    if chunk <= room:
+        return config.chunk_size
+    if room >= min(_LEAST_CHUNK, chunk):
+        logger.info("chunks of %d tokens instead of %d, so that replays end before position %s", room, chunk, limit)
+        return int(room)
+    warnings.warn(
+        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: scores "
+        "come from positions it was not trained on; use a shorter context",
+        stacklevel=3,
+    )
+    return config.chunk_size
+
+
+def _last_position(config: Any, n_tokens: int) -> float:
+    """Positions of the model behind `n_tokens` that mean what they meant before; infinity where it names none."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default") if isinstance(rope.get("rope_type", "default"), str) else "default"
+    limit = getattr(config, "max_position_embeddings", None) or math.inf
+    original = rope.get("original_max_position_embeddings")
+    if kind in ("longrope", "dynamic") and original and n_tokens <= original:
+        return min(limit, original)
+    return limit
 
 
 class _AllScored(Exception):  # noqa: N818 - not an error
     """The last scored layer has its scores; what the model would compute after it is not needed."""
 
 
-class _ReplayCache(RoutedCache):
+class _ReplayCache(_OwnCache):
     """The full cache seen by one repeat input; nothing is ever appended to it."""
 
     def __init__(
@@ -171,10 +265,11 @@ class _ReplayCache(RoutedCache):
         layers: list[Any] = []
         for index, layer in enumerate(prefilled.cache.layers):
             if index not in prefilled.scored_layers:
-                layers.append(copy.copy(layer))  # its update makes new tensors, the original keeps the old ones
+                layers.append(copied_layer(layer))
                 continue
             row = prefilled.scored_layers.index(index)
-            last = row == len(prefilled.scored_layers) - 1
+            # keys may be read again by later layers that share them
+            last = row == len(prefilled.scored_layers) - 1 and not any(prefilled.cache.is_dummy)
             target = scores[row, :, start:end]
             layers.append(_ReplayLayer(layer, n_prefix, n_prefix + start, n_prefix + end, config, target, last))
         super().__init__(layers)
@@ -209,26 +304,34 @@ class _ReplayLayer(DynamicLayer):
         return query_length, self.get_seq_length()
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float, **options: Any
     ) -> torch.Tensor:
-        """Output (1, H, q, d) of the repeat input; its scores go to `target` on the way."""
-        result = attend(query, key, value, scale=scale, causal=True)
+        """Output (1, H, q, v) of the repeat input; its scores go to `target` on the way."""
+        rules = AttentionRules.of(scale, options)
+        with no_autocast(query.device):
+            return self._attend(*same_dtype(query, key, value), rules)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rules: AttentionRules
+    ) -> torch.Tensor:
+        result = attend(
+            query, key, value, scale=rules.scale, causal=query.shape[2] > 1, softcap=rules.softcap
+        )
         # prefix and chunk are neighbours in the first chunk: one kernel instead of two
         near = [(0, self.end)] if self.start == self.n_prefix else [(0, self.n_prefix), (self.start, self.end)]
         for span in near:
-            result = merge(result, self._attend_cached(query, scale, *span))
+            result = merge(result, self._attend_cached(query, rules, *span))
         if self.config.softmax_keys == "chunk":
-            self._score(query, result[1], scale)
-            if self.last:
-                raise _AllScored
-        if self.config.replay == "exact":
+            self._score(query, rules.with_sinks(result)[1], rules)
+        if self.config.replay == "exact" and not (self.last and self.config.softmax_keys == "chunk"):
             # all that is neither prefix nor chunk
             for span in self._far():
-                result = merge(result, self._attend_cached(query, scale, *span))
+                result = merge(result, self._attend_cached(query, rules, *span))
+        result = rules.with_sinks(result)
         if self.config.softmax_keys == "all":
-            self._score(query, result[1], scale)
-            if self.last:
-                raise _AllScored
+            self._score(query, result[1], rules)
+        if self.last:
+            raise _AllScored
         return result[0]
 
     def _far(self) -> list[tuple[int, int]]:
@@ -236,13 +339,14 @@ class _ReplayLayer(DynamicLayer):
         return [(start, end) for start, end in spans if end > start]
 
     def _attend_cached(
-        self, query: torch.Tensor, scale: float, start: int, end: int
+        self, query: torch.Tensor, rules: AttentionRules, start: int, end: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return attend(query, self.full.keys[:, :, start:end], self.full.values[:, :, start:end], scale=scale)
+        keys, values = self.full.keys[:, :, start:end], self.full.values[:, :, start:end]
+        return attend(*same_dtype(query, keys, values), scale=rules.scale, softcap=rules.softcap)
 
-    def _score(self, query: torch.Tensor, lse: torch.Tensor, scale: float) -> None:
+    def _score(self, query: torch.Tensor, lse: torch.Tensor, rules: AttentionRules) -> None:
         """Eq. 8.2 for one chunk: max over group and queries of softmax weights, as exp(max(logit - log-sum-exp))."""
-        keys = self.full.keys[0, :, self.start : self.end]
+        query, keys = same_dtype(query, self.full.keys[0, :, self.start : self.end])
         kv_heads, length, dim = keys.shape
         rows = query.reshape(kv_heads, -1, dim)
         offset = lse.reshape(kv_heads, -1, 1)
@@ -251,10 +355,13 @@ class _ReplayLayer(DynamicLayer):
         block = max(_SCORE_BLOCK_ELEMENTS // (kv_heads * length), 1)
         for start in range(0, rows.shape[1], block):
             part, shift = rows[:, start : start + block], offset[:, start : start + block]
-            if part.dtype == torch.float32:
-                logits = torch.baddbmm(shift, part, keys_t, beta=-1, alpha=scale)
+            if rules.softcap is not None:
+                capped = torch.tanh(torch.bmm(part, keys_t).float() * (rules.scale / rules.softcap))
+                logits = capped.mul_(rules.softcap).sub_(shift)
+            elif part.dtype == torch.float32:
+                logits = torch.baddbmm(shift, part, keys_t, beta=-1, alpha=rules.scale)
             else:
-                logits = torch.bmm(part, keys_t).float().mul_(scale).sub_(shift)
+                logits = torch.bmm(part, keys_t).float().mul_(rules.scale).sub_(shift)
             torch.maximum(best, logits.amax(dim=1), out=best)
-        # rounding may lift a weight of 1 a little above it
-        self.target.copy_(best.clamp_(max=0).exp_())
+        # rounding may lift a weight of 1 a little above it; layers that share these keys score them together
+        self.target.copy_(torch.maximum(self.target, best.clamp_(max=0).exp_().to(self.target.device)))

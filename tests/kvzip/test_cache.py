@@ -16,10 +16,10 @@ from transformers import DynamicCache
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.errors import DroppedTokensError, UnsupportedModelError
-from hf_dataopt.kvzip.attention import ATTENTION_NAME, detach
 from hf_dataopt.kvzip.cache import KVzipLayer
 from hf_dataopt.kvzip.prompt import build_prompt
-from hf_dataopt.kvzip.scoring import prefill, score_context
+from hf_dataopt.kvzip.scoring import USER, prefill, score_context
+from hf_dataopt.routing.attach import detach
 
 from ..models import byte_tokenizer, tiny_model
 from .conftest import CONTEXT, Compressed
@@ -219,7 +219,7 @@ def test_other_caches_and_models_are_untouched(llama: Compressed) -> None:
     with torch.no_grad():
         expected = llama.model(ids, past_key_values=DynamicCache()).logits
         llama.logits(llama.cache(0.3), ids)
-        assert llama.model.config._attn_implementation == before != ATTENTION_NAME
+        assert llama.model.config._attn_implementation == before == "sdpa"
         assert torch.equal(llama.model(ids, past_key_values=DynamicCache()).logits, expected)
     hooks = len(llama.model.model._forward_pre_hooks)
     llama.cache(0.3).attach(llama.model)
@@ -277,7 +277,7 @@ class TestRefusals:
         with torch.no_grad():
             logits = other(new_ids("a"), past_key_values=cache.fork()).logits
         assert torch.equal(logits, llama.logits(cache.fork(), new_ids("a")))
-        detach(other)
+        detach(other, USER)
         with pytest.raises(ValueError, match="attach"):
             other(new_ids("a"), past_key_values=cache.fork())
 
