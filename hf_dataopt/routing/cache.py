@@ -89,20 +89,29 @@ class RoutedCache(Cache):
             ValueError: keys of the last layer never reached our attention.
         """
         self._check_answered()
-        origin, self.origin, self.opened_by = self.origin or self, None, None
+        origin = self if self.origin is None else self.origin  # by identity: a cache without layers is falsy
+        self.origin = self.opened_by = None
         origin.__dict__.update(self.__dict__)
         return origin
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """As `Cache.update`, for a call that came through the hooks of `attach`."""
-        if self.opened_by is None:
-            raise ValueError(
-                f"this model does not route attention to the cache; call `cache.attach(model)` first ({describe()})"
-            )
+        self.check_open()
         self._check_answered()
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         self._handed = layer_idx
         return keys, values
+
+    def check_open(self) -> None:
+        """Refuse keys of a model that was not prepared.
+
+        Raises:
+            ValueError: the call did not come through the hooks of `attach`.
+        """
+        if self.opened_by is None:
+            raise ValueError(
+                f"this model does not route attention to the cache; call `cache.attach(model)` first ({describe()})"
+            )
 
     def _check_answered(self) -> None:
         if self._handed is not None and getattr(self.layers[self._handed], "waiting", False):
@@ -189,6 +198,8 @@ class RoutedCache(Cache):
     # -- what has been read ---------------------------------------------------------------------------------------
 
     def _read(self, tokens: torch.Tensor) -> None:
+        if self.known_ids is None:
+            return
         if tokens.is_floating_point() or self.read_ids is False:
             self.read_ids = False
         elif isinstance(self.read_ids, torch.Tensor):

@@ -54,8 +54,8 @@ class AttentionCall(Protocol):
 
     config: Any
 
-    def mask(self, plain: Callable[..., Any] | None, **kwargs: Any) -> Any:
-        """The mask of this call; arguments as transformers gives them to mask functions."""
+    def mask(self, plain: Callable[..., Any] | None, name: str, **kwargs: Any) -> Any:
+        """The mask of this call for implementation `name`; arguments as transformers gives them to mask functions."""
 
     def attention(self, plain: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
         """Attention of this call; arguments as transformers gives them to attention functions."""
@@ -143,5 +143,5 @@ def _mask(plain: str, **kwargs: Any) -> Any:
         return None
     function, call = mask_of(plain), CURRENT.get()
     if call is not None and kwargs.get("config", call.config) is call.config:
-        return call.mask(function, **kwargs)
+        return call.mask(function, plain, **kwargs)
     return None if function is None else function(**kwargs)
