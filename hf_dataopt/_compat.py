@@ -65,6 +65,11 @@ def cache_keyword(function: Any = None) -> str:
     return release if release in names else next((name for name in CACHE_NAMES if name in names), release)
 
 
+def takes(function: Any, name: str) -> bool:
+    """Whether a forward names this parameter."""
+    return name in inspect.signature(function).parameters
+
+
 @functools.cache
 def _release_cache_keyword() -> str:
     from transformers import GenerationMixin
@@ -159,8 +164,10 @@ def causal_model_of(model: Any) -> PreTrainedModel:
 def decoder_of(model: Any) -> PreTrainedModel:
     """The module that runs the transformer layers, under wrappers and language-model heads."""
     model = causal_model_of(model)
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    return model if decoder is None else decoder
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if not hasattr(decoder, "config"):  # some classes call their head a decoder
+        decoder = getattr(model, "base_model", model)
+    return decoder
 
 
 def input_device(model: Any) -> torch.device:

@@ -34,30 +34,52 @@ if TYPE_CHECKING:
 
 
 class KVzipLayer(DynamicLayer):
-    """One global-attention layer: a shared ragged context and a dense tail of the tokens that came after it."""
+    """One global-attention layer: a shared ragged context and a dense tail of the tokens that came after it.
 
-    def __init__(self, context: RaggedContext) -> None:
+    Args:
+        context: what was kept.
+        latent: the model expands what is cached to keys and values of all heads (MLA), so it is handed all of it.
+    """
+
+    def __init__(self, context: RaggedContext, latent: bool = False) -> None:
         super().__init__()
-        self.context = context
+        self.context, self.latent = context, latent
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append to the tail and hand the tail to the model, marked so that attention comes back to `attend`."""
         keys, values = super().update(key_states, value_states)
+        if self.latent:
+            batch = keys.shape[0]
+            kept = (part[None, None].expand(batch, -1, -1, -1) for part in (self.context.keys, self.context.values))
+            keys, values = (torch.cat([old, new], 2) for old, new in zip(kept, (keys, values), strict=True))
         return tag(keys, self), values
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float, **options: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
     ) -> torch.Tensor:
         """Attention (B, H, q, v) over the kept context, all of it visible, and the tail under its causal mask."""
-        rules = AttentionRules.of(scale, options)
-        rows, length = query.shape[2], key.shape[2]
-        mask, causal = tail_mask(mask, rows, length, self.context.n_tokens, query.device)
+        if expanded != self.latent:
+            raise ValueError("the model changes keys after they are cached, which this cache was not made for; make it again")
+        rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
+        parts = {"scale": scale, "softcap": rules.softcap}
+        mask, causal = tail_mask(mask, query.shape[2], key.shape[2] - kept, self.context.n_tokens, query.device)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)
-            context = attend_ragged(query, self.context, scale=scale, softcap=rules.softcap)
-            tail = attend(query, key, value, scale=scale, mask=mask, causal=causal, softcap=rules.softcap)
+            if expanded:
+                context = attend(query, key[:, :, :kept], value[:, :, :kept], **parts)
+                key, value = key[:, :, kept:], value[:, :, kept:]
+            else:
+                context = attend_ragged(query, self.context, **parts)
+            tail = attend(query, key, value, mask=mask, causal=causal, **parts)
             return rules.with_sinks(merge(context, tail))[0]
 
     @property
@@ -264,7 +286,7 @@ class KVzipCache(RoutedCache):
                 layers.append(KVzipSlidingLayer.of(layer) if sliding else copied_layer(layer))
                 continue
             kept = torch.cat([always, keep[prefilled.scored_layers.index(index)]], dim=1)
-            layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept)))
+            layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))
             if free:
                 layer.keys = layer.values = None
         cache = cls(layers, prefilled.prompt, config, tokenizer, identity(prefilled.model))

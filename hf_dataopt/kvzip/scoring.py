@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, text_config
+from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, takes, text_config
 from ..errors import UnsupportedModelError
 from ..progress import bar
 from ..routing.attach import attach
@@ -47,13 +47,15 @@ class PrefilledContext:
         model: the language model that made it.
         prompt: its token sequences.
         cache: full keys and values of prefix and context, batch 1.
-        scored_layers: indices of the layers that attend globally; sliding-window layers are neither scored nor evicted.
+        scored_layers: indices of the layers that attend globally; other layers are neither scored nor evicted.
+        latent: the model caches one latent a token and expands it to keys and values of all heads (MLA).
     """
 
     model: PreTrainedModel
     prompt: KVzipPrompt
     cache: DynamicCache
     scored_layers: list[int]
+    latent: bool = False
 
     @property
     def n_prefix(self) -> int:
@@ -133,17 +135,28 @@ def read_context(
     cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(plain.layers)])
     ids = prompt.ids.to(input_device(model))[None]
     step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
+    start = 0
     with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
         for piece in ids.split(step, dim=1):
-            decoder(input_ids=piece, use_cache=True, **{name: cache})
+            decoder(input_ids=piece, use_cache=True, **{name: cache}, **_positions(decoder, start, piece))
+            start += piece.shape[1]
             shown.update(piece.shape[1])
+    latent = False
     for index, layer in enumerate(cache.layers):
         if index in scored_layers:
+            latent |= layer.latent
             plain.layers[index].lazy_initialization(layer.keys, layer.values)
             plain.layers[index].keys, plain.layers[index].values = layer.keys, layer.values
         else:
             plain.layers[index] = layer
-    return PrefilledContext(model, prompt, plain, scored_layers)
+    return PrefilledContext(model, prompt, plain, scored_layers, latent)
+
+
+def _positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`position_ids` from `start` on: some models count from 0 whatever the cache holds."""
+    if not takes(decoder.forward, "position_ids"):
+        return {}
+    return {"position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
 
 
 class _OwnCache(RoutedCache):
@@ -155,24 +168,37 @@ class _OwnCache(RoutedCache):
 class _PrefillLayer(DynamicLayer):
     """One global layer while the context comes in pieces: a piece sees itself causally, and all before it."""
 
+    latent = False
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        super().update(key_states, value_states)
-        return tag(key_states, self), value_states
+        keys, values = super().update(key_states, value_states)
+        return (tag(keys, self), values) if self.latent else (tag(key_states, self), value_states)
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float, **options: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
     ) -> torch.Tensor:
         """Output (1, H, q, v) of one piece."""
-        rules, before = AttentionRules.of(scale, options), self.keys.shape[2] - key.shape[2]  # type: ignore[union-attr]
+        rules, rows = AttentionRules.of(scale, options), query.shape[2]
+        keys, values = (key, value) if expanded else (self.keys, self.values)
+        if expanded and self.keys.shape[1] != 1:  # type: ignore[union-attr]
+            raise ValueError("the model changes the keys of several heads after they are cached; heads cannot be told apart")
+        self.latent = expanded
+        before = keys.shape[2] - rows
         with no_autocast(query.device):
-            query, key, value = same_dtype(query, key, value)
-            result = attend(query, key, value, scale=scale, causal=query.shape[2] > 1, softcap=rules.softcap)
+            query, keys, values = same_dtype(query, keys, values)
+            parts = {"scale": scale, "softcap": rules.softcap}
+            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **parts)
             if before:
-                keys, values = self.keys[:, :, :before], self.values[:, :, :before]  # type: ignore[index]
-                query, keys, values = same_dtype(query, keys, values)
-                result = merge(attend(query, keys, values, scale=scale, softcap=rules.softcap), result)
+                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **parts), result)
             return rules.with_sinks(result)[0]
 
 
@@ -207,7 +233,9 @@ def score_context(
         for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
             cache = _ReplayCache(prefilled, config, start, end, scores)
             with contextlib.suppress(_AllScored):
-                decoder(input_ids=ids.to(input_device(model))[None], use_cache=True, **{name: cache})
+                ids = ids.to(input_device(model))[None]
+                where = _positions(decoder, prompt.ids.numel(), ids)
+                decoder(input_ids=ids, use_cache=True, **{name: cache}, **where)
             shown.update(end - start)
     return scores
 
@@ -261,92 +289,109 @@ class _ReplayCache(_OwnCache):
     def __init__(
         self, prefilled: PrefilledContext, config: KVzipConfig, start: int, end: int, scores: torch.Tensor
     ) -> None:
-        n_prefix = prefilled.n_prefix
-        layers: list[Any] = []
+        n_prefix, layers = prefilled.n_prefix, []
+        # layers that share keys may read them after the layer that wrote them
+        kinds = layer_kinds(text_config(prefilled.model))
+        shared = "shared" in kinds or len(kinds) < text_config(prefilled.model).num_hidden_layers
         for index, layer in enumerate(prefilled.cache.layers):
             if index not in prefilled.scored_layers:
                 layers.append(copied_layer(layer))
                 continue
             row = prefilled.scored_layers.index(index)
-            # keys may be read again by later layers that share them
-            last = row == len(prefilled.scored_layers) - 1 and not any(prefilled.cache.is_dummy)
+            last = row == len(prefilled.scored_layers) - 1 and not shared
             target = scores[row, :, start:end]
-            layers.append(_ReplayLayer(layer, n_prefix, n_prefix + start, n_prefix + end, config, target, last))
+            spans = _Spans(n_prefix, n_prefix + start, n_prefix + end, prefilled.prompt.ids.numel())
+            layers.append(_ReplayLayer(layer, prefilled.latent, spans, config, target, last))
         super().__init__(layers)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Where a chunk stands in the cache, in tokens."""
+
+    prefix: int
+    start: int
+    end: int
+    total: int
+
+    @property
+    def near(self) -> list[tuple[int, int]]:
+        """Prefix and chunk; neighbours in the first chunk: one kernel instead of two."""
+        return [(0, self.end)] if self.start == self.prefix else [(0, self.prefix), (self.start, self.end)]
+
+    @property
+    def far(self) -> list[tuple[int, int]]:
+        """All that is neither prefix nor chunk."""
+        spans = [(self.prefix, self.start), (self.end, self.total)]
+        return [(start, end) for start, end in spans if end > start]
 
 
 class _ReplayLayer(DynamicLayer):
     """One layer of `_ReplayCache`: attends over the full cache and the repeat input, and scores the chunk on the way."""
 
     def __init__(
-        self,
-        full: Any,
-        n_prefix: int,
-        start: int,
-        end: int,
-        config: KVzipConfig,
-        target: torch.Tensor,
-        last: bool,
+        self, full: Any, latent: bool, spans: _Spans, config: KVzipConfig, target: torch.Tensor, last: bool
     ) -> None:
         super().__init__()
-        self.full, self.n_prefix, self.start, self.end = full, n_prefix, start, end
+        self.full, self.latent, self.spans = full, latent, spans
         self.config, self.target, self.last = config, target, last
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return tag(key_states, self), value_states
+        if not self.latent:
+            return tag(key_states, self), value_states
+        keys, values = torch.cat([self.full.keys, key_states], 2), torch.cat([self.full.values, value_states], 2)
+        return tag(keys, self), values
 
     def get_seq_length(self) -> int:
-        return self.full.get_seq_length()
+        return self.spans.total
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, self.get_seq_length()
+        return query_length, self.spans.total
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: float, **options: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
     ) -> torch.Tensor:
         """Output (1, H, q, v) of the repeat input; its scores go to `target` on the way."""
-        rules = AttentionRules.of(scale, options)
+        rules, n = AttentionRules.of(scale, options), self.spans.total
+        keys, values = (key[:, :, :n], value[:, :, :n]) if expanded else (self.full.keys, self.full.values)
+        new = (key[:, :, n:], value[:, :, n:]) if expanded else (key, value)
         with no_autocast(query.device):
-            return self._attend(*same_dtype(query, key, value), rules)
+            parts = {"scale": scale, "softcap": rules.softcap}
+            result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **parts)
 
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rules: AttentionRules
-    ) -> torch.Tensor:
-        result = attend(
-            query, key, value, scale=rules.scale, causal=query.shape[2] > 1, softcap=rules.softcap
-        )
-        # prefix and chunk are neighbours in the first chunk: one kernel instead of two
-        near = [(0, self.end)] if self.start == self.n_prefix else [(0, self.n_prefix), (self.start, self.end)]
-        for span in near:
-            result = merge(result, self._attend_cached(query, rules, *span))
-        if self.config.softmax_keys == "chunk":
-            self._score(query, rules.with_sinks(result)[1], rules)
-        if self.config.replay == "exact" and not (self.last and self.config.softmax_keys == "chunk"):
-            # all that is neither prefix nor chunk
-            for span in self._far():
-                result = merge(result, self._attend_cached(query, rules, *span))
-        result = rules.with_sinks(result)
-        if self.config.softmax_keys == "all":
-            self._score(query, result[1], rules)
-        if self.last:
-            raise _AllScored
-        return result[0]
+            def joined(spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+                found = result
+                for a, b in spans:
+                    found = merge(found, attend(*same_dtype(query, keys[:, :, a:b], values[:, :, a:b]), **parts))
+                return found
 
-    def _far(self) -> list[tuple[int, int]]:
-        spans = [(self.n_prefix, self.start), (self.end, self.get_seq_length())]
-        return [(start, end) for start, end in spans if end > start]
+            chunk = keys[0, :, self.spans.start : self.spans.end]
+            result = joined(self.spans.near)
+            if self.config.softmax_keys == "chunk":
+                self._score(query, chunk, rules.with_sinks(result)[1], rules)
+                if self.last:
+                    raise _AllScored
+            if self.config.replay == "exact":
+                result = joined(self.spans.far)
+            result = rules.with_sinks(result)
+            if self.config.softmax_keys == "all":
+                self._score(query, chunk, result[1], rules)
+                if self.last:
+                    raise _AllScored
+            return result[0]
 
-    def _attend_cached(
-        self, query: torch.Tensor, rules: AttentionRules, start: int, end: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self.full.keys[:, :, start:end], self.full.values[:, :, start:end]
-        return attend(*same_dtype(query, keys, values), scale=rules.scale, softcap=rules.softcap)
-
-    def _score(self, query: torch.Tensor, lse: torch.Tensor, rules: AttentionRules) -> None:
+    def _score(self, query: torch.Tensor, keys: torch.Tensor, lse: torch.Tensor, rules: AttentionRules) -> None:
         """Eq. 8.2 for one chunk: max over group and queries of softmax weights, as exp(max(logit - log-sum-exp))."""
-        query, keys = same_dtype(query, self.full.keys[0, :, self.start : self.end])
+        query, keys = same_dtype(query, keys)
         kv_heads, length, dim = keys.shape
         rows = query.reshape(kv_heads, -1, dim)
         offset = lse.reshape(kv_heads, -1, 1)
@@ -363,5 +408,7 @@ class _ReplayLayer(DynamicLayer):
             else:
                 logits = torch.bmm(part, keys_t).float().mul_(rules.scale).sub_(shift)
             torch.maximum(best, logits.amax(dim=1), out=best)
+        if self.latent:  # all heads read the one latent
+            best = best.amax(dim=0, keepdim=True)
         # rounding may lift a weight of 1 a little above it; layers that share these keys score them together
         self.target.copy_(torch.maximum(self.target, best.clamp_(max=0).exp_().to(self.target.device)))

@@ -7,11 +7,10 @@ are objects without a reference to the model that pickling or copying could tear
 
 from __future__ import annotations
 
-import functools
-import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from transformers import Cache
 
 from .._compat import causal_model_of, decoder_of, text_config
 from .cache import RoutedCache
-from .dispatch import route, unroute
+from .dispatch import PENDING, route, unroute
 
 _PREPARE = "prepare_inputs_for_generation"
 _LOCK = threading.Lock()
@@ -120,6 +119,8 @@ class _Open:
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         route(text_config(module))  # `set_attn_implementation` after `attach`
         cache = cache_in(args, kwargs, RoutedCache)
+        if cache is None or cache.opened_by is None:
+            PENDING.set(None)  # whatever an interrupted call left in this thread
         if cache is None or cache.opened_by is not None:
             return None
         tokens = tokens_in(args, kwargs)
@@ -154,19 +155,17 @@ class CheckedPrompts:
     def __init__(self, model: Any, before: Any = None, after: tuple[AfterPrepare, ...] = ()) -> None:
         self._model, self.before, self.after = weakref.ref(model), before, after
 
-    def _plain(self) -> Any:
-        model = self._model()
-        return self.before or functools.partial(getattr(type(model), _PREPARE), model)
-
     @property
-    def __signature__(self) -> inspect.Signature:  # transformers validates the keywords of `generate` by it
-        return inspect.signature(self._plain())
+    def __wrapped__(self) -> Any:
+        """What stood there before; transformers validates the keywords of `generate` by its signature."""
+        model = self._model()
+        return self.before or MethodType(getattr(type(model), _PREPARE), model)
 
     def __call__(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         cache = cache_in(args, kwargs, RoutedCache)
         if cache is not None:
             cache.prepare(input_ids, kwargs)
-        inputs = self._plain()(input_ids, *args, **kwargs)
+        inputs = self.__wrapped__(input_ids, *args, **kwargs)
         for change in self.after:
             change(self._model(), input_ids, inputs)
         return inputs

@@ -12,6 +12,7 @@ from transformers import Cache
 from .._compat import copied_layer
 from ..errors import DroppedTokensError
 from ..versions import describe
+from .dispatch import PENDING
 
 
 class RoutedCache(Cache):
@@ -100,6 +101,8 @@ class RoutedCache(Cache):
         self._check_answered()
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         self._handed = layer_idx
+        layer = self.layers[layer_idx]
+        PENDING.set((layer, layer_idx) if getattr(layer, "waiting", False) else None)
         return keys, values
 
     def check_open(self) -> None:

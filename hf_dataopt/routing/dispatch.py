@@ -62,6 +62,8 @@ class AttentionCall(Protocol):
 
 
 CURRENT: ContextVar[AttentionCall | None] = ContextVar("hf_dataopt_attention_call", default=None)
+# (layer, index) whose keys a cache handed out last; reset at the start of every call of an attached model
+PENDING: ContextVar[tuple[Any, int] | None] = ContextVar("hf_dataopt_pending_layer", default=None)
 _MASKLESS: ContextVar[bool] = ContextVar("hf_dataopt_maskless", default=False)
 
 
@@ -93,7 +95,8 @@ def tag(key: torch.Tensor, layer: Any) -> torch.Tensor:
 
     Args:
         key: (B, KV heads, n, d).
-        layer: with a method `attend(query, key, value, mask, scale, **kwargs)`.
+        layer: with a method `attend(query, key, value, mask, scale, expanded, **kwargs)`; `expanded` is True where the model made
+            other keys and values out of those it was handed (MLA expands latents).
 
     Returns:
         The same tensor. `layer.waiting` is True until the dispatcher has seen it.
@@ -124,17 +127,28 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The registered attention function: query (B, H, q, d) in, (B, q, H, d) out."""
     layer = getattr(key, _TAG, None)
+    expanded = layer is None
+    if expanded:
+        layer = _pending(module)
     if layer is not None:
         layer.waiting = False
         scaling = kwargs.pop("scaling", None)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        output = layer.attend(query, key, value, attention_mask, scale, **kwargs)
+        output = layer.attend(query, key, value, attention_mask, scale, expanded, **kwargs)
         return output.transpose(1, 2).contiguous(), None
     function = attention_of(plain, module)
     call = CURRENT.get()
     if call is not None and getattr(module, "config", call.config) is call.config:
         return call.attention(function, plain, module, query, key, value, attention_mask, **kwargs)
     return function(module, query, key, value, attention_mask, **kwargs)
+
+
+def _pending(module: Any) -> Any:
+    """The cache layer that this attention module updated and that nobody has answered for yet."""
+    pending = PENDING.get()
+    if pending is None or not pending[0].waiting or getattr(module, "layer_idx", None) != pending[1]:
+        return None
+    return pending[0]
 
 
 def _mask(plain: str, **kwargs: Any) -> Any:
