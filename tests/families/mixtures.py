@@ -13,7 +13,8 @@ _MLA = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
 }
-_MLA_TARGETS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+# not kv_b_proj: it reads the latents of all cached tokens, so no mask of the new ones fits it
+_MLA_TARGETS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj")
 
 MIXTURES: dict[str, Family] = {
     # mixtures of experts
