@@ -68,18 +68,19 @@ class KVzipLayer(DynamicLayer):
     ) -> torch.Tensor:
         """Attention (B, H, q, v) over the kept context, all of it visible, and the tail under its causal mask."""
         if expanded != self.latent:
-            raise ValueError("the model changes keys after they are cached, which this cache was not made for; make it again")
+            raise ValueError(
+                "the model changes keys after they are cached, which this cache was not made for; make it again"
+            )
         rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
-        parts = {"scale": scale, "softcap": rules.softcap}
         mask, causal = tail_mask(mask, query.shape[2], key.shape[2] - kept, self.context.n_tokens, query.device)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)
             if expanded:
-                context = attend(query, key[:, :, :kept], value[:, :, :kept], **parts)
+                context = attend(query, key[:, :, :kept], value[:, :, :kept], **rules.options)
                 key, value = key[:, :, kept:], value[:, :, kept:]
             else:
-                context = attend_ragged(query, self.context, **parts)
-            tail = attend(query, key, value, mask=mask, causal=causal, **parts)
+                context = attend_ragged(query, self.context, **rules.options)
+            tail = attend(query, key, value, mask=mask, causal=causal, **rules.options)
             return rules.with_sinks(merge(context, tail))[0]
 
     @property
@@ -348,7 +349,7 @@ class KVzipCache(RoutedCache):
         owner = module if hasattr(module, "get_decoder") else None
         if owner is None:
             raise ValueError(
-                f"this cache was not made by this {type(module).__name__}; call `cache.attach(model)` with the whole model first"
+                f"this cache was not made by this {type(module).__name__}; call `cache.attach(model)` with the whole model"
             )
         self.attach(owner)  # a copy of the model, or one that was loaded again, has the same weights
 

@@ -124,15 +124,14 @@ def prefill(
 
 
 @torch.no_grad()
-def read_context(
-    model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True
-) -> PrefilledContext:
+def read_context(model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True) -> PrefilledContext:
     """`prefill` of a model that `check_supported` accepts, proven or not."""
     scored_layers = check_supported(model)
     decoder = decoder_of(model)
     attach(model, USER)
     plain = DynamicCache(config=text_config(model))
-    cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(plain.layers)])
+    full: list[Any] = plain.layers
+    cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(full)])
     ids = prompt.ids.to(input_device(model))[None]
     step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
     start = 0
@@ -141,14 +140,14 @@ def read_context(
             decoder(input_ids=piece, use_cache=True, **{name: cache}, **_positions(decoder, start, piece))
             start += piece.shape[1]
             shown.update(piece.shape[1])
-    latent = False
-    for index, layer in enumerate(cache.layers):
+    read: list[Any] = cache.layers
+    for index, layer in enumerate(read):
         if index in scored_layers:
-            latent |= layer.latent
-            plain.layers[index].lazy_initialization(layer.keys, layer.values)
-            plain.layers[index].keys, plain.layers[index].values = layer.keys, layer.values
+            full[index].lazy_initialization(layer.keys, layer.values)
+            full[index].keys, full[index].values = layer.keys, layer.values
         else:
-            plain.layers[index] = layer
+            full[index] = layer
+    latent = any(read[index].latent for index in scored_layers)
     return PrefilledContext(model, prompt, plain, scored_layers, latent)
 
 
@@ -188,17 +187,19 @@ class _PrefillLayer(DynamicLayer):
     ) -> torch.Tensor:
         """Output (1, H, q, v) of one piece."""
         rules, rows = AttentionRules.of(scale, options), query.shape[2]
-        keys, values = (key, value) if expanded else (self.keys, self.values)
-        if expanded and self.keys.shape[1] != 1:  # type: ignore[union-attr]
-            raise ValueError("the model changes the keys of several heads after they are cached; heads cannot be told apart")
+        cached: Any = (self.keys, self.values)
+        keys, values = (key, value) if expanded else cached
+        if expanded and cached[0].shape[1] != 1:
+            raise ValueError(
+                "the model changes the keys of several heads after they are cached; heads cannot be told apart"
+            )
         self.latent = expanded
         before = keys.shape[2] - rows
         with no_autocast(query.device):
             query, keys, values = same_dtype(query, keys, values)
-            parts = {"scale": scale, "softcap": rules.softcap}
-            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **parts)
+            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **rules.options)
             if before:
-                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **parts), result)
+                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **rules.options), result)
             return rules.with_sinks(result)[0]
 
 
@@ -226,7 +227,8 @@ def score_context(
     model, prompt = prefilled.model, prefilled.prompt
     decoder = decoder_of(model)
     attach(model, USER)
-    first = prefilled.cache.layers[prefilled.scored_layers[0]].keys
+    layers: list[Any] = prefilled.cache.layers
+    first = layers[prefilled.scored_layers[0]].keys
     scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
     chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
     with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
@@ -261,8 +263,8 @@ def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
         logger.info("chunks of %d tokens instead of %d, so that replays end before position %s", room, chunk, limit)
         return int(room)
     warnings.warn(
-        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: scores "
-        "come from positions it was not trained on; use a shorter context",
+        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
+        "scores come from positions it was not trained on; use a shorter context",
         stacklevel=3,
     )
     return config.chunk_size
@@ -365,13 +367,14 @@ class _ReplayLayer(DynamicLayer):
         keys, values = (key[:, :, :n], value[:, :, :n]) if expanded else (self.full.keys, self.full.values)
         new = (key[:, :, n:], value[:, :, n:]) if expanded else (key, value)
         with no_autocast(query.device):
-            parts = {"scale": scale, "softcap": rules.softcap}
-            result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **parts)
+            result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **rules.options)
 
             def joined(spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
                 found = result
                 for a, b in spans:
-                    found = merge(found, attend(*same_dtype(query, keys[:, :, a:b], values[:, :, a:b]), **parts))
+                    found = merge(
+                        found, attend(*same_dtype(query, keys[:, :, a:b], values[:, :, a:b]), **rules.options)
+                    )
                 return found
 
             chunk = keys[0, :, self.spans.start : self.spans.end]
