@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from . import __version__
+from . import __version__, versions
 
 COMMANDS = {
     "demo": "hf_dataopt.demo",
@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Data-optimization methods as Hugging Face objects.",
         epilog="`hf-dataopt COMMAND --help` shows examples. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"hf-dataopt {__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the versions of this, torch, transformers, ..."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, path in COMMANDS.items():
         module = import_module(path)
@@ -63,6 +65,14 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = action.default not in (None, False, argparse.SUPPRESS) and "default" not in (action.help or "")
         return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+class _Version(argparse.Action):
+    """Asked only when wanted: argparse's own action needs the text for every call, and breaks its lines anew."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"hf-dataopt {__version__}\n{versions.describe()}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
