@@ -2,7 +2,8 @@
 
 A method's room holds a `command.py` with `HELP`, `EXAMPLES`, `add_arguments(parser)`, `run(args) -> dict` (the machine-readable
 result) and `show(result, console)` (the same for people). This file adds what all of them share: `--json`, `--seed`,
-`--debug`, exit codes and errors without a traceback.
+`--debug`, exit codes and errors without a traceback. A command that goes on when a part fails names it in
+`result["failed"]` (part -> reason), and exits with 1 after its result is shown.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        _run(args.module, args)
+        failed = _run(args.module, args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -96,10 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-dataopt {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
         print("(--debug shows the traceback)", file=sys.stderr)
         return EXIT_FAILED
+    if failed:
+        print(f"hf-dataopt {args.command}: failed: {', '.join(failed)}", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_OK
 
 
-def _run(module: ModuleType, args: argparse.Namespace) -> None:
+def _run(module: ModuleType, args: argparse.Namespace) -> dict[str, str]:
+    """The parts that failed, by name."""
     from rich.console import Console
 
     # with --json stdout carries the object alone, so that scripts can parse it
@@ -111,6 +116,8 @@ def _run(module: ModuleType, args: argparse.Namespace) -> None:
     else:
         module.show(result, console)
     console.file.flush()
+    failed: dict[str, str] = result.get("failed", {})
+    return failed
 
 
 if __name__ == "__main__":
