@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hf_dataopt.cli import main
+from hf_dataopt.kvzip.command import _claims
 
 from ..models import byte_tokenizer, tiny_model
 from .conftest import CONTEXT
@@ -123,3 +124,23 @@ def test_demo_section_runs_on_any_model(model_folder: Path, tmp_path: Path, caps
     result = json_of([*arguments, "--output-dir", str(tmp_path / "out")], capsys)["kvzip"]
     assert 0 < result["compressed_bytes"] < 0.6 * result["full_bytes"]
     assert result["answers"] and all({"answer", "answer_full"} <= row.keys() for row in result["answers"])
+    size, right, seconds = result["claims"]
+    assert size["ours"] == f"{result['compressed_bytes'] / 2**20:.1f} MiB" and "full" in size["baseline"]
+    assert right["baseline"] == "full 0; as small, at random 0" and right["ours"] == "0"  # random weights know nothing
+    assert float(seconds["ours"]) >= float(seconds["baseline"].split()[-1])
+
+
+def test_a_right_answer_has_the_expected_word() -> None:
+    answers = ["It is number 36.", "Number 1936", "36"]
+    rows = [{"expected": "36", "answer": text, "answer_full": "NUMBER 36", "answer_random": "3 6"} for text in answers]
+    sizes = {
+        "full_bytes": 2**21,
+        "compressed_bytes": 2**20,
+        "context_tokens": 9,
+        "prefix_tokens": 4,
+        "prefill_seconds": 1,
+        "compress_seconds": 1,
+    }
+    _, right, seconds = _claims({**sizes, "answers": rows})
+    assert right == {"claim": "right answers to 3 questions", "baseline": "full 3; as small, at random 0", "ours": "2"}
+    assert seconds["ours"] == "2.0"
