@@ -191,7 +191,8 @@ def _json_arguments(given: Any) -> dict[str, Any] | None:
             copied[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"template_kwargs[{name!r}] must be JSON, so that it can be saved ({error}); only functions in 'tools' are converted"
+                f"template_kwargs[{name!r}] must be JSON, so that it can be saved ({error}); functions are converted in 'tools' "
+                "only"
             ) from error
     return copied
 

@@ -150,8 +150,8 @@ def _careful(tokenizer: Any, special: _Special, text: str, bare: list[int]) -> l
 def _refusal(special: _Special, text: str, why: str) -> ValueError:
     names = sorted({special.order[int(found)] for found in _SET.findall(text)}) or sorted(special.names)
     return ValueError(
-        f"the text holds the special token {', '.join(map(repr, names))!s:.200}, which this tokenizer cannot encode as plain text "
-        f"({why}); take it out of the text, or let it count with special_tokens_in_text=True"
+        f"the text holds the special token {', '.join(map(repr, names))!s:.200}, which this tokenizer cannot encode as plain "
+        f"text ({why}); take it out of the text, or let it count with special_tokens_in_text=True"
     )
 
 

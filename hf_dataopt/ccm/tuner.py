@@ -19,7 +19,7 @@ from .._compat import decoder_of, lora_classes, peft_tables, set_attention
 from ..errors import DroppedTokensError
 from .attention import BACKENDS, CURRENT, PREFIX, Call, build_layout, register, rows_of, skip_positions
 from .cache import MemoryCache
-from .config import CCMConfig, CCMPeftType
+from .config import CCMConfig, CCMPeftType, check_alone
 
 EMBEDDINGS = "lora_comp_embeddings"
 Linear: Any
@@ -88,6 +88,7 @@ class CCMModel(LoraModel):
 
     def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT, with embeddings for the adapter's compression tokens; for first and added adapters."""
+        check_alone(model, adapter_name, self.peft_config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config: Any = self.peft_config[adapter_name]
         embedding = model.get_input_embeddings()
