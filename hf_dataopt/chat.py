@@ -191,14 +191,14 @@ def _json_arguments(given: Any) -> dict[str, Any] | None:
             copied[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"template_kwargs[{name!r}] must be JSON, so that it can be saved ({error}); functions are converted in 'tools' "
-                "only"
+                f"template_kwargs[{name!r}] must be JSON, so that it can be saved ({error}); functions are converted in "
+                "'tools' only"
             ) from error
     return copied
 
 
 def _schema(tool: Any) -> Any:
-    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import get_json_schema
 
     try:
         return get_json_schema(tool)

@@ -90,7 +90,8 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> li
         add_special_tokens: as the tokenizer's own.
 
     Returns:
-        Where nothing is hidden, the tokenizer's own ids, bit for bit.
+        Where nothing is hidden, the tokenizer's own ids, bit for bit; a special token that only the tokenizer's normaliser
+        makes out of the text (`<EOS>` in lower case) counts as hidden.
 
     Raises:
         ValueError: a hidden name cannot be encoded as text.
@@ -105,11 +106,17 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> li
     whole = list(tokenizer(shown, add_special_tokens=True)["input_ids"])
     if ids == bare:
         return whole
-    room = range(len(whole) - len(bare) + 1)
-    start = next((k for k in room if whole[k : k + len(bare)] == bare), None)
-    if start is None:
+    before, after = _frame(tokenizer)
+    if whole != [*before, *bare, *after]:
         raise _refusal(special, text, "it treats text at the start of a sequence in a way of its own")
-    return [*whole[:start], *ids, *whole[start + len(bare) :]]
+    return [*before, *ids, *after]
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Special tokens that the tokenizer puts before and after a sequence."""
+    bare, whole = (tokenizer("a", add_special_tokens=framed)["input_ids"] for framed in (False, True))
+    start = next((k for k in range(len(whole)) if whole[k : k + len(bare)] == bare), 0)
+    return list(whole[:start]), list(whole[start + len(bare) :])
 
 
 def _special(tokenizer: Any) -> _Special:
@@ -139,7 +146,8 @@ def _careful(tokenizer: Any, special: _Special, text: str, bare: list[int]) -> l
     """Ids of a text with hidden names, after a proof that this way gives the tokenizer's own ids where nothing is hidden."""
     shown = special.shown(text)
     way = _by_copy if hasattr(getattr(tokenizer, "backend_tokenizer", None), "to_str") else _by_sections
-    if way(tokenizer, special, shown)[0] != bare:
+    same_names = special.count(bare) == special.written(shown)  # else the tokenizer finds them in the normalised text
+    if same_names and way(tokenizer, special, shown)[0] != bare:
         raise _refusal(special, text, "it does more than its parts tell")
     ids, lost = way(tokenizer, special, text)
     if lost or special.count(ids) != special.written(text):

@@ -152,8 +152,9 @@ def check_conditional(config: CCMConfig) -> None:
     """
     if isinstance(config.init_lora_weights, str | bool) and config.init_lora_weights not in _INITS:
         raise ValueError(
-            f"init_lora_weights={config.init_lora_weights!r:.40} is refused: it {_BASE} or starts from other tokens' statistics, "
-            f"and a conditional LoRA leaves plain text as it is (Eq. 7.4); use one of {', '.join(map(repr, _INITS))}"
+            f"init_lora_weights={config.init_lora_weights!r:.40} is refused: it {_BASE}, or starts from statistics of all "
+            "tokens, and a conditional LoRA leaves plain text as it is (Eq. 7.4); use one of "
+            f"{', '.join(map(repr, _INITS))}"
         )
     own = set(CCMConfig.__annotations__)
     for one in fields(config):
@@ -181,7 +182,7 @@ def check_alone(model: Any, adapter_name: str, configs: dict[str, Any]) -> None:
     Args:
         model: on its way to an adapter; nothing has been done to it yet.
         adapter_name: of the new adapter.
-        configs: of the adapters that share its tuner, the new one included; it is taken out when refused.
+        configs: by adapter name, the new one included.
 
     Raises:
         ValueError: another adapter is there, or settings that Eq. 7.4 forbids.
@@ -189,25 +190,21 @@ def check_alone(model: Any, adapter_name: str, configs: dict[str, Any]) -> None:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    try:
-        check_conditional(configs[adapter_name])
-        ours = {name for name, one in configs.items() if isinstance(one, CCMConfig) and name != adapter_name}
-        found = {name for name, one in configs.items() if not isinstance(one, CCMConfig)}
-        for module in model.modules():
-            if isinstance(module, BaseTunerLayer):
-                named = (getattr(module, kind, ()) for kind in module.adapter_layer_names)
-                found |= {str(name) for names in named for name in getattr(names, "keys", tuple)()} - ours
-        if isinstance(model, PeftModel):
-            found |= set(model.peft_config) - ours
-        if found:
-            raise ValueError(
-                f"the model already has the adapter {', '.join(map(repr, sorted(found)))}, which would stop acting beside a "
-                "conditional LoRA; merge it into the model (`merge_and_unload()`) or take it off (`unload()`) first; a further "
-                "CCM adapter is added with `model.add_adapter(name, CCMConfig(...))`"
-            )
-    except ValueError:
-        configs.pop(adapter_name, None)
-        raise
+    check_conditional(configs[adapter_name])
+    ours = {name for name, one in configs.items() if isinstance(one, CCMConfig) and name != adapter_name}
+    found = {name for name, one in configs.items() if not isinstance(one, CCMConfig)}
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            named = (getattr(module, kind, ()) for kind in module.adapter_layer_names)
+            found |= {str(name) for names in named for name in getattr(names, "keys", tuple)()} - ours
+    if isinstance(model, PeftModel):
+        found |= set(model.peft_config)
+    if found:
+        raise ValueError(
+            f"the model already has the adapter {', '.join(map(repr, sorted(found)))}, which would stop acting beside a "
+            "conditional LoRA; merge it into the model (`merge_and_unload()`) or take it off (`unload()`) first; a further CCM "
+            "adapter is added with `model.add_adapter(name, CCMConfig(...))`"
+        )
 
 
 install()

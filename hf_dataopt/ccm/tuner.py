@@ -63,6 +63,13 @@ class CCMModel(LoraModel):
     Source: section 7.3.1, "Conditional adapter".
     """
 
+    def __init__(self, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        new = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
+        check_alone(
+            model, adapter_name, {**getattr(model, "peft_config", {}), **new}
+        )  # peft overwrites the model's own
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         size = self.model.get_input_embeddings().weight.shape[0]
         if peft_config.comp_token_ids is None:
