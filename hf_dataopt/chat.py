@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,14 +90,20 @@ class ChatFormat:
             ) from error
         return str(rendered)
 
-    def check(self, tokenizer: Any) -> None:
-        """Refuse template arguments where no template would take them.
+    def check(self, tokenizer: Any, messages: Sequence[Message] = ()) -> None:
+        """Refuse template arguments and tool calls where no template would take them.
 
         Raises:
             ValueError: the tokenizer has no chat template.
         """
-        if self.template_kwargs and not getattr(tokenizer, "chat_template", None):
+        if getattr(tokenizer, "chat_template", None):
+            return
+        if self.template_kwargs:
             raise ValueError("template_kwargs need a chat template, and this tokenizer has none; leave them out")
+        if any(message.get("tool_calls") for message in messages):
+            raise ValueError(
+                "tool_calls need a chat template, and this tokenizer has none; write them into the content"
+            )
 
     def begun(self, tokenizer: Any, messages: list[Message]) -> list[Message]:
         """The messages (hidden) with the system message before them.
@@ -142,12 +149,14 @@ def text_of(content: Any) -> str:
 
 
 def as_message(value: Any) -> Message:
-    """A message whose content is text.
+    """A message whose content is text; one that calls tools needs none.
 
     Raises:
         TypeError: no `role` and `content`, or content that is no text.
         ValueError: a content part that is not text.
     """
+    if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+        value = {**value, "content": ""}
     if not isinstance(value, dict) or not {"role", "content"} <= set(value):
         got = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
         raise TypeError(f"a message needs 'role' and 'content', got {got}")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
 from ..artifacts import push_saved
-from ..chat import ChatFormat
+from ..chat import ChatFormat, said
 from ..errors import UnsupportedModelError
 from ..positions import warn_beyond_positions
 from .cache import MemoryCache, read_behind
@@ -141,11 +141,11 @@ class StreamingContextMemory:
         return self._layers[0][0].shape[2] if self._layers else 0
 
     @torch.no_grad()
-    def feed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
+    def feed(self, ids: Any) -> torch.Tensor:
         """Read more of the stream.
 
         Args:
-            ids: (n,) int64.
+            ids: (n,) int64, or what `CompressedContextMemory.append` takes of one user: text, a message, messages.
 
         Returns:
             (n, vocabulary) logits, each from what the cache held when its token came.
@@ -154,6 +154,12 @@ class StreamingContextMemory:
             ValueError: no tokens, or another adapter is active.
         """
         check_still_active(self.model, self.config)
+        if (
+            isinstance(said(ids), str)
+            or isinstance(ids, dict)
+            or (isinstance(ids, list) and ids and isinstance(ids[0], dict))
+        ):
+            ids = encode_turn(self.tokenizer, ids, not self.tokens_seen, self.chat)
         tokens = torch.as_tensor(ids, device=next(self.model.parameters()).device)
         if tokens.ndim != 1 or tokens.numel() == 0:
             raise ValueError(f"a stream is fed 1-D, non-empty ids, got shape {tuple(tokens.shape)}")

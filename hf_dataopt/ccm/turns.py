@@ -90,7 +90,7 @@ def _ids(tokenizer: Any, text: str, special: bool, chat: ChatFormat) -> list[int
 
 def _rendered(tokenizer: Any, turn: list[Message], first: bool, chat: ChatFormat) -> tuple[str, bool]:
     """Text of messages (special tokens hidden) under the chat template, and whether special tokens are still missing."""
-    chat.check(tokenizer)
+    chat.check(tokenizer, turn)
     messages = chat.hide(tokenizer, turn)
     if not tokenizer.chat_template:
         shown = chat.begun(tokenizer, messages) if first else messages

@@ -207,7 +207,7 @@ def question_rows(
 def _around(tokenizer: Any, config: KVzipConfig, later: list[Message]) -> tuple[str, str]:
     """Text before the context, and after what the user says about it: to the end of the turn, or of later messages (hidden)."""
     chat = config.chat
-    chat.check(tokenizer)
+    chat.check(tokenizer, later)
     task = chat.hide(tokenizer, config.task_line)
     if not getattr(tokenizer, "chat_template", None):
         system = f"{chat.hide(tokenizer, config.system)}\n\n" if config.system else ""

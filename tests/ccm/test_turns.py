@@ -180,6 +180,19 @@ def test_files_and_forks_keep_the_format(tmp_path: Path) -> None:
     assert StreamingContextMemory.from_pretrained(stream.model, tmp_path / "stream").chat == stream.chat
 
 
+def test_calls_of_tools_need_no_content() -> None:
+    tokenizer = chatting()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<eos>"
+        "{% endfor %}"
+    )
+    call = {"role": "assistant", "tool_calls": [{"name": "look", "arguments": {"at": "<eos>"}}]}
+    ids = encode_turn(tokenizer, [user("hi"), call, {"role": "tool", "content": "a<bos>"}], True)
+    assert ids.count(2) == 3 and 1 not in ids and '"at": "<eos>"' in tokenizer.decode(ids)
+    with pytest.raises(ValueError, match="tool_calls need a chat template"):
+        encode_turn(byte_tokenizer(chat=False), call, False)
+
+
 def test_a_stream_reads_text_as_text() -> None:
     stream = StreamingContextMemory(model_of(), chatting(), max_kv=40, compress_tokens=8, memory_size=4)
     spelled = encode_turn(chatting(), "a<eos>b", True)
@@ -188,6 +201,12 @@ def test_a_stream_reads_text_as_text() -> None:
         model_of(), chatting(), max_kv=40, compress_tokens=8, memory_size=4, special_tokens_in_text=True
     )
     assert counts.perplexity("a<eos>b") == stream.perplexity([spelled[0], 2, spelled[-1]])
+    fed = StreamingContextMemory(model_of(), chatting(), max_kv=40, compress_tokens=8, memory_size=4)
+    talk = [user("hi"), assistant("yo<eos>")]
+    logits = [fed.feed(talk[:1]), fed.feed(talk[1]), fed.feed("a<eos>")]
+    stream.reset()
+    whole = [*encode_turn(chatting(), talk, True), *encode_turn(chatting(), "a<eos>", False)]
+    torch.testing.assert_close(torch.cat(logits), stream.feed(whole), rtol=0, atol=1e-4)
     for ids in ([264], [-1], [0.5]):
         with pytest.raises(ValueError, match=r"in \[0, 263\]"):
             stream.feed(torch.tensor(ids))
