@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
 from ..artifacts import push_saved
-from ..chat import ChatFormat, said
+from ..chat import ChatFormat
 from ..errors import UnsupportedModelError
 from ..positions import warn_beyond_positions
 from .cache import MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
 from .saved import layers_of, load_memory, read_chat, save_memory
-from .turns import encode_turn
+from .turns import encode_turn, is_said
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _SIZES = ("max_kv", "compress_tokens", "memory_size", "sink", "compress")
@@ -154,11 +154,7 @@ class StreamingContextMemory:
             ValueError: no tokens, or another adapter is active.
         """
         check_still_active(self.model, self.config)
-        if (
-            isinstance(said(ids), str)
-            or isinstance(ids, dict)
-            or (isinstance(ids, list) and ids and isinstance(ids[0], dict))
-        ):
+        if is_said(ids):
             ids = encode_turn(self.tokenizer, ids, not self.tokens_seen, self.chat)
         tokens = torch.as_tensor(ids, device=next(self.model.parameters()).device)
         if tokens.ndim != 1 or tokens.numel() == 0:

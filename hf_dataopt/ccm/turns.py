@@ -79,6 +79,12 @@ def encode_answer(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLA
     return _ids(tokenizer, opening, False, chat), _ids(tokenizer, text[len(opening) :], False, chat)
 
 
+def is_said(turn: Any) -> bool:
+    """Whether a turn is text or messages, not ids."""
+    turn = said(turn)
+    return isinstance(turn, str) or _is_messages(turn)
+
+
 def _is_messages(turn: Any) -> bool:
     return isinstance(turn, list) and bool(turn) and isinstance(turn[0], dict)
 
