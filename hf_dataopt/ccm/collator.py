@@ -206,7 +206,8 @@ class DataCollatorForCCM:
                 "(with a Trainer, set remove_unused_columns=False)"
             )
         if feature.get("examples") is None:
-            return list(feature.get("contexts") or []), feature.get("input"), feature["output"]
+            contexts = feature.get("contexts")
+            return [] if contexts is None else list(contexts), feature.get("input"), feature["output"]
         pairs = [
             [said(example.get(name)) if isinstance(example, dict) else None for name in ("input", "output")]
             for example in (*feature["examples"], feature)

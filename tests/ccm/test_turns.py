@@ -229,6 +229,15 @@ def test_lists_forgotten_in_samples_are_refused(field: str, value: Any) -> None:
         collate([{field: value, "input": "q", "output": "a"}])
 
 
+def test_contexts_may_be_rows_of_a_tensor() -> None:
+    collate = DataCollatorForCCM(None, model_of().peft_config["default"])
+    rows = [[5, 6], [7, 8]]
+    made = [
+        collate([{"contexts": given_, "output": [9]}])["input_ids"].tolist() for given_ in (rows, torch.tensor(rows))
+    ]
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("ids", [[10**9], [1, -5], [264, 5, 265], torch.tensor([3, 264])])
 def test_ids_outside_the_vocabulary_are_refused(ids: Any) -> None:
     memory = CompressedContextMemory(model_of(), byte_tokenizer())
