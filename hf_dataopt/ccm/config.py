@@ -164,7 +164,9 @@ def check_conditional(config: CCMConfig) -> None:
         why = _FORBIDDEN.get(one.name)
         if why is None:
             why = "this field of a newer peft has not been compared with Eq. 7.4"
-        elif not value:  # an empty list or False says the same as None
+        elif not value and not isinstance(
+            value, dict
+        ):  # an empty list says the same as None; {} is a config of defaults
             continue
         raise ValueError(
             f"{one.name}={value!r:.60} is refused: {why}, and a conditional LoRA changes compression tokens alone (Eq. 7.4); "

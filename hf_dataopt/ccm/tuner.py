@@ -65,9 +65,8 @@ class CCMModel(LoraModel):
 
     def __init__(self, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         new = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
-        check_alone(
-            model, adapter_name, {**getattr(model, "peft_config", {}), **new}
-        )  # peft overwrites the model's own
+        # before peft writes the new settings over those that the model has
+        check_alone(model, adapter_name, {**getattr(model, "peft_config", {}), **new})
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
