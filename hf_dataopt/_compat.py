@@ -94,9 +94,8 @@ def attention_of(name: str, module: Any) -> Any:
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    found = ALL_ATTENTION_FUNCTIONS.get(name)
-    if found is None:
-        found = _eager_of(type(module)) if name == "eager" else None
+    kind: Any = type(module)
+    found = ALL_ATTENTION_FUNCTIONS.get(name) or (_eager_of(kind) if name == "eager" else None)
     if found is None:
         raise ValueError(
             f"no attention function {name!r} for {type(module).__name__}; use set_attn_implementation('sdpa')"

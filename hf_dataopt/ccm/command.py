@@ -121,7 +121,7 @@ def _difference(model: Any, tokenizer: Any, turns: list[Any], question: Any, mem
 
     from .turns import encode_turn
 
-    contexts = [encode_turn(tokenizer, turn, first=index == 0) for index, turn in enumerate(turns)]
+    contexts = [encode_turn(tokenizer, turn, index == 0, memory.chat) for index, turn in enumerate(turns)]
     if memory.config.memory == "gist":
         contexts = [sum(contexts, [])]
     asked = memory.inputs(question)["input_ids"]

@@ -62,6 +62,18 @@ def test_nothing_evicted_answers_as_the_full_cache(call: list[str], capsys: pyte
     assert result["answers"][0]["answer"] != result["answers"][1]["answer"]
 
 
+def test_the_template_is_told(call: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = ["--system", "Be brief.", "--template-kwargs", '{"enable_thinking": false}', "--compare-full"]
+    result = json_of([*call, *told, "--keep-ratio", "1.0", "--save", str(tmp_path / "cache")], capsys)
+    assert result["prefix_tokens"] == json_of(call, capsys)["prefix_tokens"] + len("[system]Be brief.") + 1
+    assert [row["answer"] for row in result["answers"]] == [row["answer_full"] for row in result["answers"]]
+    kept = json.loads((tmp_path / "cache" / "hf_dataopt.json").read_text())["config"]
+    assert kept["system"] == "Be brief." and kept["template_kwargs"] == {"enable_thinking": False}
+    for text, words in (("{", "no JSON"), ("[1]", "JSON object"), ('{"tokenize": true}', "cannot set tokenize")):
+        assert main([*call, "--template-kwargs", text]) != 0
+        assert words in capsys.readouterr().err
+
+
 def test_the_full_answers_are_those_of_plain_generate(
     call: list[str], model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
