@@ -31,6 +31,7 @@ class MemoryCache(RoutedCache):
     ) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.full, self.starts = full, starts
+        self.asked: int | None = None  # tokens of the question that this fork was made for
         self.memory_length = layers[0][0].shape[2] if layers else 0
         for keys, values in layers:  # referred to, not copied: they are the memory's own until this cache grows
             layer = DynamicLayer()
@@ -82,12 +83,17 @@ class MemoryCache(RoutedCache):
             )
 
     def prepare(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
-        """Refuse to cut a prompt: new ids are no continuation of the memory's tokens.
+        """Refuse to cut a prompt, since new ids are no continuation of the memory's tokens, and to read a question twice.
 
         Raises:
             DroppedTokensError: `generate` is about to.
         """
         kept = kwargs.get("next_sequence_length")
+        again = self.asked == input_ids.shape[1] and self.get_seq_length() > self.memory_length
+        if kwargs.get("is_first_iteration") and again:
+            raise DroppedTokensError(
+                "this fork has read its question already; `memory.inputs(question)` makes a new one"
+            )
         if kwargs.get("is_first_iteration") and kept is not None and kept != input_ids.shape[1]:
             raise DroppedTokensError(f"generate would keep {kept} of {input_ids.shape[1]} prompt tokens; {_ADVICE}")
 

@@ -274,7 +274,7 @@ class CompressedContextMemory:
         cache, held = self._fork(rows=len(rows) if several else None)
         positions = self._text[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
         full = torch.cat([held, mask], 1).long()
-        cache.full = bool(full.all())
+        cache.full, cache.asked = bool(full.all()), ids.shape[1]
         return CallInputs(input_ids=ids, attention_mask=full, position_ids=positions, cache=cache)
 
     def generate(self, question: Any, **kwargs: Any) -> Any:

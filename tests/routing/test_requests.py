@@ -1,0 +1,118 @@
+"""A request's state belongs to the request.
+
+Four threads on one model get what one thread gets; a call that fails or is interrupted inside a forward leaves cache, model
+and settings as they were.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from .shared import Served, compressed, logits, question_ids
+
+THREADS, REQUESTS, INTERRUPTS = 4, 50, 20
+
+
+@pytest.fixture(scope="module")
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads change places as often as Python lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_get_what_one_thread_gets(served: Served, hasty: None) -> None:
+    numbers = range(5)
+    expected = {(kind, i): ask(i) for kind, ask in served.kinds.items() for i in numbers}
+    wrong: list[Any] = []
+    answered: list[str] = []
+
+    def user(seed: int) -> None:
+        drawn = random.Random(seed)
+        for _ in range(REQUESTS):
+            kind, i = drawn.choice(list(served.kinds)), drawn.choice(numbers)
+            try:
+                if served.kinds[kind](i) != expected[kind, i]:
+                    wrong.append((kind, i))
+            except Exception as error:  # noqa: BLE001 - counted
+                wrong.append((kind, i, repr(error)[:200]))
+            answered.append(kind)
+
+    threads = [threading.Thread(target=user, args=(seed,)) for seed in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, f"{len(wrong)} of {len(answered)}: {wrong[:3]}"
+    assert len(answered) == THREADS * REQUESTS and len(set(answered)) == len(served.kinds)
+
+
+def test_interrupts_inside_forwards_leave_model_and_settings(served: Served) -> None:
+    expected = {kind: ask(1) for kind, ask in served.kinds.items()}
+    base = served.model.get_base_model()
+    settings = base.config.to_dict() | {"attention": base.config._attn_implementation}
+    state = {name: set(vars(module)) for name, module in base.named_modules()}
+    drawn = random.Random(0)
+    for _ in range(INTERRUPTS):
+        place = drawn.choice([*base.model.layers, base.model.layers[1].self_attn, base.model.norm, base.lm_head])
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        handle = place.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            drawn.choice(list(served.kinds.values()))(0)
+        handle.remove()
+        kind = drawn.choice(list(served.kinds))
+        assert served.kinds[kind](1) == expected[kind]
+    assert {kind: ask(1) for kind, ask in served.kinds.items()} == expected
+    assert base.config.to_dict() | {"attention": base.config._attn_implementation} == settings
+    assert {name: set(vars(module)) for name, module in base.named_modules()} == state
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_forward_that_fails_half_way_leaves_the_fork(family: str, error: type[BaseException]) -> None:
+    model, cache = compressed(family)
+    fork, ids = cache.fork(), question_ids(cache)
+    logits(model, fork, ids[:, :3])
+    before, length = logits(model, fork.__copy__(), ids[:, 3:]), fork.get_seq_length()
+    for place in (*model.model.layers, model.lm_head):
+
+        def fail(*_: Any) -> None:
+            raise error("half-way")
+
+        handle = place.register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            logits(model, fork, ids[:, 3:])
+        handle.remove()
+        assert fork.get_seq_length() == length
+    assert torch.equal(logits(model, fork, ids[:, 3:]), before)
+
+
+def test_a_memory_s_fork_survives_a_failed_forward(served: Served) -> None:
+    from hf_dataopt import CompressedContextMemory
+
+    memory = CompressedContextMemory(served.model)
+    memory.append([5, 6, 7, 8])
+    inputs = memory.inputs([9, 10, 11])
+    layer = served.model.get_base_model().model.layers[1]
+    handle = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("half-way")))
+    with pytest.raises(RuntimeError, match="half-way"):
+        served.model(**inputs)
+    handle.remove()
+    with torch.no_grad():
+        assert torch.equal(served.model(**inputs).logits, memory.logits([9, 10, 11]))
