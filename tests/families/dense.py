@@ -40,7 +40,7 @@ DENSE: dict[str, Family] = {
         },
     ),
     "mistral": Family("MistralConfig", {"sliding_window": None}),
-    "mistral_sliding": Family("MistralConfig", WINDOW, kvzip=REFUSED, notes="no layer attends globally", ccm=EITHER),
+    "mistral_sliding": Family("MistralConfig", WINDOW, kvzip=REFUSED, notes="no layer attends globally"),
     "ministral": Family("MinistralConfig", {"head_dim": 8, **MIXED}, notes="sliding layers"),
     "ministral3": Family(
         "Ministral3Config",
@@ -102,7 +102,6 @@ DENSE: dict[str, Family] = {
         },
         notes="layers that share keys and values, sliding layers",
         kvzip=EITHER,
-        ccm=EITHER,
     ),
     "gemma4_text": Family(
         "Gemma4TextConfig",
@@ -160,7 +159,7 @@ DENSE: dict[str, Family] = {
     "cwm": Family("CwmConfig", {"head_dim": 8, **MIXED}, notes="sliding layers"),
     "diffllama": Family("DiffLlamaConfig", kvzip=EITHER, ccm=EITHER, notes="difference of two attentions, own code"),
     "persimmon": Family("PersimmonConfig", {"num_key_value_heads": 4}, targets=("query_key_value", "dense")),
-    "doge": Family("DogeConfig", kvzip=EITHER, ccm=EITHER, notes="a mask that depends on the values"),
+    "doge": Family("DogeConfig", kvzip=EITHER, ccm=EITHER, notes="a mask that depends on the values", continues=False),
     "modernbert_decoder": Family(
         "ModernBertDecoderConfig",
         {"local_attention": 16, "layer_types": ["sliding_attention", "full_attention"], "num_key_value_heads": 4},

@@ -230,6 +230,7 @@ MULTIMODAL: dict[str, Family] = {
                 intermediate_size_mlp=64,
                 no_rope_layers=[1, 0],
                 attention_chunk_size=16,
+                floor_scale=8,
                 layer_types=["chunked_attention", "full_attention"],
             ),
             "vision_config": {**_VISION, **_IMAGE, "vision_output_dim": 32, "projector_input_dim": 32}
