@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,43 +48,151 @@ def varlen_kernel() -> Any | None:
     return functools.partial(varlen_attn, return_aux=AuxRequest(lse=True))
 
 
-def set_attention(config: Any, name: str | None) -> str | None:
-    """Set a config's attention implementation for one call and return what was set before.
+# the keyword under which a cache is passed: 5.24 renamed it in every forward and in `generate`
+CACHE_NAMES = ("past_key_values", "cache")
 
-    `set_attn_implementation` is the public way, but it validates and touches every sub-model, far too slow for each
-    decoded token; the property underneath is what modeling files read at the call.
+
+def cache_keyword(function: Any = None) -> str:
+    """The keyword under which a forward takes its cache, read from its signature.
+
+    Args:
+        function: a model's `forward`; by default what the installed release's `generate` wants.
     """
-    before = config._attn_implementation
-    config._attn_implementation = name
-    return before
+    release = _release_cache_keyword()
+    if function is None:
+        return release
+    names = inspect.signature(function).parameters
+    return release if release in names else next((name for name in CACHE_NAMES if name in names), release)
 
 
-def text_config(model: PreTrainedModel) -> Any:
+def takes(function: Any, name: str) -> bool:
+    """Whether a forward names this parameter."""
+    return name in inspect.signature(function).parameters
+
+
+@functools.cache
+def _release_cache_keyword() -> str:
+    from transformers import GenerationMixin
+
+    names = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return next(name for name in CACHE_NAMES if name in names)
+
+
+def set_attention(config: Any, name: str | None) -> None:
+    """Set one config's attention implementation.
+
+    `set_attn_implementation` is the public way, but it validates names and touches every sub-model, and so does the property
+    `_attn_implementation`; this is what it stores, and what modeling files read at every call.
+    """
+    config._attn_implementation_internal = name
+
+
+def attention_of(name: str, module: Any) -> Any:
+    """transformers' attention function of an implementation for one attention module.
+
+    Eager attention stands in no table: every modeling file has its own and passes it as the default of a look-up.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    found = ALL_ATTENTION_FUNCTIONS.get(name)
+    if found is None:
+        found = _eager_of(type(module)) if name == "eager" else None
+    if found is None:
+        raise ValueError(f"no attention function {name!r} for {type(module).__name__}; use set_attn_implementation('sdpa')")
+    return found
+
+
+@functools.cache
+def _eager_of(kind: type) -> Any:
+    files = (sys.modules.get(parent.__module__) for parent in kind.__mro__)
+    return next((found for file in files if (found := getattr(file, "eager_attention_forward", None))), None)
+
+
+def mask_of(name: str) -> Any | None:
+    """transformers' mask function of an implementation, None where it wants no masks."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+
+
+def plain_causal(mask_function: Any = None, local_size: int | None = None, **kwargs: Any) -> bool:
+    """Whether mask arguments ask for causality alone: no window, no blocks, no bidirectional image tokens."""
+    from transformers.masking_utils import causal_mask_function
+
+    return local_size is None and mask_function is causal_mask_function
+
+
+def copied_layer(layer: Any) -> Any:
+    """A cache layer of its own over the same tensors; states that transformers writes into in place are copied."""
+    other = object.__new__(type(layer))
+    other.__dict__.update(layer.__dict__)
+    for name in ("conv_states", "recurrent_states"):  # of linear-attention layers
+        states = layer.__dict__.get(name)
+        if isinstance(states, dict):
+            other.__dict__[name] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in states.items()}
+    for name in ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state", "conv_kernel_size"):
+        if isinstance(layer.__dict__.get(name), dict):
+            other.__dict__[name] = dict(layer.__dict__[name])
+    return other
+
+
+def layer_tensors(layer: Any) -> list[torch.Tensor]:
+    """What a cache layer holds: keys and values, or the states of a linear-attention layer; nothing for layers that share."""
+    found = [getattr(layer, "keys", None), getattr(layer, "values", None)]
+    for name in ("conv_states", "recurrent_states"):
+        states = getattr(layer, name, None)
+        found += list(states.values()) if isinstance(states, dict) else []
+    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
+
+
+def text_config(model: Any) -> Any:
     """Config of the language model inside `model` (multimodal models nest it)."""
     return model.config.get_text_config(decoder=True)
 
 
 def causal_model_of(model: Any) -> PreTrainedModel:
-    """The model that `generate` belongs to, under PEFT's wrappers."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """The model that `generate` belongs to, under PEFT's and `torch.compile`'s wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
 
 
 def decoder_of(model: Any) -> PreTrainedModel:
-    """The module that runs the transformer layers, under PEFT wrappers and language-model heads."""
+    """The module that runs the transformer layers, under wrappers and language-model heads."""
     model = causal_model_of(model)
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    return model if decoder is None else decoder
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if not hasattr(decoder, "config"):  # some classes call their head a decoder
+        decoder = getattr(model, "base_model", model)
+    return decoder
+
+
+def input_device(model: Any) -> torch.device:
+    """Where ids of a call belong: with weights spread by accelerate, the first parameter may be on disk ("meta")."""
+    table = causal_model_of(model).get_input_embeddings()
+    hook = getattr(table, "_hf_hook", None)
+    for one in (hook, *getattr(hook, "hooks", ())):
+        if getattr(one, "execution_device", None) is not None:
+            where = one.execution_device
+            return torch.device(where if not isinstance(where, int) else f"cuda:{where}")
+    device = table.weight.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def layer_kinds(config: Any) -> list[str]:
-    """`"full"` or `"sliding"` per layer, `"other"` for anything a KV cache of this kind cannot hold.
+    """`"full"`, `"sliding"`, `"linear"` or `"shared"` (keys of another layer) per layer, else the cache layer's class name.
 
     Asked of the cache that transformers itself would build, since configs spell layer types in several ways.
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    from transformers import cache_utils
+    from transformers.cache_utils import DynamicCache
 
-    names: dict[type, str] = {DynamicLayer: "full", DynamicSlidingWindowLayer: "sliding"}
-    return [names.get(type(layer), "other") for layer in DynamicCache(config=config).layers]
+    kinds = {"DynamicLayer": "full", "DynamicSlidingWindowLayer": "sliding", "LinearAttentionLayer": "linear"}
+    names = {getattr(cache_utils, name, None): kind for name, kind in (kinds | {"DummyLayer": "shared"}).items()}
+    return [names.get(type(layer), type(layer).__name__) for layer in DynamicCache(config=config).layers]
 
 
 def lora_classes() -> tuple[Any, Any, Any]:

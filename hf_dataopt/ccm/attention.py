@@ -1,23 +1,18 @@
-"""The block mask of parallel training and the merge inside attention, as attention functions of transformers."""
+"""The block mask of parallel training and the merge inside attention: what a call with compression tokens changes."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ..routing.dispatch import CURRENT
+
 if TYPE_CHECKING:
     from .config import CCMConfig
-
-PREFIX = "hf_dataopt_ccm_"
-BACKENDS = ("sdpa", "eager", "flex_attention")
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -38,28 +33,81 @@ class Layout:
 
 @dataclass(frozen=True)
 class Call:
-    """What one forward of the model needs to know below its top.
+    """What one forward of the model needs to know below its top (a `routing.dispatch.AttentionCall`).
 
     Args:
+        config: the decoder's, to tell its attention from another model's.
         comp: (B, T) int64, which compression token stands here, -1 for text.
         layout: of a parallel forward; None when a memory cache is being continued.
-        backend: the attention implementation the model was set to.
         adapter: name of the adapter at work.
         memory_length: slots of the cache that are memory: exempt from sliding windows.
         linked: a zero to add to the embeddings of a training batch without compression tokens.
         rows: (n,) int64, where compression tokens stand in the flattened (B * T) tokens.
     """
 
+    config: Any
     comp: torch.Tensor | None
     layout: Layout | None
-    backend: str
     adapter: str
     memory_length: int = 0
     linked: torch.Tensor | None = None
     rows: torch.Tensor | None = None
 
+    def mask(self, plain: Any, name: str, **kwargs: Any) -> Any:
+        """The model's own rules with ours on top, in the form that implementation `name` reads."""
+        if self.linked is not None:
+            return None if plain is None else plain(**kwargs)
+        visible = self._visible(**kwargs)
+        if name == "eager":
+            dtype = kwargs.get("dtype") or torch.float32
+            return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+        return _block_mask(visible) if name == "flex_attention" else visible
 
-CURRENT: ContextVar[Call | None] = ContextVar("hf_dataopt_ccm_call", default=None)
+    def attention(
+        self, plain: Any, name: str, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    ) -> Any:
+        """Attention of the model's implementation, over merged memories too; sdpa where it takes no such mask (flash)."""
+        if self.linked is not None:
+            return plain(module, query, key, value, attention_mask, **kwargs)
+        key, value = self.with_merged(key, value)
+        if name not in ("sdpa", "eager", "flex_attention"):
+            if kwargs.get("s_aux") is not None:
+                raise ValueError(f"{name} cannot express the memory's mask beside attention sinks; use eager attention")
+            plain = sdpa_attention_forward
+        return plain(module, query, key, value, attention_mask, **kwargs)
+
+    def with_merged(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, Hkv, T, d) with the memories Mem(1), Mem(2), ... behind them (merge), else as they are.
+
+        Source: Figure 7.3 (a); the average is taken after RoPE, as in the reference code.
+        """
+        if self.layout is None or self.layout.weights is None:
+            return key, value
+        weights = self.layout.weights[:, None].float()
+        merged = [(weights @ states.float()).to(states.dtype) for states in (key, value)]
+        return torch.cat([key, merged[0]], dim=2), torch.cat([value, merged[1]], dim=2)
+
+    def _visible(self, **kwargs: Any) -> torch.Tensor:
+        """Mask (B, 1, q, k) bool of the model's own rules (causal, padding, sliding window) with ours on top."""
+        base = sdpa_mask(**{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+        if base is None:
+            raise ValueError("transformers built no mask where the compressed memory needs one; pass an attention_mask")
+        if self.layout is not None:
+            layout = self.layout
+            base = (base & layout.own[:, None]) | layout.memory[:, None]
+            base = base | torch.eye(base.shape[-1], dtype=torch.bool, device=base.device)  # padding sees itself: no NaN
+            if layout.slots is not None:
+                base = torch.cat([base, layout.slots[:, None]], dim=-1)
+        elif self.memory_length:
+            base = base.clone()
+            base[..., : self.memory_length] = kwargs["attention_mask"][:, None, None, : self.memory_length].bool()
+        return base
+
+
+def current_call() -> Call | None:
+    """The call under way in this thread, if it is one of ours."""
+    call = CURRENT.get()
+    return call if isinstance(call, Call) else None
 
 
 def rows_of(comp: torch.Tensor) -> torch.Tensor:
@@ -150,90 +198,10 @@ def _merge_slots(
     return weights.flatten(1, 2), reads.repeat_interleave(n_tok, dim=2)
 
 
-def _visible(**kwargs: Any) -> torch.Tensor:
-    """Mask (B, 1, q, k) bool of the model's own rules (causal, padding, sliding window) with ours on top."""
-    call = CURRENT.get()
-    base = sdpa_mask(**{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
-    if base is None:
-        raise ValueError("transformers built no mask where the compressed memory needs one; pass an attention_mask")
-    if call is not None and call.layout is not None:
-        layout = call.layout
-        base = (base & layout.own[:, None]) | layout.memory[:, None]
-        base = base | torch.eye(base.shape[-1], dtype=torch.bool, device=base.device)  # padding sees itself: no NaN
-        if layout.slots is not None:
-            base = torch.cat([base, layout.slots[:, None]], dim=-1)
-    elif call is not None and call.memory_length:
-        held = kwargs["attention_mask"][:, None, None, : call.memory_length].bool()
-        base = base.clone()
-        base[..., : call.memory_length] = held
-    return base
-
-
-def _additive(**kwargs: Any) -> torch.Tensor:
-    mask, dtype = _visible(**kwargs), kwargs.get("dtype") or torch.float32
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-def _block_mask(**kwargs: Any) -> Any:
+def _block_mask(mask: torch.Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
-
-    mask = _visible(**kwargs)
 
     def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return mask[b, 0, q, k]
 
     return create_block_mask(visible, mask.shape[0], None, mask.shape[2], mask.shape[3], device=str(mask.device))
-
-
-def with_merged(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (B, Hkv, T, d) with the memories Mem(1), Mem(2), ... behind them (merge), else as they are.
-
-    Source: Figure 7.3 (a); the average is taken after RoPE, as in the reference code.
-    """
-    call = CURRENT.get()
-    if call is None or call.layout is None or call.layout.weights is None:
-        return key, value
-    weights = call.layout.weights[:, None].float()
-    merged = [(weights @ states.float()).to(states.dtype) for states in (key, value)]
-    return torch.cat([key, merged[0]], dim=2), torch.cat([value, merged[1]], dim=2)
-
-
-def _sdpa(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-    key, value = with_merged(key, value)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
-def _eager(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
-    scaling: Any = None,
-    dropout: float = 0.0,
-    **kw: Any,
-) -> Any:
-    key, value = with_merged(key, value)
-    group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if kw.get("softcap") is not None:
-        scores = torch.tanh(scores / kw["softcap"]) * kw["softcap"]
-    weights = functional.softmax(scores + attention_mask, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-def _flex(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-    from transformers.integrations.flex_attention import flex_attention_forward
-
-    key, value = with_merged(key, value)
-    return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
-def register() -> None:
-    """Make our attention functions known to transformers; they run only in calls that the hooks route to them."""
-    functions = {"sdpa": (_sdpa, _visible), "eager": (_eager, _additive), "flex_attention": (_flex, _block_mask)}
-    for name, (attention, mask) in functions.items():
-        AttentionInterface.register(PREFIX + name, attention)
-        AttentionMaskInterface.register(PREFIX + name, mask)

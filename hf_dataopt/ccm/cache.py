@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .._compat import cache_keyword, causal_model_of, decoder_of
+from ..errors import DroppedTokensError
+from ..routing.cache import RoutedCache
 
-class MemoryCache(DynamicCache):
+_ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
+
+
+class MemoryCache(RoutedCache):
     """A cache that starts with memory slots.
 
     Built without a config on purpose: sliding-window layers would throw memory away.
@@ -24,7 +29,7 @@ class MemoryCache(DynamicCache):
     def __init__(
         self, layers: list[tuple[torch.Tensor, torch.Tensor]], full: bool = True, starts: torch.Tensor | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(layer_class_to_replicate=DynamicLayer)
         self.full, self.starts = full, starts
         self.memory_length = layers[0][0].shape[2] if layers else 0
         for keys, values in layers:  # referred to, not copied: they are the memory's own until this cache grows
@@ -36,12 +41,53 @@ class MemoryCache(DynamicCache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`DynamicCache.update`; a fork grows to the batch that `generate` makes for beams and several answers."""
+        """As every growing cache; a fork grows to the batch that `generate` makes for beams and several answers."""
         layers: list[Any] = self.layers
         held = layers[0].keys if layers else None
         if layer_idx == 0 and held is not None and held.shape[0] != key_states.shape[0]:
             self.batch_repeat_interleave(_copies(held.shape[0], key_states.shape[0]))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def belongs_to(self, model: Any) -> MemoryCache:
+        """This cache, for that model (with the adapter that wrote the memory) and no other."""
+        self.made_for(causal_model_of(model), decoder_of(model))
+        return self
+
+    def check_model(self, module: torch.nn.Module) -> None:
+        """Refuse another model than the one the memory was written by.
+
+        Raises:
+            ValueError: that.
+        """
+        if not self.knows(module):
+            raise ValueError(
+                f"this memory was written by another model than this {type(module).__name__}; use the model of the "
+                "CompressedContextMemory, or append the contexts to a memory of this model"
+            )
+
+    def check_call(self, n_new: int, attention_mask: Any) -> None:
+        """Refuse a forward whose mask (B, memory + tokens) does not cover memory and tokens.
+
+        Raises:
+            DroppedTokensError: prompt tokens would be dropped, or slots read that a user does not hold.
+        """
+        need = self.get_seq_length() + n_new
+        if attention_mask is None and self.full and n_new:  # generate drops masks of ones
+            return
+        flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        if not flat or attention_mask.shape[1] != need or n_new == 0:
+            got = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else attention_mask
+            raise DroppedTokensError(f"memory and tokens need a 2-D attention_mask of width {need}, got {got}; {_ADVICE}")
+
+    def prepare(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
+        """Refuse to cut a prompt: new ids are no continuation of the memory's tokens.
+
+        Raises:
+            DroppedTokensError: `generate` is about to.
+        """
+        kept = kwargs.get("next_sequence_length")
+        if kwargs.get("is_first_iteration") and kept is not None and kept != input_ids.shape[1]:
+            raise DroppedTokensError(f"generate would keep {kept} of {input_ids.shape[1]} prompt tokens; {_ADVICE}")
 
     def reset(self) -> None:
         """Forget everything. transformers may zero the tensors in place, but these are the memory's own."""
@@ -90,6 +136,8 @@ class CompressingCache(MemoryCache):
         starts: as `MemoryCache`.
     """
 
+    atomic = False  # thrown away if the forward fails
+
     def __init__(
         self,
         layers: list[tuple[torch.Tensor, torch.Tensor]],
@@ -107,6 +155,7 @@ class CompressingCache(MemoryCache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory with the new states behind it, for this layer's attention only."""
+        self.check_open()
         keys, values = key_states, value_states
         self.kept.append((keys[:, :, -self._tokens :].clone(), values[:, :, -self._tokens :].clone()))
         if self._first is not None:
@@ -135,19 +184,15 @@ def read_behind(
     Returns:
         The model's output.
     """
+    held = {cache_keyword(causal_model_of(model).forward): cache.belongs_to(model)}
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     try:
-        return model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **options,
-        )
+        return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **held, **options)
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 def _copies(users: int, rows: int) -> int:

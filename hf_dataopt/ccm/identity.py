@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._compat import causal_model_of, text_config
+from .._compat import causal_model_of, lora_classes, text_config
 from ..weight_digest import weight_digest
 from .config import CCMConfig
 
+_, LoraLayer, _ = lora_classes()
 _SETTINGS = ("memory", "num_comp_tokens", "merge_weight", "sink", "r", "lora_alpha", "conditional")
 _SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads")
 
@@ -19,7 +20,9 @@ def active_adapter(model: Any) -> str | None:
     name = getattr(model, "active_adapter", None)
     if isinstance(name, str):
         return name
-    names = model.active_adapters() if callable(model.active_adapters) else model.active_adapters
+    # asked of a layer: transformers' own `active_adapters()` wants newer peft releases than there are
+    layer = next((module for module in model.modules() if isinstance(module, LoraLayer)), None)
+    names = [] if layer is None else layer.active_adapters
     return names[0] if len(names) == 1 else None
 
 

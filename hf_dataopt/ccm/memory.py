@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..artifacts import push_saved
+from ..routing.inputs import CallInputs
 from .cache import CompressingCache, MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
 from .saved import layers_of, load_memory, save_memory
@@ -182,9 +183,9 @@ class CompressedContextMemory:
             layers = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers]
             held = held.expand(rows, -1)
         starts = self._text if rows is None else self._text.expand(rows)
-        return MemoryCache(layers, full=bool(held.all()), starts=starts), held
+        return MemoryCache(layers, full=bool(held.all()), starts=starts).belongs_to(self.model), held
 
-    def inputs(self, question: Any) -> dict[str, Any]:
+    def inputs(self, question: Any) -> CallInputs:
         """Everything `generate` needs: `model.generate(**memory.inputs(question))`.
 
         Args:
@@ -192,7 +193,8 @@ class CompressedContextMemory:
                 followed by the words with which the chat template opens the answer.
 
         Returns:
-            `input_ids` (B, q), `attention_mask` (B, memory + q), `position_ids` (B, q) and `past_key_values`, a fresh fork.
+            `input_ids` (B, q), `attention_mask` (B, memory + q), `position_ids` (B, q) and a fresh fork under the keyword that
+            the installed transformers wants (the returned dict knows it as `past_key_values` too).
 
         Raises:
             ValueError, TypeError: as `append`.
@@ -206,7 +208,7 @@ class CompressedContextMemory:
         positions = self._text[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
         full = torch.cat([held, mask], 1).long()
         cache.full = bool(full.all())
-        return {"input_ids": ids, "attention_mask": full, "position_ids": positions, "past_key_values": cache}
+        return CallInputs(input_ids=ids, attention_mask=full, position_ids=positions, cache=cache)
 
     def generate(self, question: Any, **kwargs: Any) -> Any:
         """Answer from Mem(t) and the question (Eq. 7.3); the memory stays as it was.

@@ -7,17 +7,16 @@ Ids from the vocabulary's size on mean compression tokens; neither the tokenizer
 
 from __future__ import annotations
 
-import functools
-import inspect
 from typing import Any
 
 import torch
 from peft import LoraModel
 from torch import nn
 
-from .._compat import decoder_of, lora_classes, peft_tables, set_attention
-from ..errors import DroppedTokensError
-from .attention import BACKENDS, CURRENT, PREFIX, Call, build_layout, register, rows_of, skip_positions
+from .._compat import decoder_of, lora_classes, peft_tables
+from ..routing.attach import attach, cache_in, detach
+from ..routing.dispatch import CURRENT
+from .attention import Call, build_layout, current_call, rows_of, skip_positions
 from .cache import MemoryCache
 from .config import CCMConfig, CCMPeftType
 
@@ -26,7 +25,7 @@ Linear: Any
 LoraLayer: Any
 LoraVariant: Any
 Linear, LoraLayer, LoraVariant = lora_classes()
-_ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
+USER = "ccm"  # of `routing.attach`
 
 
 class CCMLinearVariant(LoraVariant):
@@ -39,7 +38,7 @@ class CCMLinearVariant(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Add the masked update; without compression tokens in the call, return `result` itself."""
-        call = CURRENT.get()
+        call = current_call()
         if call is None or call.comp is None or call.rows is None:
             return result
         if x.shape[:-1].numel() != call.comp.numel():
@@ -100,7 +99,7 @@ class CCMModel(LoraModel):
     def _hook(self, model: Any, embedding: Any) -> None:
         if hasattr(model, "_hf_dataopt_ccm"):
             return
-        register()
+        attach(model, USER, drop_counted_positions)
         reader = _Reader(self.peft_config)
         decoder = decoder_of(model)
         handles = [
@@ -109,8 +108,6 @@ class CCMModel(LoraModel):
             embedding.register_forward_hook(reader.embed),
         ]
         model._hf_dataopt_ccm = handles
-        if hasattr(model, "prepare_inputs_for_generation"):
-            model.prepare_inputs_for_generation = _CheckedPrompts(model.prepare_inputs_for_generation)
 
     def _embeddings(self) -> Any:
         return getattr(
@@ -165,7 +162,7 @@ class CCMModel(LoraModel):
         """The base model without adapter, hooks and compression tokens."""
         for handle in self.model.__dict__.pop("_hf_dataopt_ccm", []):
             handle.remove()
-        vars(self.model).pop("prepare_inputs_for_generation", None)
+        detach(self.model, USER, drop_counted_positions)
         delattr(self.model.get_input_embeddings(), EMBEDDINGS)
         return super().unload()
 
@@ -188,7 +185,6 @@ class _Reader:
 
     def __init__(self, configs: dict[str, Any]) -> None:
         self._configs = configs  # the dict that PEFT keeps and changes
-        self._open: list[tuple[Any, str | None]] = []
 
     def active(self, decoder: Any) -> tuple[str, CCMConfig] | None:
         """Name and settings of the adapter at work, None while adapters are disabled."""
@@ -200,10 +196,10 @@ class _Reader:
         return (name, config) if isinstance(config, CCMConfig) else None
 
     def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Before the decoder: find the compression tokens, replace their ids, route attention if they change it."""
-        self._open.append((CURRENT.set(None), None))
+        """Before the decoder: find the compression tokens, replace their ids, and say what attention has to know."""
+        CURRENT.set(None)  # whatever an interrupted call left in this thread
         found = self.active(module)
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(args, kwargs)
         memory = cache if isinstance(cache, MemoryCache) else None
         ids = kwargs.get("input_ids", args[0] if args else None)
         if found is None:
@@ -221,14 +217,8 @@ class _Reader:
             if getattr(cache, "_hf_dataopt_parallel", False):
                 raise ValueError("a parallel forward's cache cannot be continued; use CompressedContextMemory.generate")
             if module.training and torch.is_grad_enabled():  # the loss of a batch without contexts has a gradient: zero
-                CURRENT.set(Call(None, None, "", name, linked=_zero(module, name)))
+                CURRENT.set(Call(module.config, None, None, name, linked=_zero(module, name)))
             return None
-        backend = module.config._attn_implementation or "eager"
-        if backend not in BACKENDS:
-            raise ValueError(
-                f"attention {backend!r} cannot express the memory's mask; use one of {', '.join(BACKENDS)} "
-                "(model.set_attn_implementation('sdpa'))"
-            )
         table = module.get_input_embeddings()
         if has_comp and (table.weight.shape[0] > first or not hasattr(table, EMBEDDINGS)):
             raise ValueError(
@@ -237,16 +227,21 @@ class _Reader:
             )
         kwargs = {**kwargs, "input_ids": ids.masked_fill(comp >= 0, 0)}
         if memory is not None:
-            mask = kwargs["attention_mask"] = check_memory_call(memory, ids, kwargs.get("attention_mask"))
+            mask = kwargs.get("attention_mask")
+            if mask is None:
+                mask = torch.ones(
+                    ids.shape[0], memory.get_seq_length() + ids.shape[1], dtype=torch.int64, device=ids.device
+                )
+            kwargs["attention_mask"] = mask
             positions = memory.positions(mask, ids.shape[1])
             kwargs["position_ids"] = kwargs.get("position_ids") if positions is None else positions
-            call = Call(comp if has_comp else None, None, backend, name, memory.memory_length, rows=rows_of(comp))
+            call = Call(
+                module.config, comp if has_comp else None, None, name, memory.memory_length, rows=rows_of(comp)
+            )
         else:
-            call = self._parallel(comp, kwargs, name, config, backend)
+            call = self._parallel(comp, kwargs, name, config, module.config, cache)
         if module.training and torch.is_grad_enabled():  # nothing is recomputed otherwise, and the walk costs time
             self._wrap_checkpointing(module)
-        before = set_attention(module.config, PREFIX + backend)
-        self._open[-1] = (self._open[-1][0], before)
         CURRENT.set(call)
         return args[1:] if args else args, kwargs
 
@@ -260,8 +255,9 @@ class _Reader:
                 f"ids of {size} and above are compression tokens, but the adapter is disabled; enable it or leave them out"
             )
 
-    def _parallel(self, comp: torch.Tensor, kwargs: dict[str, Any], name: str, config: CCMConfig, backend: str) -> Call:
-        cache = kwargs.get("past_key_values")
+    def _parallel(
+        self, comp: torch.Tensor, kwargs: dict[str, Any], name: str, config: CCMConfig, decoder_config: Any, cache: Any
+    ) -> Call:
         if cache is not None and cache.get_seq_length() > 0:
             raise ValueError("compression tokens after a plain cache: use CompressedContextMemory.append")
         mask = kwargs.get("attention_mask")
@@ -273,23 +269,21 @@ class _Reader:
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = skip_positions(comp, mask.bool())
         positions = kwargs["position_ids"].expand_as(comp)
-        return Call(comp, build_layout(comp, mask.bool(), positions, config), backend, name, rows=rows_of(comp))
+        layout = build_layout(comp, mask.bool(), positions, config)
+        return Call(decoder_config, comp, layout, name, rows=rows_of(comp))
 
     def leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """After the decoder, also after an error: everything as before."""
-        if not self._open:
-            return
-        call, cache = CURRENT.get(), getattr(output, "past_key_values", None)
+        """After the decoder, also after an error: nothing is said any more."""
+        call = current_call()
+        CURRENT.set(None)
+        values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else ()
+        cache = cache_in(tuple(values), {})
         if call is not None and call.layout is not None and cache is not None:
             cache._hf_dataopt_parallel = True  # its keys were visible by blocks; a plain continuation would see all
-        token, before = self._open.pop()
-        if before is not None:
-            set_attention(module.config, before)
-        CURRENT.reset(token)
 
     def embed(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """Put the trained rows where compression tokens stand."""
-        call = CURRENT.get()
+        call = current_call()
         if call is not None and call.linked is not None:
             return output + call.linked.to(output.dtype)
         if call is None or call.comp is None or call.comp.shape != output.shape[:-1]:
@@ -304,7 +298,7 @@ class _Reader:
             plain = module.__dict__.get("_gradient_checkpointing_func")
             if plain is None or hasattr(plain, "_hf_dataopt_ccm"):
                 continue
-            module._gradient_checkpointing_func = _Recompute(plain, decoder.config)
+            module._gradient_checkpointing_func = _Recompute(plain)
 
 
 def _zero(decoder: Any, name: str) -> torch.Tensor:
@@ -320,62 +314,29 @@ class _Recompute:
 
     _hf_dataopt_ccm = True
 
-    def __init__(self, plain: Any, config: Any) -> None:
-        self.plain, self.config = plain, config
+    def __init__(self, plain: Any) -> None:
+        self.plain = plain
 
     def __call__(self, function: Any, *args: Any) -> Any:
-        call = CURRENT.get()
+        call = current_call()
 
         def in_its_call(*inner: Any) -> Any:
-            if call is None or not call.backend:
+            if call is None or call.linked is not None:
                 return function(*inner)
-            token, before = CURRENT.set(call), set_attention(self.config, PREFIX + call.backend)
+            token = CURRENT.set(call)
             try:
                 return function(*inner)
             finally:
-                set_attention(self.config, before)
                 CURRENT.reset(token)
 
         return self.plain(in_its_call, *args)
 
 
-def check_memory_call(memory: MemoryCache, ids: torch.Tensor, mask: Any) -> torch.Tensor:
-    """The mask (B, memory + tokens) of a forward; refuse one that does not cover memory and tokens.
-
-    Raises:
-        DroppedTokensError: prompt tokens would be dropped, or slots read that a user does not hold.
-    """
-    need = memory.get_seq_length() + ids.shape[1]
-    if mask is None and memory.full:  # generate drops masks of ones
-        return torch.ones(ids.shape[0], need, dtype=torch.int64, device=ids.device)
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape[1] != need or ids.shape[1] == 0:
-        got = tuple(mask.shape) if isinstance(mask, torch.Tensor) else mask
-        raise DroppedTokensError(f"memory and tokens need a 2-D attention_mask of width {need}, got {got}; {_ADVICE}")
-    return mask
-
-
-class _CheckedPrompts:
-    """`prepare_inputs_for_generation` that refuses to cut a prompt: new ids are no continuation of the memory's tokens.
-
-    And that drops the positions generate counts off the mask, where compression tokens would take room.
-    """
-
-    def __init__(self, prepare: Any) -> None:
-        functools.update_wrapper(self, prepare)  # transformers reads the signature
-        self._prepare = prepare
-
-    def __call__(self, input_ids: torch.Tensor, next_sequence_length: int | None = None, **kwargs: Any) -> Any:
-        first = kwargs.get("is_first_iteration") and isinstance(kwargs.get("past_key_values"), MemoryCache)
-        if first and next_sequence_length is not None and next_sequence_length != input_ids.shape[1]:
-            raise DroppedTokensError(
-                f"generate would keep {next_sequence_length} of {input_ids.shape[1]} prompt tokens; {_ADVICE}"
-            )
-        inputs = self._prepare(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-        # under KVzip's own check, if the model was prepared for such a cache too
-        size = inspect.unwrap(self._prepare).__self__.get_input_embeddings().weight.shape[0]
-        if bool((input_ids >= size).any()):
-            inputs.pop("position_ids", None)
-        return inputs
+def drop_counted_positions(model: Any, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
+    """Drop the positions that `generate` counted off the mask, where compression tokens would take room."""
+    size = model.get_input_embeddings().weight.shape[0]
+    if bool((input_ids >= size).any()):
+        inputs.pop("position_ids", None)
 
 
 def register_peft_type() -> None:

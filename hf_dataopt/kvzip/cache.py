@@ -16,41 +16,71 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..errors import DroppedTokensError
-from .attention import RaggedContext, RoutedCache, attach, attend, attend_ragged, merge, tag
+from .._compat import causal_model_of, copied_layer, decoder_of, layer_tensors
+from ..routing.attach import attach
+from ..routing.cache import RoutedCache
+from ..routing.dispatch import tag
+from ..routing.inputs import CallInputs
+from .attention import RaggedContext, attend, attend_ragged, merge
 from .config import KVzipConfig
 from .eviction import keep_mask
-from .identity import identity
+from .identity import check_identity, identity
 from .prompt import KVzipPrompt, build_prompt, question_ids
-from .scoring import PrefilledContext, check_supported, prefill, score_context
+from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
+from .scoring import USER, PrefilledContext, check_supported, prefill, score_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class KVzipLayer(DynamicLayer):
-    """One global-attention layer: a shared ragged context and a dense tail of the tokens that came after it."""
+    """One global-attention layer: a shared ragged context and a dense tail of the tokens that came after it.
 
-    def __init__(self, context: RaggedContext) -> None:
+    Args:
+        context: what was kept.
+        latent: the model expands what is cached to keys and values of all heads (MLA), so it is handed all of it.
+    """
+
+    def __init__(self, context: RaggedContext, latent: bool = False) -> None:
         super().__init__()
-        self.context = context
+        self.context, self.latent = context, latent
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append to the tail and hand the tail to the model, marked so that attention comes back to `attend`."""
         keys, values = super().update(key_states, value_states)
+        if self.latent:
+            batch = keys.shape[0]
+            kept = (part[None, None].expand(batch, -1, -1, -1) for part in (self.context.keys, self.context.values))
+            keys, values = (torch.cat([old, new], 2) for old, new in zip(kept, (keys, values), strict=True))
         return tag(keys, self), values
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
     ) -> torch.Tensor:
-        """Attention (B, H, q, d) over the kept context, all of it visible, and the tail under its causal mask."""
-        context = attend_ragged(query, self.context, scale=scale)
-        # transformers leaves the mask out where plain causality says it all: a first tail, or a single new token
-        causal = mask is None and query.shape[2] > 1
-        tail = attend(query, key, value, scale=scale, mask=mask, causal=causal)
-        return merge(context, tail)[0]
+        """Attention (B, H, q, v) over the kept context, all of it visible, and the tail under its causal mask."""
+        if expanded != self.latent:
+            raise ValueError("the model changes keys after they are cached, which this cache was not made for; make it again")
+        rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
+        parts = {"scale": scale, "softcap": rules.softcap}
+        mask, causal = tail_mask(mask, query.shape[2], key.shape[2] - kept, self.context.n_tokens, query.device)
+        with no_autocast(query.device):
+            query, key, value = same_dtype(query, key, value)
+            if expanded:
+                context = attend(query, key[:, :, :kept], value[:, :, :kept], **parts)
+                key, value = key[:, :, kept:], value[:, :, kept:]
+            else:
+                context = attend_ragged(query, self.context, **parts)
+            tail = attend(query, key, value, mask=mask, causal=causal, **parts)
+            return rules.with_sinks(merge(context, tail))[0]
 
     @property
     def n_tail(self) -> int:
@@ -161,7 +191,7 @@ class KVzipCache(RoutedCache):
         super().__init__(layers)
         self.prompt, self.config, self.tokenizer, self.made_by = prompt, config, tokenizer, made_by
         # layers as they stand right after compression; forks and `reset` start from copies of them
-        self._pristine = [copy.copy(layer) for layer in layers]
+        self._pristine = [copied_layer(layer) for layer in layers]
 
     @classmethod
     def from_context(
@@ -178,7 +208,8 @@ class KVzipCache(RoutedCache):
         """Prefill, score and evict in one go.
 
         Args:
-            model (`PreTrainedModel`): Llama, Mistral, Qwen2, Qwen3 or Gemma 3 (text) with global-attention layers.
+            model (`PreTrainedModel`): a causal language model with global-attention layers; a probe of a few tokens on first
+                use of its class shows whether a cache that evicts nothing is the plain cache.
             tokenizer (`PreTrainedTokenizerBase`): its tokenizer; the chat template gives prefix and suffix.
             context (`str`): the text that later questions are about.
             keep_ratio (`float`, in (0, 1], optional): overrides the one in `config`.
@@ -191,7 +222,7 @@ class KVzipCache(RoutedCache):
             The compressed cache.
 
         Raises:
-            UnsupportedModelError: another model type; nothing was computed.
+            UnsupportedModelError: nothing to evict, or the probe found a difference; nothing else was computed.
             TypeError, ValueError: a bad context or setting.
 
         Cost: about two to three prefills at the default chunk size (`replay="local"`: about one more prefill).
@@ -251,14 +282,16 @@ class KVzipCache(RoutedCache):
         layers: list[Any] = []
         for index, layer in enumerate(full):
             if index not in prefilled.scored_layers:
-                layers.append(KVzipSlidingLayer.of(layer))
+                sliding = isinstance(layer, DynamicSlidingWindowLayer)
+                layers.append(KVzipSlidingLayer.of(layer) if sliding else copied_layer(layer))
                 continue
             kept = torch.cat([always, keep[prefilled.scored_layers.index(index)]], dim=1)
-            layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept)))
+            layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))
             if free:
                 layer.keys = layer.values = None
-        attach(prefilled.model)
-        return cls(layers, prefilled.prompt, config, tokenizer, identity(prefilled.model))
+        cache = cls(layers, prefilled.prompt, config, tokenizer, identity(prefilled.model))
+        cache._prepare(prefilled.model)
+        return cache
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the compressed context to a folder; see `saved.save_cache`."""
@@ -290,20 +323,47 @@ class KVzipCache(RoutedCache):
 
         Raises:
             UnsupportedModelError: see `from_context`.
-            ValueError: the model has other layers than the cache.
+            ValueError: the model has other layers than the cache, or other weights than the one that made it.
         """
         if check_supported(model) != self.scored_layers:
             raise ValueError(
                 "the model's global-attention layers are not those of this cache; use the model that made it"
             )
-        attach(model)
+        if self.made_by is not None:
+            check_identity(self.made_by, model, "this cache")
+        self._prepare(model)
+
+    def _prepare(self, model: Any) -> None:
+        attach(model, USER)
+        self.made_for(causal_model_of(model), decoder_of(model))
+
+    def check_model(self, module: Any) -> None:
+        """Refuse to answer for another model: its keys would be read as this one's.
+
+        Raises:
+            ValueError: a model of other sizes or weights than the one that made this cache.
+        """
+        if self.knows(module) or self.made_by is None:
+            return
+        owner = module if hasattr(module, "get_decoder") else None
+        if owner is None:
+            raise ValueError(
+                f"this cache was not made by this {type(module).__name__}; call `cache.attach(model)` with the whole model first"
+            )
+        self.attach(owner)  # a copy of the model, or one that was loaded again, has the same weights
+
+    @property
+    def known_ids(self) -> torch.Tensor:
+        """`ids`: what full prompts begin with."""
+        return self.ids
 
     def fork(self) -> KVzipCache:
         """A cache for one request: the compressed context shared, not copied; what follows it starts empty."""
-        layers = self.pristine_layers
-        return KVzipCache(layers, self.prompt, self.config, self.tokenizer, self.made_by)
+        other = copy.copy(self)
+        other.reset()
+        return other
 
-    def inputs(self, question: str | Sequence[str] | torch.Tensor) -> dict[str, Any]:
+    def inputs(self, question: str | Sequence[str] | torch.Tensor) -> CallInputs:
         """Everything `generate` needs for questions about the context: `model.generate(**cache.inputs(question))`.
 
         Args:
@@ -312,7 +372,8 @@ class KVzipCache(RoutedCache):
                 (1, q) int64, or a full prompt that starts with the context's ids.
 
         Returns:
-            `input_ids` (B, context + question), `attention_mask` of the same shape, and `past_key_values`, a fresh fork.
+            `input_ids` (B, context + question), `attention_mask` of the same shape, and a fresh fork under the keyword that
+            the installed transformers wants (`past_key_values`, or `cache` from 5.24 on; the returned dict knows both).
 
         Raises:
             TypeError: neither text nor ids.
@@ -329,7 +390,7 @@ class KVzipCache(RoutedCache):
             ids[index, context.numel() + pad :] = row
             mask[index, context.numel() : context.numel() + pad] = 0
         device = self.device
-        return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "past_key_values": self.fork()}
+        return CallInputs(input_ids=ids.to(device), attention_mask=mask.to(device), cache=self.fork())
 
     def _question_rows(self, question: str | Sequence[str] | torch.Tensor) -> list[torch.Tensor]:
         if isinstance(question, torch.Tensor):
@@ -353,36 +414,21 @@ class KVzipCache(RoutedCache):
             raise ValueError("the question has no tokens")
         return rows
 
-    def check_prompt(self, input_ids: torch.Tensor) -> None:
-        """Check that full prompts begin with the tokens this cache stands for; `generate` calls it on prepared models.
-
-        Args:
-            input_ids (`torch.Tensor` (B, n) int64): what you are going to pass to `generate` with a fork.
-
-        Raises:
-            DroppedTokensError: they do not; `generate` would replace your first tokens by the cached ones without a word.
-        """
-        n = self.ids.shape[1]
-        if input_ids.ndim != 2 or input_ids.shape[1] <= n or not (input_ids[:, :n].cpu() == self.ids).all():
-            raise DroppedTokensError(
-                f"these ids do not start with the {n} tokens of the compressed context (`cache.ids`); build the prompt as "
-                "`torch.cat([cache.ids, question_ids], dim=1)` or use `cache.inputs(question)`"
-            )
-
     def reset(self) -> None:
         """Back to the compressed context: all that came after it is forgotten."""
         self.layers = self.pristine_layers
+        self.read_ids = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVzipCache:
         """An independent cache with the same tail; the compressed context, which never changes, stays shared."""
-        other = self.fork()
-        other.layers = copy.deepcopy(self.layers, memo)
+        other = copy.copy(self)
+        other.layers, other.read_ids = copy.deepcopy(self.layers, memo), copy.deepcopy(self.read_ids, memo)
         return other
 
     @property
     def pristine_layers(self) -> list[Any]:
         """The layers as they stood right after compression; their tensors are shared."""
-        return [copy.copy(layer) for layer in self._pristine]
+        return [copied_layer(layer) for layer in self._pristine]
 
     @property
     def ids(self) -> torch.Tensor:
@@ -413,15 +459,15 @@ class KVzipCache(RoutedCache):
     def full_context_nbytes(self) -> int:
         """Bytes the same layers held before eviction."""
         return sum(
-            2 * context.n_tokens * len(context.lengths) * context.keys.shape[1] * context.keys.element_size()
+            context.n_tokens * len(context.lengths) * part.shape[1] * part.element_size()
             for context in self._contexts()
+            for part in (context.keys, context.values)
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values held: compressed context, sliding windows, and this fork's own tail."""
-        layers: list[Any] = self.layers
-        dense = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
+        dense = [tensor for layer in self.layers for tensor in layer_tensors(layer)]
         return self.context_nbytes + sum(tensor.untyped_storage().nbytes() for tensor in dense)
 
     @property

@@ -6,29 +6,37 @@ Section 8.3.2 (Eq. 8.2) and section 8.3.4 (chunked scoring, Figure 8.7).
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
+import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .._compat import decoder_of, layer_kinds, text_config
+from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, takes, text_config
 from ..errors import UnsupportedModelError
 from ..progress import bar
-from .attention import RoutedCache, attach, attend, merge, tag
+from ..routing.attach import attach
+from ..routing.cache import RoutedCache
+from ..routing.dispatch import maskless, tag
+from .attention import attend, merge
 from .config import KVzipConfig
 from .prompt import KVzipPrompt
+from .rules import AttentionRules, no_autocast, same_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+USER = "kvzip"  # of `routing.attach`
+_KEPT_KINDS = {"full", "sliding", "linear", "shared"}
 # logits held at a time while looking for their maximum, in elements (16 MB in float32)
 _SCORE_BLOCK_ELEMENTS = 1 << 22
+# tokens; smaller chunks than this are not repeated for the sake of positions
+_LEAST_CHUNK = 64
 
 
 @dataclass
@@ -39,13 +47,15 @@ class PrefilledContext:
         model: the language model that made it.
         prompt: its token sequences.
         cache: full keys and values of prefix and context, batch 1.
-        scored_layers: indices of the layers that attend globally; sliding-window layers are neither scored nor evicted.
+        scored_layers: indices of the layers that attend globally; other layers are neither scored nor evicted.
+        latent: the model caches one latent a token and expands it to keys and values of all heads (MLA).
     """
 
     model: PreTrainedModel
     prompt: KVzipPrompt
     cache: DynamicCache
     scored_layers: list[int]
+    latent: bool = False
 
     @property
     def n_prefix(self) -> int:
@@ -59,7 +69,7 @@ class PrefilledContext:
 
 
 def check_supported(model: Any) -> list[int]:
-    """Refuse models KVzip was not written for, before anything is computed.
+    """Refuse models with nothing to evict, before anything is computed; `proof.prove` tells whether the rest is exact.
 
     Args:
         model: a causal language model, PEFT-wrapped or not.
@@ -68,16 +78,17 @@ def check_supported(model: Any) -> list[int]:
         Indices of the layers that are scored and evicted.
 
     Raises:
-        UnsupportedModelError: unknown model type, or no layer attends globally.
+        UnsupportedModelError: no layer attends globally, or layers of a kind that KVzip does not know.
+        TypeError: no language model of transformers.
     """
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        raise TypeError(f"KVzip needs a causal language model of transformers, got {type(model).__name__}")
     config = text_config(model)
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise UnsupportedModelError(
-            f"KVzip supports the model types {', '.join(SUPPORTED_MODEL_TYPES)}; this model is {config.model_type!r}"
-        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"KVzip compresses decoder-only models; {config.model_type} has an encoder")
     kinds = layer_kinds(config)
     scored = [index for index, kind in enumerate(kinds) if kind == "full"]
-    if not scored or "other" in kinds:
+    if not scored or set(kinds) - _KEPT_KINDS:
         raise UnsupportedModelError(
             f"KVzip evicts from layers with global attention; this {config.model_type} model has {len(scored)} of them "
             f"among {len(kinds)} ({', '.join(sorted(set(kinds)))}). Load it without a sliding window, or use a plain cache"
@@ -101,21 +112,94 @@ def prefill(
         The full cache as a `PrefilledContext`.
 
     Raises:
-        UnsupportedModelError: see `check_supported`.
+        UnsupportedModelError: see `check_supported` and `proof.prove`.
 
-    Cost: one forward over the context, O(n^2) attention; 2 * layers * KV heads * d values per token are stored.
+    Cost: one forward over the context, O(n^2) attention and no mask; 2 * layers * KV heads * d values per token are stored.
     """
+    from .proof import prove
+
     config = config or KVzipConfig()
+    prove(model)
+    return read_context(model, prompt, config, progress=progress)
+
+
+@torch.no_grad()
+def read_context(
+    model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True
+) -> PrefilledContext:
+    """`prefill` of a model that `check_supported` accepts, proven or not."""
     scored_layers = check_supported(model)
     decoder = decoder_of(model)
-    cache = DynamicCache(config=text_config(model))
-    ids = prompt.ids.to(decoder.device)[None]
-    step = config.prefill_chunk_size
-    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown:
+    attach(model, USER)
+    plain = DynamicCache(config=text_config(model))
+    cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(plain.layers)])
+    ids = prompt.ids.to(input_device(model))[None]
+    step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
+    start = 0
+    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
         for piece in ids.split(step, dim=1):
-            decoder(input_ids=piece, past_key_values=cache, use_cache=True)
+            decoder(input_ids=piece, use_cache=True, **{name: cache}, **_positions(decoder, start, piece))
+            start += piece.shape[1]
             shown.update(piece.shape[1])
-    return PrefilledContext(model, prompt, cache, scored_layers)
+    latent = False
+    for index, layer in enumerate(cache.layers):
+        if index in scored_layers:
+            latent |= layer.latent
+            plain.layers[index].lazy_initialization(layer.keys, layer.values)
+            plain.layers[index].keys, plain.layers[index].values = layer.keys, layer.values
+        else:
+            plain.layers[index] = layer
+    return PrefilledContext(model, prompt, plain, scored_layers, latent)
+
+
+def _positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`position_ids` from `start` on: some models count from 0 whatever the cache holds."""
+    if not takes(decoder.forward, "position_ids"):
+        return {}
+    return {"position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
+
+
+class _OwnCache(RoutedCache):
+    """A cache of our own forwards: thrown away if one of them fails, so it needs no second copy to go back to."""
+
+    atomic = False
+
+
+class _PrefillLayer(DynamicLayer):
+    """One global layer while the context comes in pieces: a piece sees itself causally, and all before it."""
+
+    latent = False
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = super().update(key_states, value_states)
+        return (tag(keys, self), values) if self.latent else (tag(key_states, self), value_states)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Output (1, H, q, v) of one piece."""
+        rules, rows = AttentionRules.of(scale, options), query.shape[2]
+        keys, values = (key, value) if expanded else (self.keys, self.values)
+        if expanded and self.keys.shape[1] != 1:  # type: ignore[union-attr]
+            raise ValueError("the model changes the keys of several heads after they are cached; heads cannot be told apart")
+        self.latent = expanded
+        before = keys.shape[2] - rows
+        with no_autocast(query.device):
+            query, keys, values = same_dtype(query, keys, values)
+            parts = {"scale": scale, "softcap": rules.softcap}
+            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **parts)
+            if before:
+                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **parts), result)
+            return rules.with_sinks(result)[0]
 
 
 @torch.no_grad()
@@ -141,108 +225,173 @@ def score_context(
     config = config or KVzipConfig()
     model, prompt = prefilled.model, prefilled.prompt
     decoder = decoder_of(model)
-    attach(model)
-    scores = torch.zeros(
-        len(prefilled.scored_layers),
-        text_config(model).num_key_value_heads,
-        prefilled.n_context,
-        device=decoder.device,
-    )
-    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown:
-        for start, end, ids in prompt.repeat_inputs(config.chunk_size, config.overlap):
+    attach(model, USER)
+    first = prefilled.cache.layers[prefilled.scored_layers[0]].keys
+    scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
+    chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
+    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
+        for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
             cache = _ReplayCache(prefilled, config, start, end, scores)
             with contextlib.suppress(_AllScored):
-                decoder(input_ids=ids.to(decoder.device)[None], past_key_values=cache, use_cache=True)
+                ids = ids.to(input_device(model))[None]
+                where = _positions(decoder, prompt.ids.numel(), ids)
+                decoder(input_ids=ids, use_cache=True, **{name: cache}, **where)
             shown.update(end - start)
     return scores
+
+
+def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
+    """Chunk size at which replay positions stay inside those the model was made for, as far as that is possible.
+
+    Replays stand behind the whole context. Rotary embeddings that change with the length (dynamic, longrope) would turn the
+    replay's queries otherwise than the cached keys, and learned positions end.
+
+    Returns:
+        `chunk_size`, or less where the context leaves less room; a chunk of 64 tokens at least (a warning says so).
+    """
+    limit = _last_position(text_config(prefilled.model), prefilled.prompt.ids.numel())
+    prompt = prefilled.prompt
+    overlap = min(config.overlap, config.chunk_size, prefilled.n_context)
+    words = max(prompt.first_repeat_ids.numel(), prompt.next_repeat_ids.numel() + overlap) + prompt.suffix_ids.numel()
+    chunk = min(config.chunk_size, prefilled.n_context)
+    room = limit - prompt.ids.numel() - words
+    if chunk <= room:
+        return config.chunk_size
+    if room >= min(_LEAST_CHUNK, chunk):
+        logger.info("chunks of %d tokens instead of %d, so that replays end before position %s", room, chunk, limit)
+        return int(room)
+    warnings.warn(
+        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: scores "
+        "come from positions it was not trained on; use a shorter context",
+        stacklevel=3,
+    )
+    return config.chunk_size
+
+
+def _last_position(config: Any, n_tokens: int) -> float:
+    """Positions of the model behind `n_tokens` that mean what they meant before; infinity where it names none."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default") if isinstance(rope.get("rope_type", "default"), str) else "default"
+    limit = getattr(config, "max_position_embeddings", None) or math.inf
+    original = rope.get("original_max_position_embeddings")
+    if kind in ("longrope", "dynamic") and original and n_tokens <= original:
+        return min(limit, original)
+    return limit
 
 
 class _AllScored(Exception):  # noqa: N818 - not an error
     """The last scored layer has its scores; what the model would compute after it is not needed."""
 
 
-class _ReplayCache(RoutedCache):
+class _ReplayCache(_OwnCache):
     """The full cache seen by one repeat input; nothing is ever appended to it."""
 
     def __init__(
         self, prefilled: PrefilledContext, config: KVzipConfig, start: int, end: int, scores: torch.Tensor
     ) -> None:
-        n_prefix = prefilled.n_prefix
-        layers: list[Any] = []
+        n_prefix, layers = prefilled.n_prefix, []
+        # layers that share keys may read them after the layer that wrote them
+        kinds = layer_kinds(text_config(prefilled.model))
+        shared = "shared" in kinds or len(kinds) < text_config(prefilled.model).num_hidden_layers
         for index, layer in enumerate(prefilled.cache.layers):
             if index not in prefilled.scored_layers:
-                layers.append(copy.copy(layer))  # its update makes new tensors, the original keeps the old ones
+                layers.append(copied_layer(layer))
                 continue
             row = prefilled.scored_layers.index(index)
-            last = row == len(prefilled.scored_layers) - 1
+            last = row == len(prefilled.scored_layers) - 1 and not shared
             target = scores[row, :, start:end]
-            layers.append(_ReplayLayer(layer, n_prefix, n_prefix + start, n_prefix + end, config, target, last))
+            spans = _Spans(n_prefix, n_prefix + start, n_prefix + end, prefilled.prompt.ids.numel())
+            layers.append(_ReplayLayer(layer, prefilled.latent, spans, config, target, last))
         super().__init__(layers)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Where a chunk stands in the cache, in tokens."""
+
+    prefix: int
+    start: int
+    end: int
+    total: int
+
+    @property
+    def near(self) -> list[tuple[int, int]]:
+        """Prefix and chunk; neighbours in the first chunk: one kernel instead of two."""
+        return [(0, self.end)] if self.start == self.prefix else [(0, self.prefix), (self.start, self.end)]
+
+    @property
+    def far(self) -> list[tuple[int, int]]:
+        """All that is neither prefix nor chunk."""
+        spans = [(self.prefix, self.start), (self.end, self.total)]
+        return [(start, end) for start, end in spans if end > start]
 
 
 class _ReplayLayer(DynamicLayer):
     """One layer of `_ReplayCache`: attends over the full cache and the repeat input, and scores the chunk on the way."""
 
     def __init__(
-        self,
-        full: Any,
-        n_prefix: int,
-        start: int,
-        end: int,
-        config: KVzipConfig,
-        target: torch.Tensor,
-        last: bool,
+        self, full: Any, latent: bool, spans: _Spans, config: KVzipConfig, target: torch.Tensor, last: bool
     ) -> None:
         super().__init__()
-        self.full, self.n_prefix, self.start, self.end = full, n_prefix, start, end
+        self.full, self.latent, self.spans = full, latent, spans
         self.config, self.target, self.last = config, target, last
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return tag(key_states, self), value_states
+        if not self.latent:
+            return tag(key_states, self), value_states
+        keys, values = torch.cat([self.full.keys, key_states], 2), torch.cat([self.full.values, value_states], 2)
+        return tag(keys, self), values
 
     def get_seq_length(self) -> int:
-        return self.full.get_seq_length()
+        return self.spans.total
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, self.get_seq_length()
+        return query_length, self.spans.total
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
     ) -> torch.Tensor:
-        """Output (1, H, q, d) of the repeat input; its scores go to `target` on the way."""
-        result = attend(query, key, value, scale=scale, causal=True)
-        # prefix and chunk are neighbours in the first chunk: one kernel instead of two
-        near = [(0, self.end)] if self.start == self.n_prefix else [(0, self.n_prefix), (self.start, self.end)]
-        for span in near:
-            result = merge(result, self._attend_cached(query, scale, *span))
-        if self.config.softmax_keys == "chunk":
-            self._score(query, result[1], scale)
-            if self.last:
-                raise _AllScored
-        if self.config.replay == "exact":
-            # all that is neither prefix nor chunk
-            for span in self._far():
-                result = merge(result, self._attend_cached(query, scale, *span))
-        if self.config.softmax_keys == "all":
-            self._score(query, result[1], scale)
-            if self.last:
-                raise _AllScored
-        return result[0]
+        """Output (1, H, q, v) of the repeat input; its scores go to `target` on the way."""
+        rules, n = AttentionRules.of(scale, options), self.spans.total
+        keys, values = (key[:, :, :n], value[:, :, :n]) if expanded else (self.full.keys, self.full.values)
+        new = (key[:, :, n:], value[:, :, n:]) if expanded else (key, value)
+        with no_autocast(query.device):
+            parts = {"scale": scale, "softcap": rules.softcap}
+            result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **parts)
 
-    def _far(self) -> list[tuple[int, int]]:
-        spans = [(self.n_prefix, self.start), (self.end, self.get_seq_length())]
-        return [(start, end) for start, end in spans if end > start]
+            def joined(spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+                found = result
+                for a, b in spans:
+                    found = merge(found, attend(*same_dtype(query, keys[:, :, a:b], values[:, :, a:b]), **parts))
+                return found
 
-    def _attend_cached(
-        self, query: torch.Tensor, scale: float, start: int, end: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return attend(query, self.full.keys[:, :, start:end], self.full.values[:, :, start:end], scale=scale)
+            chunk = keys[0, :, self.spans.start : self.spans.end]
+            result = joined(self.spans.near)
+            if self.config.softmax_keys == "chunk":
+                self._score(query, chunk, rules.with_sinks(result)[1], rules)
+                if self.last:
+                    raise _AllScored
+            if self.config.replay == "exact":
+                result = joined(self.spans.far)
+            result = rules.with_sinks(result)
+            if self.config.softmax_keys == "all":
+                self._score(query, chunk, result[1], rules)
+                if self.last:
+                    raise _AllScored
+            return result[0]
 
-    def _score(self, query: torch.Tensor, lse: torch.Tensor, scale: float) -> None:
+    def _score(self, query: torch.Tensor, keys: torch.Tensor, lse: torch.Tensor, rules: AttentionRules) -> None:
         """Eq. 8.2 for one chunk: max over group and queries of softmax weights, as exp(max(logit - log-sum-exp))."""
-        keys = self.full.keys[0, :, self.start : self.end]
+        query, keys = same_dtype(query, keys)
         kv_heads, length, dim = keys.shape
         rows = query.reshape(kv_heads, -1, dim)
         offset = lse.reshape(kv_heads, -1, 1)
@@ -251,10 +400,15 @@ class _ReplayLayer(DynamicLayer):
         block = max(_SCORE_BLOCK_ELEMENTS // (kv_heads * length), 1)
         for start in range(0, rows.shape[1], block):
             part, shift = rows[:, start : start + block], offset[:, start : start + block]
-            if part.dtype == torch.float32:
-                logits = torch.baddbmm(shift, part, keys_t, beta=-1, alpha=scale)
+            if rules.softcap is not None:
+                capped = torch.tanh(torch.bmm(part, keys_t).float() * (rules.scale / rules.softcap))
+                logits = capped.mul_(rules.softcap).sub_(shift)
+            elif part.dtype == torch.float32:
+                logits = torch.baddbmm(shift, part, keys_t, beta=-1, alpha=rules.scale)
             else:
-                logits = torch.bmm(part, keys_t).float().mul_(scale).sub_(shift)
+                logits = torch.bmm(part, keys_t).float().mul_(rules.scale).sub_(shift)
             torch.maximum(best, logits.amax(dim=1), out=best)
-        # rounding may lift a weight of 1 a little above it
-        self.target.copy_(best.clamp_(max=0).exp_())
+        if self.latent:  # all heads read the one latent
+            best = best.amax(dim=0, keepdim=True)
+        # rounding may lift a weight of 1 a little above it; layers that share these keys score them together
+        self.target.copy_(torch.maximum(self.target, best.clamp_(max=0).exp_().to(self.target.device)))

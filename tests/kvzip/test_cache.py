@@ -16,10 +16,10 @@ from transformers import DynamicCache
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.errors import DroppedTokensError, UnsupportedModelError
-from hf_dataopt.kvzip.attention import ATTENTION_NAME, detach
 from hf_dataopt.kvzip.cache import KVzipLayer
 from hf_dataopt.kvzip.prompt import build_prompt
-from hf_dataopt.kvzip.scoring import prefill, score_context
+from hf_dataopt.kvzip.scoring import USER, prefill, score_context
+from hf_dataopt.routing.attach import attached, detach
 
 from ..models import byte_tokenizer, tiny_model
 from .conftest import CONTEXT, Compressed
@@ -219,7 +219,7 @@ def test_other_caches_and_models_are_untouched(llama: Compressed) -> None:
     with torch.no_grad():
         expected = llama.model(ids, past_key_values=DynamicCache()).logits
         llama.logits(llama.cache(0.3), ids)
-        assert llama.model.config._attn_implementation == before != ATTENTION_NAME
+        assert llama.model.config._attn_implementation == before == "sdpa"
         assert torch.equal(llama.model(ids, past_key_values=DynamicCache()).logits, expected)
     hooks = len(llama.model.model._forward_pre_hooks)
     llama.cache(0.3).attach(llama.model)
@@ -258,12 +258,15 @@ def test_half_precision_runs_and_stays_near() -> None:
 
 
 class TestRefusals:
-    def test_unsupported_model(self) -> None:
-        from transformers import GPT2Config, GPT2LMHeadModel
+    def test_a_model_that_computes_attention_past_transformers_functions(self) -> None:
+        """Nothing tells it from the others but the probe; it stays as it was."""
+        from transformers import BloomConfig, BloomForCausalLM
 
-        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=300))
-        with pytest.raises(UnsupportedModelError, match="llama, mistral, qwen2, qwen3, gemma3_text"):
+        model = BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=264)).eval()
+        before = dict(vars(model))
+        with pytest.raises(UnsupportedModelError, match="BloomForCausalLM .*past transformers' attention functions"):
             KVzipCache.from_context(model, byte_tokenizer(), CONTEXT)
+        assert dict(vars(model)) == before and not attached(model)
 
     def test_all_sliding_model(self) -> None:
         with pytest.raises(UnsupportedModelError, match="global attention"):
@@ -277,7 +280,7 @@ class TestRefusals:
         with torch.no_grad():
             logits = other(new_ids("a"), past_key_values=cache.fork()).logits
         assert torch.equal(logits, llama.logits(cache.fork(), new_ids("a")))
-        detach(other)
+        detach(other, USER)
         with pytest.raises(ValueError, match="attach"):
             other(new_ids("a"), past_key_values=cache.fork())
 
@@ -320,7 +323,7 @@ class TestRefusals:
             llama.cache(0.5).inputs(question)
 
     def test_bad_masks_and_scores(self, llama: Compressed) -> None:
-        with pytest.raises(ValueError, match="2-D attention mask"):
+        with pytest.raises(ValueError, match="mask covers 9 tokens"):
             llama.model(new_ids("a"), attention_mask=torch.ones(1, 1, 1, 9), past_key_values=llama.cache(0.5))
         with pytest.raises(ValueError, match="scores must be"):
             KVzipCache.from_scores(llama.prefilled, llama.scores[:1], KVzipConfig())

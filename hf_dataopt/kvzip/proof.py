@@ -1,0 +1,136 @@
+"""Whether a model class can be compressed is shown, not listed: a probe of a few tokens on its first use.
+
+A cache that evicts nothing must give what the plain cache gives. What differs is refused, with what differed; the verdict is
+kept per class and settings for the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from .._compat import cache_keyword, causal_model_of, input_device, text_config
+from ..errors import UnsupportedModelError
+from ..routing.attach import attached, detach
+from ..seeding import generator
+from ..versions import describe
+from .config import KVzipConfig
+from .prompt import KVzipPrompt
+from .scoring import USER, check_supported, read_context, score_context
+
+_CONTEXT, _QUESTION = 14, 4
+# share of the logits' mean size that they may move, and how much more where the model's own rounding moves them
+_ALLOWED = {torch.float64: (1e-7, 1e-4), torch.float32: (1e-4, 1e-2)}
+_ALLOWED_HALF = (0.02, 0.25)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the probe of one class and its settings found.
+
+    Args:
+        refusal: what differed, in words; None where nothing did.
+        shapes: (heads, key width, value width) per layer that caches keys.
+        latent: see `PrefilledContext`.
+    """
+
+    refusal: str | None
+    shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    latent: bool = False
+
+
+_PROOFS: dict[Any, Proof] = {}
+_LOCK = threading.RLock()
+
+
+def prove(model: Any) -> Proof:
+    """Compress a few tokens without evicting any, and compare with plain attention; once per class and settings.
+
+    Args:
+        model: a causal language model.
+
+    Returns:
+        What was found.
+
+    Raises:
+        UnsupportedModelError: the model has nothing to evict, or its logits differ, with by how much.
+
+    Cost: ten forwards of at most 18 tokens, the first time.
+    """
+    check_supported(model)
+    base = causal_model_of(model)
+    key = (type(base), base.config.to_json_string(use_diff=False), str(base.config._attn_implementation), base.dtype)
+    with _LOCK:
+        if key not in _PROOFS:
+            _PROOFS[key] = probe(base)
+        proof = _PROOFS[key]
+    if proof.refusal is not None:
+        raise UnsupportedModelError(
+            f"KVzip on {type(base).__name__} ({text_config(base).model_type}) would not be exact: {proof.refusal}. Use a plain "
+            f"cache ({describe()})"
+        )
+    return proof
+
+
+@torch.no_grad()
+def probe(model: Any) -> Proof:
+    """Compare logits behind a cache that evicts nothing with those of one forward over everything."""
+    was_attached = attached(model)
+    ids, name = _ids(model), cache_keyword(model.forward)
+    question = ids[:, -_QUESTION:]
+    try:
+        expected = model(ids)[0][:, -_QUESTION:]
+        plain = DynamicCache(config=text_config(model))
+        model(ids[:, :-_QUESTION], use_cache=True, **{name: plain})
+        # token by token, so that no mask is built for a probe
+        steps = torch.cat([model(one, use_cache=True, **{name: plain})[0] for one in question.split(1, dim=1)], dim=1)
+        cache, prefilled = _compressed(model, ids)
+        found = model(question, use_cache=True, **{name: cache})[0]
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the model
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError) as error:
+        proof = Proof(f"{type(error).__name__}: {error}")
+    else:
+        difference, noise, size = _mean(found - expected), _mean(steps - expected), _mean(expected)
+        least, most = _ALLOWED.get(expected.dtype, _ALLOWED_HALF)
+        if difference <= max(least * size, min(4 * noise, most * size)):
+            layers = enumerate(prefilled.cache.layers)
+            kept = {i: (one.keys, one.values) for i, one in layers if isinstance(getattr(one, "keys", None), torch.Tensor)}
+            return Proof(None, {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}, prefilled.latent)
+        proof = Proof(
+            f"logits of {size:.2g} on average move by {difference:.2g}, those of the model's own cache by {noise:.2g}"
+        )
+    if not was_attached:
+        detach(model, USER)
+    return proof
+
+
+def _compressed(model: Any, ids: torch.Tensor) -> Any:
+    from .cache import KVzipCache
+
+    context, words = ids[0, :-_QUESTION].cpu(), ids[0, :1].cpu()
+    prompt = KVzipPrompt(context[:2], context[2:], words, words, words)
+    config = KVzipConfig(keep_ratio=1.0, prefill_chunk_size=_CONTEXT // 2, chunk_size=_CONTEXT // 2, overlap=1)
+    prefilled = read_context(model, prompt, config, progress=False)
+    return KVzipCache.from_scores(prefilled, score_context(prefilled, config, progress=False), config), prefilled
+
+
+def _ids(model: Any) -> torch.Tensor:
+    """Ordinary tokens: no image placeholders or other ids that the settings name."""
+    named: set[int] = set()
+    for config in (model.config, text_config(model)):
+        for key, value in config.to_dict().items():
+            if "token" in key and not isinstance(value, dict):
+                named |= {one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)}
+    size = model.get_input_embeddings().weight.shape[0]
+    usable = torch.tensor([token for token in range(min(size, 4096)) if token not in named])
+    picked = torch.randint(len(usable), (_CONTEXT + _QUESTION,), generator=generator(0))
+    return usable[picked][None].to(input_device(model))
+
+
+def _mean(tensor: torch.Tensor) -> float:
+    return float(tensor.double().abs().mean())

@@ -1,0 +1,161 @@
+"""One attention function per implementation that hands on to it, unless this call's own data says otherwise.
+
+A model that was attached has its `config._attn_implementation` set once, to a name that reads as the user's choice and is
+looked up as ours (`RoutedName`). What a call carries travels with the call alone: keys that one of our cache layers handed
+out are tagged with that layer, and everything else stands in a ContextVar. Nothing of a call is written on the model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .._compat import attention_of, mask_of, plain_causal, set_attention
+
+_PREFIX = "hf_dataopt_"
+_TAG = "_hf_dataopt_layer"
+
+
+class RoutedName(str):
+    """`"sdpa"` to whoever reads, compares or saves it; our dispatcher to the tables of attention functions.
+
+    transformers looks attention and mask functions up in dicts by `config._attn_implementation`, and modeling files, users
+    and `set_attn_implementation` compare the same string. Its hash is that of our entry, so the dicts find the dispatcher;
+    it equals both strings, so every comparison finds the user's choice.
+    """
+
+    @property
+    def entry(self) -> str:
+        """Key of the dispatcher in transformers' tables."""
+        return _PREFIX + self
+
+    def __hash__(self) -> int:
+        return hash(_PREFIX + self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and (str.__eq__(self, other) or str.__eq__(_PREFIX + self, other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a process that unpickles a model needs the entry before the model's first forward
+        return routed, (str.__str__(self),)
+
+
+class AttentionCall(Protocol):
+    """What one forward changes about attention where no cache layer answers."""
+
+    config: Any
+
+    def mask(self, plain: Callable[..., Any] | None, name: str, **kwargs: Any) -> Any:
+        """The mask of this call for implementation `name`; arguments as transformers gives them to mask functions."""
+
+    def attention(self, plain: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+        """Attention of this call; arguments as transformers gives them to attention functions."""
+
+
+CURRENT: ContextVar[AttentionCall | None] = ContextVar("hf_dataopt_attention_call", default=None)
+# (layer, index) whose keys a cache handed out last; reset at the start of every call of an attached model
+PENDING: ContextVar[tuple[Any, int] | None] = ContextVar("hf_dataopt_pending_layer", default=None)
+_MASKLESS: ContextVar[bool] = ContextVar("hf_dataopt_maskless", default=False)
+
+
+def routed(plain: str) -> RoutedName:
+    """The name under which calls of implementation `plain` pass our dispatcher, entered into transformers' tables."""
+    name = RoutedName(plain)
+    if name.entry not in AttentionInterface._global_mapping:
+        # a dispatcher without a mask function would be handed no mask at all
+        AttentionMaskInterface.register(name.entry, functools.partial(_mask, plain))
+        AttentionInterface.register(name.entry, functools.partial(_attention, plain))
+    return name
+
+
+def route(config: Any) -> None:
+    """Send the attention of every model that reads `config` through the dispatcher; later calls change nothing."""
+    name = config._attn_implementation
+    if not isinstance(name, RoutedName):
+        set_attention(config, routed(name or "eager"))
+
+
+def unroute(config: Any) -> None:
+    """Undo `route`: the user's choice again, as a plain string."""
+    if isinstance(config._attn_implementation, RoutedName):
+        set_attention(config, str.__str__(config._attn_implementation))
+
+
+def tag(key: torch.Tensor, layer: Any) -> torch.Tensor:
+    """Mark the keys that a cache layer hands to the model: attention over them is the layer's to answer.
+
+    Args:
+        key: (B, KV heads, n, d).
+        layer: with a method `attend(query, key, value, mask, scale, expanded, **kwargs)`; `expanded` is True where the model made
+            other keys and values out of those it was handed (MLA expands latents).
+
+    Returns:
+        The same tensor. `layer.waiting` is True until the dispatcher has seen it.
+    """
+    setattr(key, _TAG, layer)
+    layer.waiting = True
+    return key
+
+
+@contextmanager
+def maskless() -> Iterator[None]:
+    """Build no causal masks in here: the calls within are ours, unpadded, and every global layer answers by itself."""
+    token = _MASKLESS.set(True)
+    try:
+        yield
+    finally:
+        _MASKLESS.reset(token)
+
+
+def _attention(
+    plain: str,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The registered attention function: query (B, H, q, d) in, (B, q, H, d) out."""
+    layer = getattr(key, _TAG, None)
+    expanded = layer is None
+    if expanded:
+        layer = _pending(module)
+    if layer is not None:
+        layer.waiting = False
+        scaling = kwargs.pop("scaling", None)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output = layer.attend(query, key, value, attention_mask, scale, expanded, **kwargs)
+        return output.transpose(1, 2).contiguous(), None
+    function = attention_of(plain, module)
+    call = CURRENT.get()
+    if call is not None and getattr(module, "config", call.config) is call.config:
+        return call.attention(function, plain, module, query, key, value, attention_mask, **kwargs)
+    return function(module, query, key, value, attention_mask, **kwargs)
+
+
+def _pending(module: Any) -> Any:
+    """The cache layer that this attention module updated and that nobody has answered for yet."""
+    pending = PENDING.get()
+    if pending is None or not pending[0].waiting or getattr(module, "layer_idx", None) != pending[1]:
+        return None
+    return pending[0]
+
+
+def _mask(plain: str, **kwargs: Any) -> Any:
+    """The registered mask function."""
+    if _MASKLESS.get() and plain_causal(**kwargs):
+        return None
+    function, call = mask_of(plain), CURRENT.get()
+    if call is not None and kwargs.get("config", call.config) is call.config:
+        return call.mask(function, plain, **kwargs)
+    return None if function is None else function(**kwargs)
