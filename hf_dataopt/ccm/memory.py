@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from .._compat import input_device
 from ..artifacts import push_saved
 from ..routing.inputs import CallInputs
 from .cache import CompressingCache, MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
+from .proof import prove
 from .saved import layers_of, load_memory, save_memory
 from .turns import answer_prompt, encode_turn
 
@@ -35,6 +37,7 @@ class CompressedContextMemory:
 
     Raises:
         ValueError: the active adapter is not a CCM adapter.
+        UnsupportedModelError: a probe on first use of the model's class found that its memory would not be exact.
 
     Source: section 7.3.1, Eq. 7.1 to 7.3.
     Cost: memory of t * num_comp_tokens slots (concat) or num_comp_tokens slots (merge) per layer and head.
@@ -45,7 +48,8 @@ class CompressedContextMemory:
         self.config = ccm_config(model)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        device = next(model.parameters()).device
+        prove(model, self.config, type(self))
+        device = input_device(model)
         self._layers: Layers = []  # [sink | memory]
         self._held = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
         self.steps = torch.zeros(batch_size, dtype=torch.int64, device=device)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._compat import causal_model_of, text_config
+from .._compat import causal_model_of, input_device, text_config
 from ..artifact_kinds import ADAPTER, MODEL
 from ..artifacts import adapter_code, fetch, finish, hub_name, push_saved
 from ..safe_files import read_json, read_tensors
@@ -86,7 +86,7 @@ def load_memory(
         raise ValueError(
             f"{folder} holds no whole memory ({type(error).__name__}: {error}); get it again, or append the contexts again"
         ) from error
-    device = next(model.parameters()).device
+    device = input_device(model)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, settings
 
 

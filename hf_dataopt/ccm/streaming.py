@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .._compat import causal_model_of, decoder_of, layer_kinds, text_config
+from .._compat import causal_model_of, decoder_of, input_device, layer_kinds, text_config
 from ..artifacts import push_saved
 from ..errors import UnsupportedModelError
 from .cache import MemoryCache, read_behind
@@ -143,7 +143,7 @@ class StreamingContextMemory:
             ValueError: no tokens, or another adapter is active.
         """
         check_still_active(self.model, self.config)
-        tokens = torch.as_tensor(ids, device=next(self.model.parameters()).device)
+        tokens = torch.as_tensor(ids, device=input_device(self.model))
         if tokens.ndim != 1 or tokens.numel() == 0:
             raise ValueError(f"a stream is fed 1-D, non-empty ids, got shape {tuple(tokens.shape)}")
         parts, start = [], 0

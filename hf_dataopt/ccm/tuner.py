@@ -13,12 +13,13 @@ import torch
 from peft import LoraModel
 from torch import nn
 
-from .._compat import decoder_of, lora_classes, peft_tables
-from ..routing.attach import attach, cache_in, detach
+from .._compat import decoder_of, lora_classes, peft_tables, text_config
+from ..routing.attach import attach, cache_in, detach, tokens_in
 from ..routing.dispatch import CURRENT
 from .attention import Call, build_layout, current_call, rows_of, skip_positions
 from .cache import MemoryCache
 from .config import CCMConfig, CCMPeftType
+from .proof import check_layers, prove
 
 EMBEDDINGS = "lora_comp_embeddings"
 Linear: Any
@@ -63,6 +64,7 @@ class CCMModel(LoraModel):
     """
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        check_layers(self.model)
         size = self.model.get_input_embeddings().weight.shape[0]
         if peft_config.comp_token_ids is None:
             peft_config.comp_token_ids = list(range(size, size + peft_config.num_comp_tokens))
@@ -101,8 +103,11 @@ class CCMModel(LoraModel):
             return
         attach(model, USER, drop_counted_positions)
         reader = _Reader(self.peft_config)
-        decoder = decoder_of(model)
+        decoder: Any = decoder_of(model)
+        if decoder.config is not model.config:  # a multimodal model embeds before it calls its decoder
+            decoder = model
         handles = [
+            model.register_forward_pre_hook(reader.prove, with_kwargs=True),
             decoder.register_forward_pre_hook(reader.enter, with_kwargs=True),
             decoder.register_forward_hook(reader.leave, with_kwargs=True, always_call=True),
             embedding.register_forward_hook(reader.embed),
@@ -185,6 +190,21 @@ class _Reader:
 
     def __init__(self, configs: dict[str, Any]) -> None:
         self._configs = configs  # the dict that PEFT keeps and changes
+        self._proven: set[str] = set()
+
+    def prove(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the first parallel forward of a model: see that its memory is what it is trained to be."""
+        found = self.active(module)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if found is None or found[0] in self._proven or distributed or torch.compiler.is_compiling():
+            return
+        ids, first = tokens_in(args, kwargs), (found[1].comp_token_ids or [0])[0]
+        if ids is None or ids.is_floating_point() or not bool((ids >= first).any()):
+            return
+        from .memory import CompressedContextMemory  # peft's import brings this file in while that one is on its way
+
+        prove(module, found[1], CompressedContextMemory)
+        self._proven.add(found[0])
 
     def active(self, decoder: Any) -> tuple[str, CCMConfig] | None:
         """Name and settings of the adapter at work, None while adapters are disabled."""
@@ -217,7 +237,7 @@ class _Reader:
             if getattr(cache, "_hf_dataopt_parallel", False):
                 raise ValueError("a parallel forward's cache cannot be continued; use CompressedContextMemory.generate")
             if module.training and torch.is_grad_enabled():  # the loss of a batch without contexts has a gradient: zero
-                CURRENT.set(Call(module.config, None, None, name, linked=_zero(module, name)))
+                CURRENT.set(Call(text_config(module), None, None, name, linked=_zero(module, name)))
             return None
         table = module.get_input_embeddings()
         if has_comp and (table.weight.shape[0] > first or not hasattr(table, EMBEDDINGS)):
@@ -235,11 +255,10 @@ class _Reader:
             kwargs["attention_mask"] = mask
             positions = memory.positions(mask, ids.shape[1])
             kwargs["position_ids"] = kwargs.get("position_ids") if positions is None else positions
-            call = Call(
-                module.config, comp if has_comp else None, None, name, memory.memory_length, rows=rows_of(comp)
-            )
+            kept = comp if has_comp else None
+            call = Call(text_config(module), kept, None, name, memory.memory_length, rows=rows_of(comp))
         else:
-            call = self._parallel(comp, kwargs, name, config, module.config, cache)
+            call = self._parallel(comp, kwargs, name, config, text_config(module), cache)
         if module.training and torch.is_grad_enabled():  # nothing is recomputed otherwise, and the walk costs time
             self._wrap_checkpointing(module)
         CURRENT.set(call)

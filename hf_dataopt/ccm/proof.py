@@ -1,0 +1,123 @@
+"""Whether a model class can carry a memory is shown, not listed: two compressed turns, in one pass and step by step.
+
+Both forms of the method must give the same logits (Figure 7.3 against Eqs. 7.1 to 7.3). What differs is refused, with what
+differed; the verdict is kept per class and settings for the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from .._compat import causal_model_of, input_device, layer_kinds, text_config
+from ..errors import UnsupportedModelError
+from ..seeding import generator
+from ..versions import describe
+from .config import CCMConfig
+
+# share of the logits' mean size that the two forms may differ by
+_ALLOWED, _ALLOWED_HALF = {torch.float64: 1e-6, torch.float32: 1e-4}, 0.05
+_KINDS = {"full", "sliding", "shared"}
+
+_REFUSALS: dict[Any, str | None] = {}
+_LOCK = threading.RLock()
+_PROVING: ContextVar[bool] = ContextVar("hf_dataopt_ccm_proving", default=False)
+
+
+def check_layers(model: Any) -> None:
+    """Refuse, before anything is injected, models with layers that carry a state past the memory.
+
+    Raises:
+        UnsupportedModelError: layers without keys and values.
+    """
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        return
+    config = text_config(model)
+    others = {kind for kind in layer_kinds(config) if kind not in _KINDS}
+    if getattr(config, "attention_chunk_size", None) and "sliding" in layer_kinds(config):
+        raise UnsupportedModelError(
+            f"a {config.model_type} model attends in fixed chunks of {config.attention_chunk_size} tokens, whose borders the memory "
+            "would move"
+        )
+    if others:
+        raise UnsupportedModelError(
+            f"a {config.model_type} model has layers that see the whole context past the memory ({', '.join(sorted(others))}); "
+            "a compressed context memory needs attention in every layer"
+        )
+
+
+def prove(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> None:
+    """Compress two turns in both forms and compare; once per class and settings.
+
+    Args:
+        model: with the adapter, PEFT-wrapped or not.
+        config: settings of the active adapter.
+        memory: makes an empty memory of a model.
+
+    Raises:
+        UnsupportedModelError: the logits differ, with by how much.
+
+    Cost: four forwards over some 16 tokens, the first time.
+    """
+    base = causal_model_of(model)
+    if _PROVING.get():
+        return
+    if any(weight.device.type == "meta" for weight in base.parameters()) and not hasattr(base, "hf_device_map"):
+        return  # weights are still to come
+    settings = (config.memory, config.num_comp_tokens, config.sink, config.merge_weight, str(config.target_modules))
+    model_settings = (base.config.to_json_string(use_diff=False), str(base.config._attn_implementation), base.dtype)
+    key = (type(base), *model_settings, *settings)
+    with _LOCK:
+        if key not in _REFUSALS:
+            token = _PROVING.set(True)
+            try:
+                _REFUSALS[key] = _in_evaluation(base, lambda: _difference(base, config, memory))
+            finally:
+                _PROVING.reset(token)
+        refusal = _REFUSALS[key]
+    if refusal is not None:
+        raise UnsupportedModelError(
+            f"a compressed memory on {type(base).__name__} ({text_config(base).model_type}) would not be exact: {refusal} "
+            f"({describe()})"
+        )
+
+
+def _in_evaluation(model: Any, probe: Callable[[], str | None]) -> str | None:
+    """`probe()` without dropout; every module's mode is afterwards what it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        return probe()
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def _difference(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> str | None:
+    """What differs between one pass and step by step, in words; None where nothing does."""
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(size // 8, max(size // 2, size // 8 + 1), (12,), generator=generator(0)).tolist()
+    turns, question = (ids[:5], ids[5:8]), ids[8:]
+    comp = list(config.comp_token_ids or [])
+    blocks = [sum(turns, [])] if config.memory == "gist" else turns
+    row = torch.tensor([[*(token for turn in blocks for token in [*turn, *comp]), *question]], device=input_device(model))
+    try:
+        together = model(input_ids=row).logits[0, -len(question) :]
+        steps = memory(model)
+        for turn in turns:
+            steps.append(turn)
+        apart = steps.logits(question)[0]
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the model
+    except (TypeError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    difference, scale = float((together - apart).double().abs().mean()), float(together.double().abs().mean())
+    if difference <= _ALLOWED.get(together.dtype, _ALLOWED_HALF) * scale:
+        return None
+    return f"logits of {scale:.2g} on average differ by {difference:.2g} between one pass and step by step"
