@@ -58,7 +58,7 @@ def verdict(kind: str, measure: Callable[[], Any]) -> Verdict:
     except Exception as error:  # noqa: BLE001 - the table shows every error
         return Verdict(None, None, f"{type(error).__name__}: {error}", False)
     if found.refusal is not None:
-        return Verdict(None, found.refusal, None, kind != EXACT)
+        return Verdict(None, found.refusal, None, kind != EXACT and getattr(found, "plain", 0.0) <= TOLERANCE)
     return Verdict(found.difference, None, None, kind != REFUSED and found.difference <= TOLERANCE)
 
 

@@ -101,7 +101,6 @@ DENSE: dict[str, Family] = {
             **WINDOW,
         },
         notes="layers that share keys and values, sliding layers",
-        kvzip=EITHER,
     ),
     "gemma4_text": Family(
         "Gemma4TextConfig",
@@ -127,7 +126,6 @@ DENSE: dict[str, Family] = {
             **WINDOW,
         },
         notes="layers that share keys and values, two head sizes, sliding layers",
-        kvzip=EITHER,
         ccm=EITHER,
     ),
     "vaultgemma": Family(
@@ -165,6 +163,5 @@ DENSE: dict[str, Family] = {
         {"local_attention": 16, "layer_types": ["sliding_attention", "full_attention"], "num_key_value_heads": 4},
         targets=("q_proj", "k_proj", "v_proj", "Wo"),
         notes="sliding layers, `get_decoder` is the head",
-        ccm=EITHER,
     ),
 }

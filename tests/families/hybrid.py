@@ -87,7 +87,6 @@ HYBRID: dict[str, Family] = {
         },
         ccm=REFUSED,
         notes="Mamba layers, layers without any cache",
-        kvzip=EITHER,
     ),
     "zamba2": Family(
         "Zamba2Config",

@@ -32,7 +32,7 @@ class Exactness:
         refusal: message of the `UnsupportedModelError`.
         forward: a question behind a fork that keeps everything, against the plain model.
         generated: the same for the logits of `generate`; infinite where the tokens differ.
-        plain: the model without a cache after compression, against before.
+        plain: the model without a cache after compression, or after its refusal, against before.
         evicted: how much eviction changes; zero would mean a model that ignores its cache.
     """
 
@@ -63,7 +63,9 @@ def measure(family: Family) -> Exactness:
     try:
         full = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=1.0, config=CONFIG, progress=False)
     except UnsupportedModelError as error:
-        return Exactness(refusal=str(error))
+        with torch.no_grad():
+            plain = furthest(model(ids[None]).logits, family.model()(ids[None]).logits)
+        return Exactness(refusal=str(error), plain=plain)
     untouched = family.model()
     expected, told = logits(family, untouched, ids, n), answer(family, untouched, ids, n, _ANSWER)
     with torch.no_grad():
