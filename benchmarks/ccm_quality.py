@@ -35,6 +35,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
+from hf_dataopt._compat import cache_keyword
 from hf_dataopt.demo_model import load_demo_model
 
 SLOTS = 2  # per context
@@ -186,7 +187,7 @@ def pooling(model: Any) -> Score:
             positions = torch.arange(seen, seen + len(context), device=model.device)[None]
             model(
                 torch.tensor([context], device=model.device),
-                past_key_values=memory,
+                **{cache_keyword(): memory},
                 position_ids=positions,
                 logits_to_keep=1,
             )
@@ -201,7 +202,7 @@ def pooling(model: Any) -> Score:
         positions = torch.arange(seen, seen + ids.shape[1], device=model.device)[None]
         mask = torch.ones(1, memory.get_seq_length() + ids.shape[1], dtype=torch.int64, device=model.device)
         n = len(sample.output)
-        out = model(ids, past_key_values=memory, position_ids=positions, attention_mask=mask, logits_to_keep=n + 1)
+        out = model(ids, **{cache_keyword(): memory}, position_ids=positions, attention_mask=mask, logits_to_keep=n + 1)
         return out.logits[0, :-1], torch.tensor(sample.output)
 
     return score

@@ -34,6 +34,7 @@ from torch.nn import functional
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM, StreamingContextMemory
+from hf_dataopt._compat import cache_keyword
 from hf_dataopt.ccm.cache import MemoryCache
 from hf_dataopt.demo_model import load_demo_model
 
@@ -74,7 +75,7 @@ def recurrent_loss(model: Any, sample: dict[str, Any]) -> torch.Tensor:
     layers: list[tuple[torch.Tensor, torch.Tensor]] = []
     seen = 0
     for step, context in enumerate(sample["contexts"], start=1):
-        cache = MemoryCache(layers)
+        cache = MemoryCache(layers).belongs_to(model)
         ids = torch.tensor([[*context, *config.comp_token_ids]])
         _behind(model, cache, ids, seen)
         seen += len(context)
@@ -93,7 +94,7 @@ def recurrent_loss(model: Any, sample: dict[str, Any]) -> torch.Tensor:
                 for pair, found in zip(layers, new, strict=True)
             ]  # type: ignore[misc]
     ids, n = torch.tensor([[*sample["input"], *sample["output"]]]), len(sample["output"])
-    logits = _behind(model, MemoryCache(layers), ids, seen, keep=n + 1)[0, :-1]
+    logits = _behind(model, MemoryCache(layers).belongs_to(model), ids, seen, keep=n + 1)[0, :-1]
     return functional.cross_entropy(logits.float(), torch.tensor(sample["output"]))
 
 
@@ -101,7 +102,7 @@ def _behind(model: Any, cache: Any, ids: torch.Tensor, seen: int, keep: int = 1)
     past = cache.get_seq_length()
     positions = torch.arange(seen, seen + ids.shape[1])[None]
     mask = torch.ones(1, past + ids.shape[1], dtype=torch.int64)
-    kwargs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "logits_to_keep": keep}
+    kwargs = {"attention_mask": mask, "position_ids": positions, cache_keyword(): cache, "logits_to_keep": keep}
     return model(input_ids=ids, use_cache=True, **kwargs).logits
 
 
@@ -155,7 +156,7 @@ def memory_bytes(base: Any) -> Rows:
     sample, one = drawn(base), token_bytes(base)
     context, asked = STEPS * TURN * one, len(sample["input"]) * one
     cache = DynamicCache()
-    base(torch.tensor([[*sum(sample["contexts"], []), *sample["input"]]]), past_key_values=cache, logits_to_keep=1)
+    base(torch.tensor([[*sum(sample["contexts"], []), *sample["input"]]]), **{cache_keyword(): cache}, logits_to_keep=1)
     full = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     if full != context + asked:
         raise ValueError(f"full context takes {full} bytes, expected {context + asked}")
@@ -193,7 +194,7 @@ def throughput(base: Any, budget: int, repeats: int) -> Rows:
         batch = max(1, budget // (length * one))
         if method == "full context":
             cache = DynamicCache()
-            base(torch.tensor([sum(sample["contexts"][:-1], [])]), past_key_values=cache, logits_to_keep=1)
+            base(torch.tensor([sum(sample["contexts"][:-1], [])]), **{cache_keyword(): cache}, logits_to_keep=1)
             cache.batch_repeat_interleave(batch)
             run = _full_run(base, cache, [*newest, *asked], batch)
         else:
@@ -222,7 +223,7 @@ def _decode(model: Any, cache: Any, ids: torch.Tensor, start: int, held: int) ->
         held += ids.shape[1]
         mask = torch.ones(batch, held, dtype=torch.int64)
         out = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions.expand(batch, -1), past_key_values=cache,
+            input_ids=ids, attention_mask=mask, position_ids=positions.expand(batch, -1), **{cache_keyword(): cache},
             use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         ids, positions = out.logits[:, -1].argmax(-1, keepdim=True), positions[-1:] + 1

@@ -23,6 +23,7 @@ from contexts import Question, debian_context
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt._compat import cache_keyword
 from hf_dataopt.demo_model import load_demo_model
 from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.prompt import build_prompt, question_ids
@@ -43,7 +44,7 @@ def answer_nll(
     answer = torch.tensor(tokenizer(question.answer, add_special_tokens=False)["input_ids"])
     asked = question_ids(tokenizer, cache.prompt.suffix_ids, question.text)
     ids = torch.cat([asked, torch.tensor(start), answer])[None]
-    logits = model(ids, past_key_values=cache.fork()).logits[0, -answer.numel() - 1 : -1].float()
+    logits = model(ids, **{cache_keyword(): cache.fork()}).logits[0, -answer.numel() - 1 : -1].float()
     nll = torch.nn.functional.cross_entropy(logits, answer)
     return nll.item(), bool((logits.argmax(-1) == answer).all())
 

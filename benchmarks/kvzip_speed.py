@@ -28,6 +28,7 @@ from _report import show, write
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt._compat import cache_keyword
 from hf_dataopt.demo_model import load_demo_model
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
 from hf_dataopt.kvzip.scoring import prefill, score_context
@@ -110,7 +111,7 @@ def decoding(
         times: dict[str, list[float]] = {name: [] for name in caches}
         for _ in range(tokens):
             for name, cache in caches.items():
-                seconds, _ = cpu_seconds(lambda cache=cache: model(_TOKEN, past_key_values=cache))
+                seconds, _ = cpu_seconds(lambda cache=cache: model(_TOKEN, **{cache_keyword(): cache}))
                 times[name].append(seconds)
         full = statistics.median(times["full"])
         for name in ("0.3", "0.1"):

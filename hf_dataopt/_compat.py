@@ -94,16 +94,17 @@ def attention_of(name: str, module: Any) -> Any:
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    found = ALL_ATTENTION_FUNCTIONS.get(name)
+    kind: Any = type(module)
+    found = ALL_ATTENTION_FUNCTIONS.get(name) or (_eager_of(kind) if name == "eager" else None)
     if found is None:
-        found = _eager_of(type(module)) if name == "eager" else None
-    if found is None:
-        raise ValueError(f"no attention function {name!r} for {type(module).__name__}; use set_attn_implementation('sdpa')")
+        raise ValueError(
+            f"no attention function {name!r} for {type(module).__name__}; use set_attn_implementation('sdpa')"
+        )
     return found
 
 
 @functools.cache
-def _eager_of(kind: type) -> Any:
+def _eager_of(kind: Any) -> Any:
     files = (sys.modules.get(parent.__module__) for parent in kind.__mro__)
     return next((found for file in files if (found := getattr(file, "eager_attention_forward", None))), None)
 
@@ -130,7 +131,12 @@ def copied_layer(layer: Any) -> Any:
         states = layer.__dict__.get(name)
         if isinstance(states, dict):
             other.__dict__[name] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in states.items()}
-    for name in ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state", "conv_kernel_size"):
+    for name in (
+        "is_conv_states_initialized",
+        "is_recurrent_states_initialized",
+        "has_previous_state",
+        "conv_kernel_size",
+    ):
         if isinstance(layer.__dict__.get(name), dict):
             other.__dict__[name] = dict(layer.__dict__[name])
     return other
@@ -143,6 +149,45 @@ def layer_tensors(layer: Any) -> list[torch.Tensor]:
         states = getattr(layer, name, None)
         found += list(states.values()) if isinstance(states, dict) else []
     return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
+
+
+def window_of(model: Any, index: int) -> int | None:
+    """Sliding window of layer `index`, as the cache that transformers would build has it."""
+    from transformers import DynamicCache
+
+    return getattr(DynamicCache(config=text_config(model)).layers[index], "sliding_window", None)
+
+
+def linear_states(layer: Any) -> dict[str, torch.Tensor]:
+    """States of a linear-attention layer by name, for a file; none for layers that share keys."""
+    return {
+        f"{kind}.{i}": state
+        for kind in ("conv_states", "recurrent_states")
+        for i, state in (getattr(layer, kind, None) or {}).items()
+        if isinstance(state, torch.Tensor)
+    }
+
+
+def linear_layer(model: Any, index: int, states: dict[str, torch.Tensor]) -> Any:
+    """The cache layer that transformers makes for layer `index` of a model, with `linear_states` put back.
+
+    Raises:
+        ValueError: states that such a layer does not have.
+    """
+    from transformers import DynamicCache
+
+    layer: Any = DynamicCache(config=text_config(model)).layers[index]
+    for name, state in states.items():
+        kind, _, number = name.partition(".")
+        if kind not in ("conv_states", "recurrent_states") or not number.isdecimal() or not hasattr(layer, kind):
+            raise ValueError(f"layer {index} has no state {name!r:.80}")
+        i = int(number)
+        if i not in getattr(layer, kind):
+            raise ValueError(f"layer {index} has no state {name!r:.80}")
+        layer.lazy_initialization(**{kind: state, "state_idx": i})
+        getattr(layer, kind)[i].copy_(state)
+        layer.has_previous_state[i] = True
+    return layer
 
 
 def text_config(model: Any) -> Any:
@@ -178,7 +223,7 @@ def input_device(model: Any) -> torch.device:
         if getattr(one, "execution_device", None) is not None:
             where = one.execution_device
             return torch.device(where if not isinstance(where, int) else f"cuda:{where}")
-    device = table.weight.device
+    device: torch.device = table.weight.device  # type: ignore[assignment]
     return torch.device("cpu") if device.type == "meta" else device
 
 

@@ -2,7 +2,8 @@
 
 A method's room holds a `command.py` with `HELP`, `EXAMPLES`, `add_arguments(parser)`, `run(args) -> dict` (the machine-readable
 result) and `show(result, console)` (the same for people). This file adds what all of them share: `--json`, `--seed`,
-`--debug`, exit codes and errors without a traceback.
+`--debug`, exit codes and errors without a traceback. A command that goes on when a part fails names it in
+`result["failed"]` (part -> reason), and exits with 1 after its result is shown.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from . import __version__
+from . import __version__, versions
 
 COMMANDS = {
     "demo": "hf_dataopt.demo",
@@ -37,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Data-optimization methods as Hugging Face objects.",
         epilog="`hf-dataopt COMMAND --help` shows examples. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"hf-dataopt {__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the versions of this, torch, transformers, ..."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, path in COMMANDS.items():
         module = import_module(path)
@@ -65,6 +68,14 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
 
+class _Version(argparse.Action):
+    """Asked only when wanted: argparse's own action needs the text for every call, and breaks its lines anew."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"hf-dataopt {__version__}\n{versions.describe()}")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -76,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        _run(args.module, args)
+        failed = _run(args.module, args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -86,10 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-dataopt {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
         print("(--debug shows the traceback)", file=sys.stderr)
         return EXIT_FAILED
+    if failed:
+        print(f"hf-dataopt {args.command}: failed: {', '.join(failed)}", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_OK
 
 
-def _run(module: ModuleType, args: argparse.Namespace) -> None:
+def _run(module: ModuleType, args: argparse.Namespace) -> dict[str, str]:
+    """The parts that failed, by name."""
     from rich.console import Console
 
     # with --json stdout carries the object alone, so that scripts can parse it
@@ -101,6 +116,8 @@ def _run(module: ModuleType, args: argparse.Namespace) -> None:
     else:
         module.show(result, console)
     console.file.flush()
+    failed: dict[str, str] = result.get("failed", {})
+    return failed
 
 
 if __name__ == "__main__":

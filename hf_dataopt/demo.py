@@ -28,16 +28,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the chosen sections; each shows its own tables as it goes."""
+    """Run the chosen sections; each shows its own tables as it goes, and one that fails does not stop the others.
+
+    Returns:
+        The result of every section that ended well, with its `claims`: rows of claim, baseline and ours as text, all measured
+        in this run; and `failed`, the reason of every section that did not.
+    """
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    results = {}
+    results: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     for name in SECTIONS if args.section == "all" else [args.section]:
         args.console.rule(f"[bold]{name}")
-        results[name] = import_module(SECTIONS[name]).demo(args, output_dir)
-    return results
+        try:
+            results[name] = import_module(SECTIONS[name]).demo(args, output_dir)
+        except Exception as error:  # noqa: BLE001 - a section is somebody's method: told, and the next one has its turn
+            failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
+            if args.debug:
+                args.console.print_exception()
+            args.console.print(f"{name} failed: {failed[name]}", style="red", markup=False, soft_wrap=True)
+    return {**results, "failed": failed}
 
 
 def show(result: dict[str, Any], console: Any) -> None:
-    """The sections have shown their results already."""
-    console.print(f"demo finished: {', '.join(result)}")
+    """The sections have shown their own results: one table over all of them, the failed ones too."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="What this run measured")
+    for title in ("method", "claim", "baseline", "ours"):
+        table.add_column(title)
+    for name in SECTIONS:
+        if name in result["failed"]:
+            table.add_row(name, f"[red]failed: {escape(result['failed'][name])}", end_section=True)
+        rows = result[name]["claims"] if name in result else []
+        for row in rows:
+            cells = [escape(row[key]) for key in ("claim", "baseline", "ours")]
+            table.add_row(name if row is rows[0] else "", *cells, end_section=row is rows[-1])
+    console.print(table)

@@ -7,6 +7,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_dataopt._compat import cache_keyword
+
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 _DECODER = {
     "vocab_size": 264,
@@ -67,3 +69,8 @@ def byte_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
             "{% if add_generation_prompt %}[assistant]{% endif %}"
         )
     return wrapped
+
+
+def held(cache: object) -> dict[str, object]:
+    """A cache as the keyword argument that the installed transformers wants."""
+    return {cache_keyword(): cache}

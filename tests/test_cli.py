@@ -11,6 +11,7 @@ import pytest
 
 from hf_dataopt import __version__
 from hf_dataopt.cli import COMMANDS, main
+from hf_dataopt.versions import describe
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "matplotlib", "rich")
 
@@ -46,7 +47,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0
-    assert capsys.readouterr().out.strip() == f"hf-dataopt {__version__}"
+    assert capsys.readouterr().out.splitlines() == [f"hf-dataopt {__version__}", describe()]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ..routing.dispatch import CURRENT
 if TYPE_CHECKING:
     from .config import CCMConfig
 
+
 @dataclass(frozen=True)
 class Layout:
     """Who sees whom in [c(1) COMP ... c(t) COMP I O], rows of any lengths, padded or packed.

@@ -77,7 +77,9 @@ class MemoryCache(RoutedCache):
         flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         if not flat or attention_mask.shape[1] != need or n_new == 0:
             got = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else attention_mask
-            raise DroppedTokensError(f"memory and tokens need a 2-D attention_mask of width {need}, got {got}; {_ADVICE}")
+            raise DroppedTokensError(
+                f"memory and tokens need a 2-D attention_mask of width {need}, got {got}; {_ADVICE}"
+            )
 
     def prepare(self, input_ids: torch.Tensor, kwargs: dict[str, Any]) -> None:
         """Refuse to cut a prompt: new ids are no continuation of the memory's tokens.

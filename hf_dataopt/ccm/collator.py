@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..chat import ChatFormat, said
 from .attention import skip_positions
 from .config import CCMConfig
 from .turns import encode_answer, encode_turn
@@ -22,8 +23,10 @@ class DataCollatorForCCM:
     A sample is a dict with one of
     `messages` (chat; the last is O, the one before I, each earlier one a c(j)),
     `texts` (strings in the same order),
-    `contexts`, `input`, `output` (each text, message or ids; `input` may be missing), or
+    `contexts`, `input`, `output` (each text, message, list of messages or ids, as `CompressedContextMemory.append` takes
+    them; `input` may be missing), or
     `examples`, `input`, `output` (few-shot: each example is `{"input", "output"}` and a c(j)).
+    A message's content is text or text parts.
     Labels are on O alone; the words with which a chat template opens the answer belong to I. With
     `completion_only_loss=False` each c(j) and I carry labels too. With `memory="concat"` and `"merge"` c(j) is predicted
     behind Mem(j-1), so that one pass trains every step of the memory; in the other modes a c(j) sees no memory. For
@@ -37,10 +40,12 @@ class DataCollatorForCCM:
             the sample's start (beginning-of-text token, template opening, attention sink) stays.
         pack (`bool`, default `False`): put several samples into one row, each with positions from 0.
         completion_only_loss (`bool`, default `True`): labels on O only, as the text.
+        template_kwargs (`dict`, optional), system (`str`, optional), special_tokens_in_text (`bool`, default `False`): see
+            `ChatFormat`; the system message stands before the first message of every sample. Give the memory the same.
 
     Raises:
-        ValueError: an empty batch, a sample without output, ids outside the vocabulary, or input and output longer than
-            `max_length`.
+        ValueError: an empty batch, a sample without output, ids outside the vocabulary, a special token that cannot be
+            encoded as text, or input and output longer than `max_length`.
         TypeError: a sample of another kind.
 
     Source: Algorithm 6; `max_length` of the reference code.
@@ -54,6 +59,9 @@ class DataCollatorForCCM:
         max_length: int = 1024,
         pack: bool = False,
         completion_only_loss: bool = True,
+        template_kwargs: dict[str, Any] | None = None,
+        system: str | None = None,
+        special_tokens_in_text: bool = False,
     ) -> None:
         if config.comp_token_ids is None:
             raise ValueError("this config has no compression tokens yet; pass `model.peft_config['default']`")
@@ -61,6 +69,9 @@ class DataCollatorForCCM:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer, self.config, self.max_length, self.pack = tokenizer, config, max_length, pack
         self.completion_only_loss = completion_only_loss
+        self.chat = ChatFormat(
+            template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
+        )
         # samples cut and contexts left out, a row per loader worker: only one process writes each
         self._cut = torch.zeros(_WORKERS, 2, dtype=torch.int64).share_memory_()
 
@@ -111,7 +122,7 @@ class DataCollatorForCCM:
 
     def _sample(self, feature: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         contexts, question, answer = self._parts(feature)
-        turns = [encode_turn(self.tokenizer, turn, first=index == 0) for index, turn in enumerate(contexts)]
+        turns = [self._turn(turn, first=index == 0) for index, turn in enumerate(contexts)]
         asked, said = self._question_and_answer(question, answer, first=not turns)
         if not said or not all(turns):
             raise ValueError("a sample needs an output and contexts that have tokens")
@@ -125,7 +136,7 @@ class DataCollatorForCCM:
                 )
             turns, cut = turns[1:], cut + 1
             if turns and not _answers(contexts[cut]):
-                turns[0] = self._begun(encode_turn(self.tokenizer, contexts[cut], first=True), start)
+                turns[0] = self._begun(self._turn(contexts[cut], first=True), start)
             elif not turns:
                 asked, said = self._question_and_answer(question, answer, first=True)
                 asked = self._begun(asked, start) if asked else asked
@@ -149,11 +160,14 @@ class DataCollatorForCCM:
         where = torch.where(ids >= comp[0], ids - comp[0], -1)
         return ids, skip_positions(where[None], torch.ones(1, len(ids), dtype=torch.bool))[0], labels
 
+    def _turn(self, turn: Any, first: bool) -> list[int]:
+        return encode_turn(self.tokenizer, turn, first, self.chat)
+
     def _question_and_answer(self, question: Any, answer: Any, first: bool) -> tuple[list[int], list[int]]:
-        asked = [] if question is None else encode_turn(self.tokenizer, question, first=first)
-        opening, said = encode_answer(self.tokenizer, answer, first=first and not asked)
+        asked = [] if question is None else self._turn(question, first)
+        opening, ids = encode_answer(self.tokenizer, answer, first and not asked, self.chat)
         eos = getattr(self.tokenizer, "eos_token_id", None)
-        return [*asked, *opening], [*said, eos] if isinstance(answer, str) and eos is not None else said
+        return [*asked, *opening], [*ids, eos] if isinstance(said(answer), str) and eos is not None else ids
 
     def _begun(self, ids: list[int], start: list[int]) -> list[int]:
         """Ids that come first now: with the sample's first token where that is a beginning-of-text token or a sink."""
@@ -175,25 +189,35 @@ class DataCollatorForCCM:
         kinds = [name for name in ("messages", "texts", "contexts", "examples") if feature.get(name) is not None]
         if len(kinds) > 1:
             raise ValueError(f"a sample has one of messages, texts, contexts, examples; got {kinds}")
-        turns = feature.get("messages") or feature.get("texts")
+        for name in kinds:
+            if isinstance(feature[name], str | bytes | dict) or not hasattr(feature[name], "__iter__"):
+                raise TypeError(
+                    f"{name} must be a list with an entry for each turn, got {feature[name]!r:.80}; write [...]"
+                )
+        named = next((name for name in ("messages", "texts") if name in kinds), None)
+        turns = list(feature[named]) if named else []
         if turns:
             if len(turns) < 2:
                 raise ValueError("a conversation needs at least two turns")
-            return list(turns[:-2]), turns[-2], turns[-1]
+            return turns[:-2], turns[-2], turns[-1]
         if "output" not in feature:
             raise TypeError(
                 f"a sample needs messages, texts, or contexts/examples with output; got {sorted(feature)} "
                 "(with a Trainer, set remove_unused_columns=False)"
             )
         if feature.get("examples") is None:
-            return list(feature.get("contexts") or []), feature.get("input"), feature["output"]
-        examples = [*feature["examples"], feature]
-        if not all(isinstance(e, dict) and isinstance(e.get(k), str) for e in examples for k in ("input", "output")):
+            contexts = feature.get("contexts")
+            return [] if contexts is None else list(contexts), feature.get("input"), feature["output"]
+        pairs = [
+            [said(example.get(name)) if isinstance(example, dict) else None for name in ("input", "output")]
+            for example in (*feature["examples"], feature)
+        ]
+        if not all(isinstance(text, str) for pair in pairs for text in pair):
             raise TypeError("few-shot examples, and what follows them, need 'input' and 'output' as text")
-        contexts = [f"{example['input']} {example['output']}\n" for example in feature["examples"]]
-        return contexts, feature["input"], f" {feature['output']}"
+        return [f"{asked} {answer}\n" for asked, answer in pairs[:-1]], pairs[-1][0], f" {pairs[-1][1]}"
 
 
 def _answers(turn: Any) -> bool:
     """Whether a turn cannot open a conversation: chat templates want a user or system message first."""
+    turn = turn[0] if isinstance(turn, list | tuple) and turn else turn
     return isinstance(turn, dict) and turn.get("role") == "assistant"

@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from peft import LoraConfig
 
 from .._plugin import install
 
+_BASE = "would change the base model's weights"
+_EVERY = "would act on every token"
+_INITS = (True, False, "gaussian", "orthogonal")  # those that leave the base weights alone
+# LoraConfig's fields whose effect Eq. 7.4 forbids: the update acts on compression tokens, the base model stays as it is
+_FORBIDDEN = {
+    "bias": f"a trained bias {_EVERY}",
+    "lora_bias": f"a bias on the LoRA {_EVERY}",
+    "use_dora": f"DoRA rescales the base weights, which {_EVERY}",
+    "modules_to_save": f"fully trained modules {_EVERY}",
+    "trainable_token_indices": "trained vocabulary embeddings would change plain text (compression tokens have their own)",
+    "target_parameters": f"a LoRA on bare parameters {_EVERY}",
+    "layer_replication": _BASE.replace("weights", "layers"),
+    "alora_invocation_tokens": "an activated LoRA would act on all tokens after its own invocation tokens",
+    "use_qalora": "QALoRA pools the input features in a layer of its own, without the mask",
+    "megatron_config": "Megatron's parallel layers compute the update themselves, without the mask",
+    "velora_config": "VeLoRA computes the update in a layer of its own, without the mask",
+    "monteclora_config": "MonteCLoRA computes the update in a layer of its own, without the mask",
+    "use_bdlora": "BD-LoRA computes the update in a layer of its own, without the mask",
+    "arrow_config": f"Arrow mixes other adapters in, which {_EVERY}",
+    "kasa_config": f"KaSA cuts the base weights, which {_EVERY}",
+    "loftq_config": f"LoftQ {_BASE}",
+    "corda_config": f"CorDA {_BASE}",
+    "lora_ga_config": f"LoRA-GA {_BASE}",
+    "eva_config": "EVA starts from statistics of all tokens, not of compression tokens",
+}
+# fields that say where, how strongly or in what dtype the update acts, or nothing about it
+_ALLOWED = {
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+}
 MEMORIES = ("concat", "merge", "concat_apart", "merge_apart", "gist")
 
 
@@ -28,6 +68,9 @@ class CCMPeftType(enum.StrEnum):
 class CCMConfig(LoraConfig):
     """Settings of the conditional LoRA and of the memory it writes; all other fields as `LoraConfig`.
 
+    Fields of `LoraConfig` that change the base weights or act on other tokens than compression tokens are refused, and so are
+    fields of later PEFT releases that are not at their default.
+
     Args:
         r (`int`, >= 1, default 8), lora_alpha (`int`, default 16), lora_dropout (`float`, default 0.05): as the reference code.
         target_modules (default q, k, v and o projections): linear layers that the conditional LoRA adapts.
@@ -42,7 +85,7 @@ class CCMConfig(LoraConfig):
         conditional (`bool`, default `True`): False is a plain LoRA on every token, the ablation of Table 7.5.
 
     Raises:
-        ValueError: a field is out of its range.
+        ValueError: a field is out of its range, or has an effect that Eq. 7.4 forbids.
 
     Source: sections 7.3.1 and 7.4 (defaults of the reference code where the text names none).
     Differs: compression-token embeddings are trained too, as in the reference code; the text names the LoRA alone.
@@ -63,6 +106,7 @@ class CCMConfig(LoraConfig):
     )
 
     def __post_init__(self) -> None:
+        check_conditional(self)
         super().__post_init__()
         self.peft_type = CCMPeftType.CCM
         if self.task_type is None:
@@ -80,8 +124,6 @@ class CCMConfig(LoraConfig):
         start = self.comp_init_token_ids
         if start is not None and (not start or any(isinstance(i, bool) or not isinstance(i, int) for i in start)):
             raise ValueError(f"comp_init_token_ids must be a list of token ids, got {start!r}; None starts at means")
-        if self.use_dora or self.bias != "none":
-            raise ValueError("a conditional LoRA takes neither DoRA nor a trained bias: both act on every token")
 
     def to_dict(self) -> dict[str, Any]:
         """Fields for `adapter_config.json`; the type's name tells a reader without this package what to do."""
@@ -100,6 +142,71 @@ class CCMConfig(LoraConfig):
     def update_weight(self, step: int) -> float:
         """a_t of step `step` (from 1): the share of h(t) in Mem(t)."""
         return 1.0 if step == 1 else (1.0 / step if self.merge_weight is None else self.merge_weight)
+
+
+def check_conditional(config: CCMConfig) -> None:
+    """Refuse settings whose effect Eq. 7.4 forbids.
+
+    Raises:
+        ValueError: which field, why, and what to do.
+    """
+    if isinstance(config.init_lora_weights, str | bool) and config.init_lora_weights not in _INITS:
+        raise ValueError(
+            f"init_lora_weights={config.init_lora_weights!r:.40} is refused: it {_BASE}, or starts from statistics of all "
+            "tokens, and a conditional LoRA leaves plain text as it is (Eq. 7.4); use one of "
+            f"{', '.join(map(repr, _INITS))}"
+        )
+    own = set(CCMConfig.__annotations__)
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.name in own | _ALLOWED or value == _default(one):
+            continue
+        why = _FORBIDDEN.get(one.name)
+        if why is None:
+            why = "this field of a newer peft has not been compared with Eq. 7.4"
+        elif not value and not isinstance(
+            value, dict
+        ):  # an empty list says the same as None; {} is a config of defaults
+            continue
+        raise ValueError(
+            f"{one.name}={value!r:.60} is refused: {why}, and a conditional LoRA changes compression tokens alone (Eq. 7.4); "
+            f"leave {one.name} at {_default(one)!r}, or train such an adapter apart and merge it into the base model first"
+        )
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default_factory() if one.default_factory is not MISSING else one.default
+
+
+def check_alone(model: Any, adapter_name: str, configs: dict[str, Any]) -> None:
+    """Refuse to put a conditional LoRA on a model with adapters of another kind: they would silently stop acting.
+
+    Args:
+        model: on its way to an adapter; nothing has been done to it yet.
+        adapter_name: of the new adapter.
+        configs: by adapter name, the new one included.
+
+    Raises:
+        ValueError: another adapter is there, or settings that Eq. 7.4 forbids.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    check_conditional(configs[adapter_name])
+    ours = {name for name, one in configs.items() if isinstance(one, CCMConfig) and name != adapter_name}
+    found = {name for name, one in configs.items() if not isinstance(one, CCMConfig)}
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            named = (getattr(module, kind, ()) for kind in module.adapter_layer_names)
+            found |= {str(name) for names in named for name in getattr(names, "keys", tuple)()} - ours
+    if isinstance(model, PeftModel):
+        found |= set(model.peft_config)
+    if found:
+        raise ValueError(
+            f"the model already has the adapter {', '.join(map(repr, sorted(found)))}, which would stop acting beside a "
+            "conditional LoRA; merge it into the model (`merge_and_unload()`) or take it off (`unload()`) first; a further CCM "
+            "adapter is added with `model.add_adapter(name, CCMConfig(...))`"
+        )
 
 
 install()

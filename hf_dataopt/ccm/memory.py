@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from .._compat import input_device
+from .._compat import causal_model_of, input_device, text_config
 from ..artifacts import push_saved
+from ..chat import ChatFormat
+from ..positions import warn_beyond_positions
 from ..routing.inputs import CallInputs
 from .cache import CompressingCache, MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
 from .proof import prove
-from .saved import layers_of, load_memory, save_memory
-from .turns import answer_prompt, encode_turn
+from .saved import layers_of, load_memory, read_chat, save_memory
+from .turns import answer_prompt, awaits_answer, encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -29,6 +31,9 @@ class CompressedContextMemory:
         model (`PeftModel`): with an active `CCMConfig` adapter.
         tokenizer (`PreTrainedTokenizerBase`, optional): needed where contexts or questions are text or messages.
         batch_size (`int`, default 1): users in this memory.
+        template_kwargs (`dict`, optional), system (`str`, optional), special_tokens_in_text (`bool`, default `False`): see
+            `ChatFormat`; the system message stands before the first message. Give the collator the same. A saved memory
+            keeps them.
 
     Attributes:
         peak_kv_bytes: largest sum of the keys and values held, those just made to be kept, and those of the layer that attends
@@ -38,18 +43,35 @@ class CompressedContextMemory:
     Raises:
         ValueError: the active adapter is not a CCM adapter.
         UnsupportedModelError: a probe on first use of the model's class found that its memory would not be exact.
+        TypeError: template arguments that are not JSON.
 
     Source: section 7.3.1, Eq. 7.1 to 7.3.
     Cost: memory of t * num_comp_tokens slots (concat) or num_comp_tokens slots (merge) per layer and head.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 1,
+        template_kwargs: dict[str, Any] | None = None,
+        system: str | None = None,
+        special_tokens_in_text: bool = False,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.config = ccm_config(model)
+        self.chat = ChatFormat(
+            template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
+        )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         prove(model, self.config, type(self))
-        device = input_device(model)
+        self._warned = False
+        self._start(batch_size)
+
+    def _start(self, batch_size: int) -> None:
+        device = input_device(self.model)
         self._layers: Layers = []  # [sink | memory]
         self._held = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
         self.steps = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -88,17 +110,47 @@ class CompressedContextMemory:
         slots = self._held.numel()
         return _nbytes(self.layers) * int(self._text.sum()) // slots if slots else 0
 
+    def reset(self, users: Sequence[int] | None = None) -> None:
+        """Forget everything; the memory is as it was before the first `append`.
+
+        Args:
+            users: forget these users (from 0) only; their keys and values are zeroed. Forks keep what they have.
+
+        Raises:
+            ValueError: no such user.
+        """
+        chosen = sorted(set(range(self.batch_size) if users is None else users))
+        if any(isinstance(user, bool) or not 0 <= user < self.batch_size for user in chosen):
+            raise ValueError(f"users must be in [0, {self.batch_size - 1}], got {list(chosen)}")
+        if len(chosen) == self.batch_size:
+            self._start(self.batch_size)
+            return
+        gone = torch.zeros_like(self.steps, dtype=torch.bool)
+        gone[chosen] = True
+        self._held = self._held & ~gone[:, None]
+        used = self._held.any(0)
+        slots = torch.cat([used.new_ones(self._sinks), used]).nonzero()[:, 0]
+        self._layers = [(_cleared(keys, gone, slots), _cleared(values, gone, slots)) for keys, values in self._layers]
+        self._held = self._held[:, used]
+        self.steps, self._text = self.steps.masked_fill(gone, 0), self._text.masked_fill(gone, 0)
+        self._history = [[] if user in chosen else row for user, row in enumerate(self._history)]
+        if not bool((self.steps > 0).any()):
+            self._layers, self._held = [], self._held[:, :0]
+
     @torch.no_grad()
     def append(self, context: Any) -> None:
         """Compress one more context c(t) and update the memory.
 
         Args:
-            context: one user: `str`, message (`{"role", "content"}`) or ids (list or 1-D tensor). Several users: a list of
-                these, one per user; None where a user has nothing new.
+            context: one user: `str`, message (`{"role", "content"}`), a list of messages (ONE context of all of them, one
+                compression) or ids (list or 1-D tensor); a content may be text parts. Several users: a list of these, one
+                per user; None where a user has nothing new.
 
         Raises:
-            ValueError: an empty context, or another number of users.
-            TypeError: neither text, message nor ids.
+            ValueError: an empty context, ids outside the vocabulary, or another number of users.
+            TypeError: neither text, messages nor ids.
+
+        Warns once (`UserWarning`) when contexts and question need more positions than the model has.
         """
         rows = self._rows(context)
         if self.config.memory != "gist":
@@ -106,7 +158,8 @@ class CompressedContextMemory:
             return
         if any(row is None for row in rows):
             raise ValueError("a gist memory is made anew at every step: every user needs a context")
-        again = CompressedContextMemory(self.model, self.tokenizer, batch_size=self.batch_size)
+        again = CompressedContextMemory(self.model, batch_size=self.batch_size)
+        again._warned, again.tokenizer, again.chat = self._warned, self.tokenizer, self.chat
         again._history = [[*old, *(row or [])] for old, row in zip(self._history, rows, strict=True)]
         again._take_in(list(again._history))
         again._count_peak(self.peak_slots, max(self.peak_kv_bytes, again.peak_kv_bytes + self.nbytes))
@@ -126,6 +179,7 @@ class CompressedContextMemory:
         text = (mask.long().cumsum(1) - 1).clamp(min=0)
         length = torch.tensor([len(row or []) for row in rows], device=ids.device)[:, None]
         column = ids.shape[1] - len(comp)
+        self._warn_if_long([len(row or []) + len(comp) for row in rows])
         positions = self._text[:, None] + text  # COMP k follows the text; later text starts where COMP 0 stood
         positions[:, column:] = self._text[:, None] + length + torch.arange(len(comp), device=ids.device)
         layers, held = self._seen(self.config.recurrent)
@@ -137,6 +191,13 @@ class CompressedContextMemory:
             slots += self._held.shape[1]
         self._count_peak(slots, self.nbytes + extra)
         return cache
+
+    def _warn_if_long(self, tokens: Sequence[int], users: Sequence[int] | None = None) -> None:
+        """Warn, once, where new tokens per row need positions that the model does not have."""
+        seen = self.tokens_seen if users is None else [self.tokens_seen[user] for user in users]
+        needed = max(old + new for old, new in zip(seen, tokens, strict=True))
+        config = text_config(causal_model_of(self.model))
+        self._warned = self._warned or warn_beyond_positions(config, needed, "the memory's text so far")
 
     def _count_peak(self, slots: int, nbytes: int) -> None:
         self.peak_slots, self.peak_kv_bytes = max(self.peak_slots, slots), max(self.peak_kv_bytes, nbytes)
@@ -193,8 +254,9 @@ class CompressedContextMemory:
         """Everything `generate` needs: `model.generate(**memory.inputs(question))`.
 
         Args:
-            question: as `append`'s context; one user's memory also takes a list, and forks for each entry. A message is
-                followed by the words with which the chat template opens the answer.
+            question: as `append`'s context, a list of messages being one question. One user's memory also takes a list of
+                questions (a list of messages for each that is made of messages), and forks for each entry. A message that
+                is not the assistant's is followed by the words with which the chat template opens the answer.
 
         Returns:
             `input_ids` (B, q), `attention_mask` (B, memory + q), `position_ids` (B, q) and a fresh fork under the keyword that
@@ -203,10 +265,11 @@ class CompressedContextMemory:
         Raises:
             ValueError, TypeError: as `append`.
         """
-        several = self.batch_size == 1 and isinstance(question, list | tuple) and not _is_ids(question)
+        several = self.batch_size == 1 and isinstance(question, list | tuple) and not _is_one(question)
         rows = self._rows(question, count=len(question) if several else None, asking=True)
         if any(row is None for row in rows):
             raise ValueError("every user needs a question; use a memory of fewer users")
+        self._warn_if_long([len(row or []) for row in rows], users=[0] * len(rows) if several else None)
         ids, mask = _left_padded([row or [] for row in rows], self.steps.device)
         cache, held = self._fork(rows=len(rows) if several else None)
         positions = self._text[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -240,7 +303,7 @@ class CompressedContextMemory:
 
     def fork(self) -> CompressedContextMemory:
         """An independent memory with the same content; nothing is copied until one of them grows."""
-        other = CompressedContextMemory(self.model, self.tokenizer, batch_size=self.batch_size)
+        other = CompressedContextMemory(self.model, batch_size=self.batch_size)
         other.__dict__.update(self.__dict__)
         other._layers = list(self._layers)
         other._history = [list(row) for row in self._history]
@@ -259,7 +322,7 @@ class CompressedContextMemory:
             for index, (keys, values) in enumerate(layers):
                 tensors |= {f"{kind}.{index}.keys": keys, f"{kind}.{index}.values": values}
         settings = {"layers": len(self._layers), "history": self._history}
-        settings |= {"peak_kv_bytes": self.peak_kv_bytes, "peak_slots": self.peak_slots}
+        settings |= {"peak_kv_bytes": self.peak_kv_bytes, "peak_slots": self.peak_slots, **self.chat.to_dict()}
         sizes = (self.batch_size, sum(self.steps.tolist()), sum(self.tokens_seen), self.nbytes)
         save_memory(Path(folder), "context_memory", self.model, tensors, settings, sizes, adapter)
 
@@ -281,7 +344,7 @@ class CompressedContextMemory:
         memory = cls(model, tokenizer)
         tensors, settings = load_memory(model, source, "context_memory", **hub)
         memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
-        memory._history = settings["history"]
+        memory._history, memory.chat = settings["history"], read_chat(settings, source)
         memory.peak_kv_bytes, memory.peak_slots = settings["peak_kv_bytes"], settings["peak_slots"]
         parts = [part for part in (layers_of(tensors, "sink"), layers_of(tensors, "memory")) if part]
         sinks = parts[0][0][0].shape[2] if len(parts) == 2 else 0
@@ -303,20 +366,26 @@ class CompressedContextMemory:
     def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
         check_still_active(self.model, self.config)
         users = count or self.batch_size
-        single = users == 1 and count is None and (not isinstance(given, list | tuple) or _is_ids(given))
+        single = users == 1 and count is None and (not isinstance(given, list | tuple) or _is_one(given))
         if isinstance(given, torch.Tensor) and given.ndim == 2:
             given, single = list(given), False
         items: Sequence[Any] = [given] if single else given
-        if isinstance(items, str | dict) or len(items) != users:
-            raise ValueError(f"this memory has {users} users and needs one entry for each")
+        if not isinstance(items, list | tuple) or len(items) != users:
+            raise ValueError(
+                f"this memory has {users} users and needs a list with one entry for each, got {given!r:.80}; a list of "
+                "messages is one entry where it stands in such a list"
+            )
+        limit = (self.config.comp_token_ids or [0])[0]
         rows: list[list[int] | None] = []
         for index, item in enumerate(items):
             first = int(self.steps[index if users == self.batch_size else 0]) == 0
-            row = None if item is None else encode_turn(self.tokenizer, item, first)
+            row = None if item is None else encode_turn(self.tokenizer, item, first, self.chat)
             if row is not None and not row:
                 raise ValueError(f"entry {index} has no tokens; pass None for a user with nothing new")
-            if row is not None and asking and isinstance(item, dict) and item["role"] != "assistant":
-                row = [*row, *answer_prompt(self.tokenizer)]
+            if row is not None and not 0 <= min(row) <= max(row) < limit:
+                raise ValueError(f"ids must be in [0, {limit - 1}], got {min(row)} to {max(row)} in entry {index}")
+            if row is not None and asking and awaits_answer(item):
+                row = [*row, *answer_prompt(self.tokenizer, self.chat)]
             rows.append(row)
         if all(row is None for row in rows):
             raise ValueError("no user has anything new")
@@ -331,8 +400,13 @@ def _average(old: torch.Tensor, new: torch.Tensor, weight: torch.Tensor) -> torc
     return (old.float() * (1 - weight) + new.float() * weight).to(old.dtype)
 
 
-def _is_ids(given: Any) -> bool:
-    return isinstance(given, torch.Tensor) or all(isinstance(entry, int) for entry in given)
+def _cleared(states: torch.Tensor, users: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    return states[:, :, slots.to(states.device)].masked_fill(users.to(states.device)[:, None, None, None], 0)
+
+
+def _is_one(given: Any) -> bool:
+    """Whether a list or tuple is one turn: ids, messages, or text parts."""
+    return all(isinstance(entry, int) for entry in given) or all(isinstance(entry, dict) for entry in given)
 
 
 def _left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,8 +40,8 @@ def check_layers(model: Any) -> None:
     others = {kind for kind in layer_kinds(config) if kind not in _KINDS}
     if getattr(config, "attention_chunk_size", None) and "sliding" in layer_kinds(config):
         raise UnsupportedModelError(
-            f"a {config.model_type} model attends in fixed chunks of {config.attention_chunk_size} tokens, whose borders the memory "
-            "would move"
+            f"a {config.model_type} model attends in fixed chunks of {config.attention_chunk_size} tokens, whose borders the "
+            "memory would move"
         )
     if others:
         raise UnsupportedModelError(
@@ -106,7 +106,9 @@ def _difference(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> 
     turns, question = (ids[:5], ids[5:8]), ids[8:]
     comp = list(config.comp_token_ids or [])
     blocks = [sum(turns, [])] if config.memory == "gist" else turns
-    row = torch.tensor([[*(token for turn in blocks for token in [*turn, *comp]), *question]], device=input_device(model))
+    row = torch.tensor(
+        [[*(token for turn in blocks for token in [*turn, *comp]), *question]], device=input_device(model)
+    )
     try:
         together = model(input_ids=row).logits[0, -len(question) :]
         steps = memory(model)

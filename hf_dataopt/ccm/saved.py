@@ -14,6 +14,7 @@ from torch import Tensor
 from .._compat import causal_model_of, input_device, text_config
 from ..artifact_kinds import ADAPTER, MODEL
 from ..artifacts import adapter_code, fetch, finish, hub_name, push_saved
+from ..chat import ChatFormat
 from ..safe_files import read_json, read_tensors
 from .identity import ccm_config, check_identity, identity
 
@@ -141,6 +142,18 @@ def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sizes: An
         raise ValueError("steps and text must be 1-D int64")
     if len(history) != users or not all(isinstance(token, int) for row in history for token in row):
         raise ValueError(f"history must hold the token ids of {users} users")
+
+
+def read_chat(settings: Mapping[str, Any], source: Any) -> ChatFormat:
+    """How messages become text, as a memory's settings have it; defaults where they do not say.
+
+    Raises:
+        ValueError: they say something impossible.
+    """
+    try:
+        return ChatFormat.from_dict(dict(settings))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source} holds wrong settings of the chat template ({error}); save it again") from error
 
 
 def layers_of(tensors: Mapping[str, Tensor], group: str) -> Layers:

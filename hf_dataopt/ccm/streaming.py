@@ -12,11 +12,13 @@ from torch.nn import functional
 
 from .._compat import causal_model_of, decoder_of, input_device, layer_kinds, text_config
 from ..artifacts import push_saved
+from ..chat import ChatFormat
 from ..errors import UnsupportedModelError
+from ..positions import warn_beyond_positions
 from .cache import MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
-from .saved import layers_of, load_memory, save_memory
-from .turns import encode_turn
+from .saved import layers_of, load_memory, read_chat, save_memory
+from .turns import encode_turn, is_said
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _SIZES = ("max_kv", "compress_tokens", "memory_size", "sink", "compress")
@@ -35,6 +37,8 @@ class StreamingContextMemory:
             to compress. compress_tokens (`int`, default 64): tokens per compression.
         memory_size (`int`, slots, default 8): compressed slots at most. sink (`int`, tokens, default 1): first tokens kept.
         compress (`bool`, default `True`): False drops tokens instead, with the same cache size at every step (StreamingLLM).
+        template_kwargs (`dict`, optional), system (`str`, optional), special_tokens_in_text (`bool`, default `False`): for
+            `perplexity` of text and messages, see `ChatFormat`. A saved stream keeps them.
 
     Raises:
         ValueError: sizes that do not fit together, a merge memory, or rotary positions that cannot be re-assigned.
@@ -53,6 +57,9 @@ class StreamingContextMemory:
         memory_size: int = 8,
         sink: int = 1,
         compress: bool = True,
+        template_kwargs: dict[str, Any] | None = None,
+        system: str | None = None,
+        special_tokens_in_text: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, ccm_config(model)
         n_tok = self.config.num_comp_tokens
@@ -66,7 +73,11 @@ class StreamingContextMemory:
             )
         self.max_kv, self.compress_tokens, self.memory_size, self.sink = max_kv, compress_tokens, memory_size, sink
         self.compress = compress
+        self.chat = ChatFormat(
+            template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
+        )
         self._rotary = _Rotation(model)
+        warn_beyond_positions(text_config(causal_model_of(model)), max_kv + n_tok + 1, f"a stream with max_kv {max_kv}")
         self.reset()
 
     def reset(self) -> None:
@@ -87,7 +98,7 @@ class StreamingContextMemory:
         for index, (keys, values) in enumerate(self._layers):
             tensors |= {f"cache.{index}.keys": keys, f"cache.{index}.values": values}
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        settings = {name.lstrip("_"): getattr(self, name) for name in (*_SIZES, *_STATE)}
+        settings = {name.lstrip("_"): getattr(self, name) for name in (*_SIZES, *_STATE)} | self.chat.to_dict()
         sizes = (1, self.memory_slots // self.config.num_comp_tokens, self.tokens_seen, nbytes)
         save_memory(Path(folder), "streaming_memory", self.model, tensors, settings, sizes, adapter)
 
@@ -113,7 +124,7 @@ class StreamingContextMemory:
         ):
             raise ValueError(f"{source} lacks sizes of the stream, or has wrong ones; save it again")
         stream = cls(model, tokenizer, **{name: settings[name] for name in _SIZES})
-        stream._layers = layers_of(tensors, "cache")
+        stream._layers, stream.chat = layers_of(tensors, "cache"), read_chat(settings, source)
         for name in _STATE:
             setattr(stream, name, settings[name.lstrip("_")])
         if stream.size > stream.max_kv or stream.memory_slots + stream.sink > max(stream.size, stream.sink):
@@ -130,11 +141,11 @@ class StreamingContextMemory:
         return self._layers[0][0].shape[2] if self._layers else 0
 
     @torch.no_grad()
-    def feed(self, ids: torch.Tensor | list[int]) -> torch.Tensor:
+    def feed(self, ids: Any) -> torch.Tensor:
         """Read more of the stream.
 
         Args:
-            ids: (n,) int64.
+            ids: (n,) int64, or what `CompressedContextMemory.append` takes of one user: text, a message, messages.
 
         Returns:
             (n, vocabulary) logits, each from what the cache held when its token came.
@@ -143,9 +154,14 @@ class StreamingContextMemory:
             ValueError: no tokens, or another adapter is active.
         """
         check_still_active(self.model, self.config)
+        if is_said(ids):
+            ids = encode_turn(self.tokenizer, ids, not self.tokens_seen, self.chat)
         tokens = torch.as_tensor(ids, device=input_device(self.model))
         if tokens.ndim != 1 or tokens.numel() == 0:
             raise ValueError(f"a stream is fed 1-D, non-empty ids, got shape {tuple(tokens.shape)}")
+        limit = (self.config.comp_token_ids or [0])[0]
+        if tokens.is_floating_point() or not 0 <= int(tokens.min()) <= int(tokens.max()) < limit:
+            raise ValueError(f"a stream is fed whole ids in [0, {limit - 1}], got {tokens.min()} to {tokens.max()}")
         parts, start = [], 0
         while start < tokens.numel():
             piece = tokens[start : start + self.max_kv + 1 - self.size]
@@ -159,12 +175,12 @@ class StreamingContextMemory:
         return torch.cat(parts)
 
     def perplexity(self, text: Any) -> float:
-        """exp of the mean next-token loss over a text (or ids), read as one fresh stream.
+        """exp of the mean next-token loss over a text (or messages, or ids), read as one fresh stream.
 
         Raises:
             ValueError: fewer than two tokens.
         """
-        ids = torch.tensor(encode_turn(self.tokenizer, text, first=True))
+        ids = torch.tensor(encode_turn(self.tokenizer, text, True, self.chat))
         if ids.numel() < 2:
             raise ValueError("perplexity needs at least two tokens")
         self.reset()

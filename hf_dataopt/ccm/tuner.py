@@ -18,7 +18,7 @@ from ..routing.attach import attach, cache_in, detach, tokens_in
 from ..routing.dispatch import CURRENT
 from .attention import Call, build_layout, current_call, rows_of, skip_positions
 from .cache import MemoryCache
-from .config import CCMConfig, CCMPeftType
+from .config import CCMConfig, CCMPeftType, check_alone
 from .proof import check_layers, prove
 
 EMBEDDINGS = "lora_comp_embeddings"
@@ -63,6 +63,12 @@ class CCMModel(LoraModel):
     Source: section 7.3.1, "Conditional adapter".
     """
 
+    def __init__(self, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        new = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
+        # before peft writes the new settings over those that the model has
+        check_alone(model, adapter_name, {**getattr(model, "peft_config", {}), **new})
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         check_layers(self.model)
         size = self.model.get_input_embeddings().weight.shape[0]
@@ -89,6 +95,7 @@ class CCMModel(LoraModel):
 
     def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT, with embeddings for the adapter's compression tokens; for first and added adapters."""
+        check_alone(model, adapter_name, self.peft_config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config: Any = self.peft_config[adapter_name]
         embedding = model.get_input_embeddings()

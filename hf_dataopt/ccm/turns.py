@@ -1,4 +1,4 @@
-"""From a turn (text, chat message or ids) to ids, the same way in training and online."""
+"""From a turn (text, chat messages or ids) to ids, the same way in training and online."""
 
 from __future__ import annotations
 
@@ -6,108 +6,126 @@ from typing import Any
 
 import torch
 
+from ..chat import ChatFormat, Message, said
 
-def encode_turn(tokenizer: Any, turn: Any, first: bool) -> list[int]:
+PLAIN = ChatFormat()
+
+
+def encode_turn(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLAIN) -> list[int]:
     """Ids of one turn.
 
     Args:
         tokenizer: needed for text and messages.
-        turn: `str`, message `{"role", "content"}`, or ids (list or 1-D tensor).
-        first: the conversation starts here: special tokens go in front, as the tokenizer has it.
+        turn: `str`, message `{"role", "content"}`, a list of messages (one turn: one after the other), or ids (list or 1-D
+            tensor). A content is a `str` or text parts; text parts without a message around them are text.
+        first: the conversation starts here: special tokens go in front, as the tokenizer has it, and the system message.
+        chat: system message, arguments of the chat template, and whether special tokens written in a text count.
 
     Returns:
         Token ids.
 
     Raises:
         TypeError: another kind of turn, or ids that are not whole numbers.
-        ValueError: text without a tokenizer, or a message that the chat template cannot render on its own.
+        ValueError: text without a tokenizer, messages that the chat template cannot render on their own, a special token that
+            cannot be encoded as text, or a system message and a first turn that is no message.
     """
+    turn = said(turn)
+    if first and chat.system is not None and not _is_messages(turn):
+        raise ValueError(
+            "the system message stands before the first message, but the first turn is no message; pass it as "
+            "{'role': 'user', 'content': ...}, or write the system message into it and leave system=... out"
+        )
     if isinstance(turn, torch.Tensor):
         if turn.ndim != 1 or turn.is_floating_point():
             raise TypeError(f"ids must be whole numbers of shape (n,), got {turn.dtype} {tuple(turn.shape)}")
         return turn.tolist()
-    if isinstance(turn, list | tuple):
+    if isinstance(turn, list | tuple) and not _is_messages(turn):
         if not all(isinstance(entry, int) and not isinstance(entry, bool) for entry in turn):
-            raise TypeError("a turn given as a list must hold token ids")
+            raise TypeError("a turn given as a list must hold token ids, or messages {'role', 'content'}")
         return list(turn)
-    if not isinstance(turn, str | dict):
-        raise TypeError(f"a turn must be str, a message or ids, got {type(turn).__name__}")
+    if not isinstance(turn, str | list):
+        raise TypeError(f"a turn must be str, a message, a list of messages or ids, got {type(turn).__name__}")
     if tokenizer is None:
         raise ValueError("text needs a tokenizer; pass one, or pass ids")
-    if isinstance(turn, dict):
-        _check_message(turn)
-        text, special = _message(tokenizer, turn, first)
-        return _ids(tokenizer, text, special)
-    return _ids(tokenizer, turn, first)
+    if isinstance(turn, list):
+        text, special = _rendered(tokenizer, turn, first, chat)
+        return _ids(tokenizer, text, special, chat)
+    return _ids(tokenizer, chat.hide(tokenizer, turn), first, chat)
 
 
-def answer_prompt(tokenizer: Any) -> list[int]:
+def answer_prompt(tokenizer: Any, chat: ChatFormat = PLAIN) -> list[int]:
     """Ids with which the chat template opens the assistant's answer; none where answers do not start with them."""
-    return _ids(tokenizer, _opening(tokenizer), False)
+    return _ids(tokenizer, _opening(tokenizer, chat), False, chat)
 
 
-def encode_answer(tokenizer: Any, turn: Any, first: bool) -> tuple[list[int], list[int]]:
+def awaits_answer(turn: Any) -> bool:
+    """Whether a turn is made of messages and the assistant speaks next."""
+    turn = said(turn)
+    return _is_messages(turn) and turn[-1]["role"] != "assistant"
+
+
+def encode_answer(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLAIN) -> tuple[list[int], list[int]]:
     """Ids of an output turn, split into the template's opening (given, not learned) and what the model has to say.
 
     Args and Raises: as `encode_turn`.
     """
-    ids = encode_turn(tokenizer, turn, first)
-    if not isinstance(turn, dict) or turn["role"] != "assistant" or first:
+    ids, turn = encode_turn(tokenizer, turn, first, chat), said(turn)
+    if not _is_messages(turn) or turn[0]["role"] != "assistant" or first:
         return [], ids
-    opening = _opening(tokenizer)
-    text, _ = _message(tokenizer, turn, False)
-    return (_ids(tokenizer, opening, False), _ids(tokenizer, text[len(opening) :], False)) if opening else ([], ids)
+    opening = _opening(tokenizer, chat)
+    text, _ = _rendered(tokenizer, turn, False, chat)
+    if not opening:
+        return [], ids
+    return _ids(tokenizer, opening, False, chat), _ids(tokenizer, text[len(opening) :], False, chat)
 
 
-def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
-    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
+def is_said(turn: Any) -> bool:
+    """Whether a turn is text or messages, not ids."""
+    turn = said(turn)
+    return isinstance(turn, str) or _is_messages(turn)
+
+
+def _is_messages(turn: Any) -> bool:
+    return isinstance(turn, list) and bool(turn) and isinstance(turn[0], dict)
+
+
+def _ids(tokenizer: Any, text: str, special: bool, chat: ChatFormat) -> list[int]:
+    ids = chat.ids(tokenizer, text, add_special_tokens=special) if text else []
     return ids[:-1] if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
-def _check_message(message: dict[str, Any]) -> None:
-    if not {"role", "content"} <= set(message):
-        raise TypeError(f"a message needs 'role' and 'content', got {sorted(message)}")
-    if not isinstance(message["content"], str):
-        raise TypeError(f"a message's content must be text, got {type(message['content']).__name__}")
-
-
-def _message(tokenizer: Any, message: dict[str, str], first: bool) -> tuple[str, bool]:
-    """Text of one message under the chat template, and whether special tokens are still missing."""
+def _rendered(tokenizer: Any, turn: list[Message], first: bool, chat: ChatFormat) -> tuple[str, bool]:
+    """Text of messages (special tokens hidden) under the chat template, and whether special tokens are still missing."""
+    chat.check(tokenizer, turn)
+    messages = chat.hide(tokenizer, turn)
     if not tokenizer.chat_template:
-        return f"{message['role']}: {message['content']}\n", first
+        shown = chat.begun(tokenizer, messages) if first else messages
+        return "".join(f"{message['role']}: {message['content']}\n" for message in shown), first
     if first:
-        text = _render(tokenizer, [message])
+        messages = chat.begun(tokenizer, messages)
+        text = chat.render(tokenizer, messages)
     else:  # a stand-in before it, so that the template gives no opening; what it says is cut off again
         user, assistant = {"role": "user", "content": "."}, {"role": "assistant", "content": "."}
-        before = [user] if message["role"] == "assistant" else [user, assistant]
-        said, both = _render(tokenizer, before), _render(tokenizer, [*before, message])
-        if not both.startswith(said):
+        before = chat.begun(tokenizer, [user] if messages[0]["role"] == "assistant" else [user, assistant])
+        heard, both = chat.render(tokenizer, before), chat.render(tokenizer, [*before, *messages])
+        if not both.startswith(heard):
             raise ValueError("this chat template rewrites earlier turns; pass turns as text instead")
-        text = both[len(said) :]
-    if message["content"].strip() not in text:
-        raise ValueError(
-            f"this chat template does not render a lone {message['role']!r} message; put its content into the next message, "
-            "or pass turns as text"
-        )
+        text = both[len(heard) :]
+    for message in messages:
+        if message["content"].strip() not in text:
+            raise ValueError(
+                f"this chat template does not render a lone {message['role']!r} message; put its content into the next "
+                "message, or pass turns as text"
+            )
     return text, False
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"this chat template refuses the roles {roles} ({error}); pass turns as text instead"
-        ) from error
-
-
-def _opening(tokenizer: Any) -> str:
+def _opening(tokenizer: Any, chat: ChatFormat) -> str:
+    chat.check(tokenizer)
     if not tokenizer.chat_template:
         return "assistant:"
-    user, assistant = {"role": "user", "content": "."}, {"role": "assistant", "content": "."}
-    said, opened = _render(tokenizer, [user]), _render(tokenizer, [user], add_generation_prompt=True)
-    opening = opened[len(said) :] if opened.startswith(said) else ""
-    return opening if _render(tokenizer, [user, assistant]).startswith(said + opening) else ""
+    user = chat.begun(tokenizer, [{"role": "user", "content": "."}])
+    heard, opened = chat.render(tokenizer, user), chat.render(tokenizer, user, add_generation_prompt=True)
+    opening = opened[len(heard) :] if opened.startswith(heard) else ""
+    answered = chat.render(tokenizer, [*user, {"role": "assistant", "content": "."}])
+    return opening if answered.startswith(heard + opening) else ""

@@ -255,4 +255,21 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
         "scores": scores_as_rows(named),
     }
     show(result, args.console)
-    return result
+    return {**result, "claims": _claims(result)}
+
+
+def _claims(result: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows for the demo's last table."""
+    *others, ours = result["scores"]
+
+    def accuracy(row: dict[str, Any]) -> str:
+        spread = f" ± {row['spread']:.1f}" if row["seeds"] > 1 else ""
+        return f"{row['accuracy']:.1f}{spread} %"
+
+    return [
+        {
+            "claim": f"test accuracy after training on {result['images']} images",
+            "baseline": "; ".join(f"{row['trained on']} {accuracy(row)}" for row in others),
+            "ours": accuracy(ours),
+        }
+    ]

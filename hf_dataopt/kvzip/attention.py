@@ -24,7 +24,8 @@ class RaggedContext:
     """What one layer keeps of a context; never changed, so every fork of a cache shares it.
 
     Args:
-        keys: (sum of lengths, d), values: (sum of lengths, v), the KV heads one after the other, each in order of position, keys after RoPE.
+        keys: (sum of lengths, d), values: (sum of lengths, v): one KV head after the other, each in order of position, keys
+            after RoPE.
         lengths: kept pairs of each KV head, prefix included.
         n_tokens: tokens the context had (its logical length).
     """
@@ -221,5 +222,3 @@ def merge(
     # softmax over two numbers is a sigmoid of their difference: three small kernels per decoded token and layer
     weight = torch.sigmoid(other[1] - one[1]).unsqueeze(-1).to(one[0].dtype)
     return torch.lerp(one[0], other[0], weight), torch.logaddexp(one[1], other[1])
-
-

@@ -25,12 +25,14 @@ from .attention import RaggedContext, attend, attend_ragged, merge
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .identity import check_identity, identity
-from .prompt import KVzipPrompt, build_prompt, question_ids
+from .prompt import KVzipPrompt, build_prompt, question_rows
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
 from .scoring import USER, PrefilledContext, check_supported, prefill, score_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
 
 
 class KVzipLayer(DynamicLayer):
@@ -68,18 +70,19 @@ class KVzipLayer(DynamicLayer):
     ) -> torch.Tensor:
         """Attention (B, H, q, v) over the kept context, all of it visible, and the tail under its causal mask."""
         if expanded != self.latent:
-            raise ValueError("the model changes keys after they are cached, which this cache was not made for; make it again")
+            raise ValueError(
+                "the model changes keys after they are cached, which this cache was not made for; make it again"
+            )
         rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
-        parts = {"scale": scale, "softcap": rules.softcap}
         mask, causal = tail_mask(mask, query.shape[2], key.shape[2] - kept, self.context.n_tokens, query.device)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)
             if expanded:
-                context = attend(query, key[:, :, :kept], value[:, :, :kept], **parts)
+                context = attend(query, key[:, :, :kept], value[:, :, :kept], **rules.options)
                 key, value = key[:, :, kept:], value[:, :, kept:]
             else:
-                context = attend_ragged(query, self.context, **parts)
-            tail = attend(query, key, value, mask=mask, causal=causal, **parts)
+                context = attend_ragged(query, self.context, **rules.options)
+            tail = attend(query, key, value, mask=mask, causal=causal, **rules.options)
             return rules.with_sinks(merge(context, tail))[0]
 
     @property
@@ -348,7 +351,7 @@ class KVzipCache(RoutedCache):
         owner = module if hasattr(module, "get_decoder") else None
         if owner is None:
             raise ValueError(
-                f"this cache was not made by this {type(module).__name__}; call `cache.attach(model)` with the whole model first"
+                f"this cache was not made by this {type(module).__name__}; call `cache.attach(model)` with the whole model"
             )
         self.attach(owner)  # a copy of the model, or one that was loaded again, has the same weights
 
@@ -363,21 +366,24 @@ class KVzipCache(RoutedCache):
         other.reset()
         return other
 
-    def inputs(self, question: str | Sequence[str] | torch.Tensor) -> CallInputs:
+    def inputs(self, question: Question) -> CallInputs:
         """Everything `generate` needs for questions about the context: `model.generate(**cache.inputs(question))`.
 
         Args:
-            question (`str`, sequence of `str`, or `torch.Tensor`): text goes into the user's turn, after the context; a
-                batch of texts is padded between context and question. A tensor holds the ids of one question, (q,) or
-                (1, q) int64, or a full prompt that starts with the context's ids.
+            question (`str`, message, list of these, or `torch.Tensor`): text goes into the user's turn, after the context.
+                A list whose entries are all dicts is ONE conversation: its first message, the user's, goes on with that
+                turn, later ones are rendered by the chat template, and the last is answered. Any other list is a batch of
+                `str` and lists of messages, padded between context and question. A message's content is a `str` or text
+                parts. A tensor holds the ids of one question, (q,) or (1, q) int64, or a full prompt that starts with the
+                context's ids.
 
         Returns:
             `input_ids` (B, context + question), `attention_mask` of the same shape, and a fresh fork under the keyword that
             the installed transformers wants (`past_key_values`, or `cache` from 5.24 on; the returned dict knows both).
 
         Raises:
-            TypeError: neither text nor ids.
-            ValueError: empty question, or text without a tokenizer.
+            TypeError: neither text, messages nor ids.
+            ValueError: empty question, text without a tokenizer, or a conversation that cannot be rendered.
         """
         rows = self._question_rows(question)
         context = self.ids[0]
@@ -392,7 +398,7 @@ class KVzipCache(RoutedCache):
         device = self.device
         return CallInputs(input_ids=ids.to(device), attention_mask=mask.to(device), cache=self.fork())
 
-    def _question_rows(self, question: str | Sequence[str] | torch.Tensor) -> list[torch.Tensor]:
+    def _question_rows(self, question: Question) -> list[torch.Tensor]:
         if isinstance(question, torch.Tensor):
             row = question.reshape(-1).cpu() if question.ndim == 1 or question.shape[0] == 1 else None
             if row is None or row.dtype != torch.int64:
@@ -404,12 +410,9 @@ class KVzipCache(RoutedCache):
                 row = row[n:]
             rows = [row]
         else:
-            texts = [question] if isinstance(question, str) else list(question)
-            if not texts or not all(isinstance(text, str) for text in texts):
-                raise TypeError("a question must be a str, a non-empty sequence of str, or a tensor of ids")
             if self.tokenizer is None:
                 raise ValueError("this cache has no tokenizer; pass question ids, or set `cache.tokenizer`")
-            rows = [question_ids(self.tokenizer, self.prompt.suffix_ids, text) for text in texts]
+            rows = question_rows(self.tokenizer, self.prompt, question, self.config)
         if min(row.numel() for row in rows) == 0:
             raise ValueError("the question has no tokens")
         return rows

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ EXAMPLES = [
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --question 'When?'",
     "hf-dataopt kvzip --model Qwen/Qwen3-0.6B --context report.txt --question 'Who wrote it?' --keep-ratio 0.3",
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --replay local --json",
+    "hf-dataopt kvzip --context report.txt --question 'Who?' --system 'Be brief.' --template-kwargs '{\"tone\": \"dry\"}'",
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --push-to-hub me/report-cache --private",
 ]
 
@@ -48,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
     parser.add_argument("--chunk-size", type=int, default=2000, help="context tokens repeated at a time")
     parser.add_argument("--replay", choices=["exact", "local"], default="exact", help="local: faster, approximate")
+    parser.add_argument("--system", default=None, metavar="TEXT", help="system message before the context")
+    parser.add_argument(
+        "--template-kwargs",
+        default=None,
+        metavar="JSON",
+        help="object of arguments for the chat template, such as '{\"enable_thinking\": false}'",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length of an answer")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
@@ -66,7 +77,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Sizes, seconds and answers, ready for JSON.
 
     Raises:
-        ValueError: the context file cannot be read as text, or a setting is out of range.
+        ValueError: the context file cannot be read as text, template arguments are no JSON object, or a setting is out of
+            range.
     """
     from .config import KVzipConfig
 
@@ -76,6 +88,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         max_kv_tokens=args.max_kv_tokens,
         chunk_size=args.chunk_size,
         replay=args.replay,
+        system=args.system,
+        template_kwargs=_json_object("--template-kwargs", args.template_kwargs),
     )
     try:
         context = Path(args.context).read_text(encoding="utf-8")
@@ -90,6 +104,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.push_to_hub:
         result["repository"] = cache.push_to_hub(args.push_to_hub, **push_options(args))
     return result
+
+
+def _json_object(flag: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} is no JSON ({error}): {text!r:.80}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{flag} must be a JSON object, got {text!r:.80}")
+    return found
 
 
 def answer(
@@ -118,7 +144,6 @@ def answer(
     from ..seeding import generator
     from .baselines import random_scores
     from .cache import KVzipCache
-    from .config import KVzipConfig
     from .prompt import build_prompt
     from .scoring import check_supported, prefill, score_context
 
@@ -130,7 +155,7 @@ def answer(
     others = {}
     if "full" in compare:
         others["answer_full"] = KVzipCache.from_scores(
-            prefilled, scores, KVzipConfig(keep_ratio=1.0), tokenizer=tokenizer
+            prefilled, scores, replace(config, keep_ratio=1.0, max_kv_tokens=None), tokenizer=tokenizer
         )
     if "random" in compare:
         noise = random_scores(scores.shape, generator(0)).to(scores.device)
@@ -229,4 +254,31 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
         args.console.print(
             "A model of 135M parameters errs with the full cache too: compare the columns with each other."
         )
-    return result
+    return {**result, "claims": _claims(result)}
+
+
+def _claims(result: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows for the demo's last table; a right answer has the expected words in it."""
+    rows = result["answers"]
+
+    def right(column: str) -> int:
+        return sum(bool(re.search(rf"\b{re.escape(row['expected'])}\b", row[column], re.IGNORECASE)) for row in rows)
+
+    wait = result["prefill_seconds"]
+    return [
+        {
+            "claim": f"cache of {result['prefix_tokens'] + result['context_tokens']:,} tokens",
+            "baseline": f"full {result['full_bytes'] / 2**20:.1f} MiB",
+            "ours": f"{result['compressed_bytes'] / 2**20:.1f} MiB",
+        },
+        {
+            "claim": f"right answers to {len(rows)} questions",
+            "baseline": f"full {right('answer_full')}; as small, at random {right('answer_random')}",
+            "ours": str(right("answer")),
+        },
+        {
+            "claim": "seconds until the first question can be asked",
+            "baseline": f"full {wait:.1f}",
+            "ours": f"{wait + result['compress_seconds']:.1f}",
+        },
+    ]

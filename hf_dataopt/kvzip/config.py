@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
+from ..chat import ChatFormat
 from ..settings import Settings, check_int
 
 TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
@@ -42,6 +43,12 @@ class KVzipConfig(Settings):
             first among equals; `"reference"` is the reference code's strict threshold, which keeps fewer.
         prefill_chunk_size (`int`, tokens, >= 1, default 16000): context tokens per forward while prefilling.
         task_line (`str`): instruction put before the context, as the reference code does.
+        system (`str`, optional): system message before the user's turn; it stays whole in the cache, as all of the prompt.
+        template_kwargs (`dict`, optional): for `tokenizer.apply_chat_template`: `enable_thinking`, `tools`, `documents`, ...
+            JSON; a function among `tools` becomes its JSON schema, as transformers makes it.
+        special_tokens_in_text (`bool`, default `False`): False encodes `<|im_end|>` written in context, question, system
+            message, tools or documents as the signs it is written with; True as the token. Tokens that the tokenizer does
+            not call special (`<think>`) are text with an id of its own and stay that.
 
     Raises:
         ValueError: a field is out of its range.
@@ -65,6 +72,9 @@ class KVzipConfig(Settings):
     ties: Literal["position", "reference"] = "position"
     prefill_chunk_size: int = 16_000
     task_line: str = TASK_LINE
+    system: str | None = None
+    template_kwargs: dict[str, Any] | None = field(default=None, hash=False)
+    special_tokens_in_text: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.keep_ratio, bool) or not isinstance(self.keep_ratio, int | float):
@@ -82,3 +92,15 @@ class KVzipConfig(Settings):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.softmax_keys == "all" and self.replay == "local":
             raise ValueError("softmax_keys='all' needs the whole cache in sight: use replay='exact'")
+        if not isinstance(self.task_line, str):
+            raise TypeError(f"task_line must be a str, got {type(self.task_line).__name__}")
+        object.__setattr__(self, "template_kwargs", self.chat.template_kwargs)  # JSON now
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How messages become text."""
+        return ChatFormat(
+            template_kwargs=self.template_kwargs,
+            system=self.system,
+            special_tokens_in_text=self.special_tokens_in_text,
+        )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..chat import Message, said
 from .config import FIRST_REPEAT_PROMPT, NEXT_REPEAT_PROMPT, KVzipConfig
 
 if TYPE_CHECKING:
@@ -70,57 +71,156 @@ class KVzipPrompt:
         return pieces
 
 
-def build_prompt(tokenizer: PreTrainedTokenizerBase, context: str, config: KVzipConfig) -> KVzipPrompt:
+def build_prompt(tokenizer: PreTrainedTokenizerBase, context: Any, config: KVzipConfig) -> KVzipPrompt:
     """Token sequences for `context`, with prefix and suffix taken from the tokenizer's chat template.
 
     Args:
-        tokenizer: the model's tokenizer; without a chat template the prefix is its BOS token (if it has one) and the task
-            line, and the suffix a line break.
-        context: the text to compress.
-        config: gives the task line.
+        tokenizer: the model's tokenizer; without a chat template the prefix is its BOS token (if it has one), system message
+            and task line, and the suffix a line break.
+        context: the text to compress, `str` or text parts.
+        config: gives task line, system message and arguments of the template.
 
     Returns:
         The sequences as a `KVzipPrompt`.
 
     Raises:
-        TypeError: `context` is no string.
-        ValueError: `context` has no tokens, or the chat template rewrites the user's message.
+        TypeError: `context` is no text.
+        ValueError: `context` has no tokens, the chat template rewrites the user's message or leaves the system message out,
+            or a special token in a text cannot be encoded as text.
 
     Source: section 8.3.4; the wording of the prompts is the reference code's.
     """
+    if isinstance(context, list | tuple | dict):
+        context = said(context)
     if not isinstance(context, str):
         raise TypeError(
             f"context must be a str, got {type(context).__name__}; decode token ids first or use KVzipPrompt"
         )
-    if getattr(tokenizer, "chat_template", None):
-        rendered: Any = tokenizer.apply_chat_template(
-            [{"role": "user", "content": config.task_line + _SENTINEL}], tokenize=False, add_generation_prompt=True
-        )
-        if rendered.count(_SENTINEL) != 1:
-            raise ValueError("the chat template does not repeat the user's message once; build a KVzipPrompt by hand")
-        prefix, suffix = rendered.split(_SENTINEL)
-    else:
-        prefix, suffix = (tokenizer.bos_token or "") + config.task_line, "\n"
+    chat = config.chat
+    prefix, suffix = _around(tokenizer, config, [])
 
     def encode(text: str) -> torch.Tensor:
-        return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+        return torch.tensor(chat.ids(tokenizer, text), dtype=torch.int64)
 
     return KVzipPrompt(
         prefix_ids=encode(prefix),
-        context_ids=encode(context),
+        context_ids=encode(chat.hide(tokenizer, context)),
         suffix_ids=encode(suffix),
         first_repeat_ids=encode(FIRST_REPEAT_PROMPT),
         next_repeat_ids=encode(NEXT_REPEAT_PROMPT),
     )
 
 
-def question_ids(tokenizer: PreTrainedTokenizerBase, prompt_suffix: torch.Tensor, question: str) -> torch.Tensor:
+def question_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt_suffix: torch.Tensor, question: str, config: KVzipConfig | None = None
+) -> torch.Tensor:
     """Ids of a question asked right after the context: `"\\n\\n"`, the question, the suffix. 1-D int64.
 
     Raises:
-        ValueError: the question is empty.
+        ValueError: the question is empty, or a special token in it cannot be encoded as text.
     """
     if not question.strip():
         raise ValueError("the question is empty; ask something about the context")
-    ids = tokenizer("\n\n" + question.strip(), add_special_tokens=False)["input_ids"]
+    chat = (config or KVzipConfig()).chat
+    ids = chat.ids(tokenizer, chat.hide(tokenizer, "\n\n" + question.strip()))
     return torch.cat([torch.tensor(ids, dtype=torch.int64), prompt_suffix.cpu()])
+
+
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: KVzipPrompt, messages: list[Message], config: KVzipConfig
+) -> torch.Tensor:
+    """Ids of a conversation about the context, up to the start of the next answer. 1-D int64.
+
+    Args:
+        tokenizer: the model's tokenizer; without a chat template each later user message is asked as the first one is.
+        prompt: of the compressed context.
+        messages: the first goes on with the user's turn in which the context stands (as `question_ids`), the others are
+            rendered by the chat template.
+        config: that `prompt` was built with.
+
+    Raises:
+        ValueError: a conversation that does not start with the user's question or ends with an answer, a tokenizer or config
+            with another start of the prompt, or a template that rewrites it once more is said.
+    """
+    first, later = messages[0], messages[1:]
+    if first["role"] != "user":
+        raise ValueError(
+            f"a conversation about the context starts with the user's question, got a message of {first['role']!r}; "
+            "a system message belongs into KVzipConfig(system=...)"
+        )
+    if messages[-1]["role"] == "assistant":
+        raise ValueError("the last message is the assistant's; end with the question that is to be answered")
+    if any(message["role"] == "user" and not message["content"].strip() for message in messages):
+        raise ValueError("the question is empty; ask something about the context")
+    if not later:
+        return question_ids(tokenizer, prompt.suffix_ids, first["content"], config)
+    chat = config.chat
+    begin = question_ids(tokenizer, prompt.suffix_ids[:0], first["content"], config)
+    prefix, rest = _around(tokenizer, config, chat.hide(tokenizer, later))
+    if chat.ids(tokenizer, prefix) != prompt.prefix_ids.tolist():
+        raise ValueError(
+            "with these messages the prompt starts unlike the compressed one: the chat template rewrites earlier turns, or "
+            "tokenizer, system message or template_kwargs are not those of the cache; ask one question at a time"
+        )
+    return torch.cat([begin, torch.tensor(chat.ids(tokenizer, rest), dtype=torch.int64)])
+
+
+def question_rows(
+    tokenizer: PreTrainedTokenizerBase, prompt: KVzipPrompt, question: Any, config: KVzipConfig
+) -> list[torch.Tensor]:
+    """Ids of one question or of a batch, each 1-D int64.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: of the compressed context.
+        question: a `str`, a message (dict), or a list: entries that are all dicts are ONE conversation (or the text parts of
+            one question); otherwise each entry is a question of the batch, a `str` or a list of messages.
+        config: that `prompt` was built with.
+
+    Raises:
+        TypeError: something else, or a batch in which a message stands beside texts.
+        ValueError: see `question_ids` and `conversation_ids`.
+    """
+    needs = (
+        "a question must be a str, a message, a list of messages (one conversation), a non-empty list of these (a batch; a "
+        "single message in it is written [message]), or a tensor of ids"
+    )
+    entries = [question] if isinstance(question, str | dict) or not hasattr(question, "__iter__") else list(question)
+    if entries and not isinstance(question, dict):
+        messages = [isinstance(entry, dict) for entry in entries]
+        if any(messages) and not all(messages):
+            raise TypeError(f"{needs}, got texts and messages in one list: {question!r:.80}")
+        entries = [entries] if all(messages) else entries
+    if not entries:
+        raise TypeError(f"{needs}, got an empty one")
+    rows = []
+    for entry in map(said, entries):
+        if isinstance(entry, str):
+            rows.append(question_ids(tokenizer, prompt.suffix_ids, entry, config))
+        elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
+            rows.append(conversation_ids(tokenizer, prompt, entry, config))
+        else:
+            raise TypeError(f"{needs}, got {entry!r:.80}")
+    return rows
+
+
+def _around(tokenizer: Any, config: KVzipConfig, later: list[Message]) -> tuple[str, str]:
+    """Text before the context, and after what the user says about it: to the end of the turn, or of later messages (hidden)."""
+    chat = config.chat
+    chat.check(tokenizer, later)
+    task = chat.hide(tokenizer, config.task_line)
+    if not getattr(tokenizer, "chat_template", None):
+        system = f"{chat.hide(tokenizer, config.system)}\n\n" if config.system else ""
+        ends = [f"\n\n{one['content'].strip()}\n" if one["role"] != "assistant" else one["content"] for one in later]
+        return (getattr(tokenizer, "bos_token", None) or "") + system + task, "".join(["\n", *ends])
+    messages = chat.begun(tokenizer, [{"role": "user", "content": task + _SENTINEL}, *later])
+    rendered = chat.render(tokenizer, messages, add_generation_prompt=True)
+    if rendered.count(_SENTINEL) != 1:
+        raise ValueError("the chat template does not repeat the user's message once; build a KVzipPrompt by hand")
+    checked = [message for message in messages if message["role"] == "system"] + [
+        message for message in later if message["role"] == "user"
+    ]  # what an assistant thought aloud may be left out
+    if any(message["content"].strip() not in rendered for message in checked):
+        raise ValueError("the chat template leaves the system message or a question out; put it into the user's words")
+    prefix, suffix = rendered.split(_SENTINEL)
+    return prefix, suffix

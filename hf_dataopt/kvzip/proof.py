@@ -99,8 +99,12 @@ def probe(model: Any) -> Proof:
         least, most = _ALLOWED.get(expected.dtype, _ALLOWED_HALF)
         if difference <= max(least * size, min(4 * noise, most * size)):
             layers = enumerate(prefilled.cache.layers)
-            kept = {i: (one.keys, one.values) for i, one in layers if isinstance(getattr(one, "keys", None), torch.Tensor)}
-            return Proof(None, {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}, prefilled.latent)
+            kept = {
+                i: (one.keys, one.values) for i, one in layers if isinstance(getattr(one, "keys", None), torch.Tensor)
+            }
+            return Proof(
+                None, {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}, prefilled.latent
+            )
         proof = Proof(
             f"logits of {size:.2g} on average move by {difference:.2g}, those of the model's own cache by {noise:.2g}"
         )

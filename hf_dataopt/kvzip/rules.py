@@ -31,10 +31,17 @@ class AttentionRules:
             ValueError: a rule that cannot be kept where pairs are evicted.
         """
         if options.get("position_bias") is not None:
-            raise ValueError("this model adds a bias by position to its logits, and evicted pairs have left no positions")
+            raise ValueError(
+                "this model adds a bias by position to its logits, and evicted pairs have left no positions"
+            )
         if options.get("is_causal") is False:
             raise ValueError("this layer attends in both directions, which a cache of evicted pairs cannot do")
         return cls(scale, options.get("softcap"), options.get("s_aux"))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every part of one attention is given."""
+        return {"scale": self.scale, "softcap": self.softcap}
 
     def with_sinks(self, result: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Output (B, H, q, d) and log-sum-exp (B, H, q) once the sinks have taken their share."""
@@ -62,9 +69,7 @@ def no_autocast(device: torch.device) -> Any:
     return contextlib.nullcontext()
 
 
-def tail_mask(
-    mask: Any, rows: int, length: int, hidden: int, device: torch.device
-) -> tuple[torch.Tensor | None, bool]:
+def tail_mask(mask: Any, rows: int, length: int, hidden: int, device: torch.device) -> tuple[torch.Tensor | None, bool]:
     """What a mask says about the dense tail behind a compressed context.
 
     Args:

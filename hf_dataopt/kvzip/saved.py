@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._compat import text_config
+from .._compat import input_device, layer_kinds, linear_layer, linear_states, text_config, window_of
 from ..artifact_kinds import MODEL
 from ..artifacts import fetch, finish
 from ..safe_files import read_tensors
@@ -19,7 +19,7 @@ from .cache import KVzipCache, KVzipLayer, KVzipSlidingLayer
 from .config import KVzipConfig
 from .identity import check_identity
 from .prompt import KVzipPrompt
-from .scoring import check_supported
+from .proof import Proof, prove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,12 +57,14 @@ def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = N
                 f"layer.{index}.values": context.values.contiguous(),
                 f"layer.{index}.lengths": torch.tensor(context.lengths),
             }
-        else:
+        elif hasattr(layer, "sliding_window"):
             tensors |= {
                 f"window.{index}.keys": layer.keys.contiguous(),
                 f"window.{index}.values": layer.values.contiguous(),
             }
             windows[str(index)] = layer.sliding_window
+        else:
+            tensors |= {f"state.{index}.{name}": state.contiguous() for name, state in linear_states(layer).items()}
     save_file(tensors, str(folder / _FILE))
     name = cache.made_by["name"] or MODEL
     return finish(
@@ -113,7 +115,7 @@ def load_cache(
         ValueError: no cache there, tensors that do not fit together, or another model than the one that made it.
     """
     folder, about = fetch(source, "kvzip_cache", revision=revision, token=token)
-    scored = check_supported(model)
+    proof = prove(model)
     check_identity(about.get("model"), model, f"the cache in {folder}")
     tensors = read_tensors(folder / _FILE)
     try:
@@ -122,10 +124,8 @@ def load_cache(
         if bool((prompt.ids < 0).any() | (prompt.ids >= text_config(model).vocab_size).any()):
             raise ValueError("token ids outside the vocabulary")
         layers = [
-            _ragged(tensors, index, model, prompt.ids.numel())
-            if index in scored
-            else _window(tensors, index, model, prompt.ids.numel(), int(about["windows"][str(index)]))
-            for index in range(text_config(model).num_hidden_layers)
+            _layer(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])
+            for index, kind in enumerate(layer_kinds(text_config(model)))
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -136,34 +136,62 @@ def load_cache(
     return cache
 
 
-def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, n_tokens: int) -> KVzipLayer:
+def _layer(
+    tensors: dict[str, Tensor],
+    index: int,
+    kind: str,
+    model: PreTrainedModel,
+    proof: Proof,
+    n_tokens: int,
+    windows: dict[str, int],
+) -> Any:
+    if kind == "full":
+        return _ragged(tensors, index, model, proof, n_tokens)
+    if kind == "sliding":
+        return _window(tensors, index, model, proof.shapes[index], n_tokens, int(windows[str(index)]))
+    states = {
+        name.removeprefix(f"state.{index}."): tensor.to(input_device(model))
+        for name, tensor in tensors.items()
+        if name.startswith(f"state.{index}.")
+    }
+    return linear_layer(model, index, states)
+
+
+def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proof: Proof, n_tokens: int) -> KVzipLayer:
     keys, values, lengths = (tensors[f"layer.{index}.{name}"] for name in ("keys", "values", "lengths"))
-    sizes = text_config(model)
+    heads, key_width, value_width = proof.shapes[index]
     counts = lengths.tolist()
-    head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
-    if lengths.ndim != 1 or len(counts) != sizes.num_key_value_heads or not all(0 <= n <= n_tokens for n in counts):
-        raise ValueError(f"layer {index} has lengths {counts!r:.80} for {sizes.num_key_value_heads} heads")
-    _check_values(index, model, (sum(counts), head), keys, values)
-    return KVzipLayer(RaggedContext(keys.to(model.device), values.to(model.device), counts, n_tokens))
+    if lengths.ndim != 1 or len(counts) != heads or not all(0 <= n <= n_tokens for n in counts):
+        raise ValueError(f"layer {index} has lengths {counts!r:.80} for {heads} heads")
+    _check_values(index, model, keys, (sum(counts), key_width))
+    _check_values(index, model, values, (sum(counts), value_width))
+    device = input_device(model)
+    return KVzipLayer(RaggedContext(keys.to(device), values.to(device), counts, n_tokens), proof.latent)
 
 
 def _window(
-    tensors: dict[str, Tensor], index: int, model: PreTrainedModel, n_tokens: int, window: int
+    tensors: dict[str, Tensor],
+    index: int,
+    model: PreTrainedModel,
+    shape: tuple[int, int, int],
+    n_tokens: int,
+    window: int,
 ) -> KVzipSlidingLayer:
     keys, values = (tensors[f"window.{index}.{name}"] for name in ("keys", "values"))
-    sizes = text_config(model)
-    head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
-    if window != getattr(sizes, "sliding_window", None):
-        raise ValueError(f"layer {index} has a window of {window}, the model {getattr(sizes, 'sliding_window', None)}")
-    _check_values(index, model, (1, sizes.num_key_value_heads, min(n_tokens, window - 1), head), keys, values)
-    layer = KVzipSlidingLayer(window)
-    layer.lazy_initialization(keys.to(model.device), values.to(model.device))
-    layer.keys, layer.values = keys.to(model.device), values.to(model.device)
+    heads, key_width, value_width = shape
+    expected = window_of(model, index)
+    if window != expected:
+        raise ValueError(f"layer {index} has a window of {window}, the model {expected}")
+    held = min(n_tokens, window - 1)
+    _check_values(index, model, keys, (1, heads, held, key_width))
+    _check_values(index, model, values, (1, heads, held, value_width))
+    layer, device = KVzipSlidingLayer(window), input_device(model)
+    layer.lazy_initialization(keys.to(device), values.to(device))
+    layer.keys, layer.values = keys.to(device), values.to(device)
     layer.cumulative_length = n_tokens
     return layer
 
 
-def _check_values(index: int, model: PreTrainedModel, shape: tuple[int, ...], keys: Tensor, values: Tensor) -> None:
-    for one in (keys, values):
-        if tuple(one.shape) != shape or one.dtype != model.dtype:
-            raise ValueError(f"layer {index} has {one.dtype} {tuple(one.shape)}, needed is {model.dtype} {shape}")
+def _check_values(index: int, model: PreTrainedModel, one: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(one.shape) != shape or one.dtype != model.dtype:
+        raise ValueError(f"layer {index} has {one.dtype} {tuple(one.shape)}, needed is {model.dtype} {shape}")

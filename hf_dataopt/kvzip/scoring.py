@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, takes, text_config
 from ..errors import UnsupportedModelError
+from ..positions import positions_alike, warn_beyond_positions
 from ..progress import bar
 from ..routing.attach import attach
 from ..routing.cache import RoutedCache
@@ -120,19 +120,19 @@ def prefill(
 
     config = config or KVzipConfig()
     prove(model)
+    warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
     return read_context(model, prompt, config, progress=progress)
 
 
 @torch.no_grad()
-def read_context(
-    model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True
-) -> PrefilledContext:
+def read_context(model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True) -> PrefilledContext:
     """`prefill` of a model that `check_supported` accepts, proven or not."""
     scored_layers = check_supported(model)
     decoder = decoder_of(model)
     attach(model, USER)
     plain = DynamicCache(config=text_config(model))
-    cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(plain.layers)])
+    full: list[Any] = plain.layers
+    cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(full)])
     ids = prompt.ids.to(input_device(model))[None]
     step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
     start = 0
@@ -141,14 +141,14 @@ def read_context(
             decoder(input_ids=piece, use_cache=True, **{name: cache}, **_positions(decoder, start, piece))
             start += piece.shape[1]
             shown.update(piece.shape[1])
-    latent = False
-    for index, layer in enumerate(cache.layers):
+    read: list[Any] = cache.layers
+    for index, layer in enumerate(read):
         if index in scored_layers:
-            latent |= layer.latent
-            plain.layers[index].lazy_initialization(layer.keys, layer.values)
-            plain.layers[index].keys, plain.layers[index].values = layer.keys, layer.values
+            full[index].lazy_initialization(layer.keys, layer.values)
+            full[index].keys, full[index].values = layer.keys, layer.values
         else:
-            plain.layers[index] = layer
+            full[index] = layer
+    latent = any(read[index].latent for index in scored_layers)
     return PrefilledContext(model, prompt, plain, scored_layers, latent)
 
 
@@ -188,17 +188,19 @@ class _PrefillLayer(DynamicLayer):
     ) -> torch.Tensor:
         """Output (1, H, q, v) of one piece."""
         rules, rows = AttentionRules.of(scale, options), query.shape[2]
-        keys, values = (key, value) if expanded else (self.keys, self.values)
-        if expanded and self.keys.shape[1] != 1:  # type: ignore[union-attr]
-            raise ValueError("the model changes the keys of several heads after they are cached; heads cannot be told apart")
+        cached: Any = (self.keys, self.values)
+        keys, values = (key, value) if expanded else cached
+        if expanded and cached[0].shape[1] != 1:
+            raise ValueError(
+                "the model changes the keys of several heads after they are cached; heads cannot be told apart"
+            )
         self.latent = expanded
         before = keys.shape[2] - rows
         with no_autocast(query.device):
             query, keys, values = same_dtype(query, keys, values)
-            parts = {"scale": scale, "softcap": rules.softcap}
-            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **parts)
+            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **rules.options)
             if before:
-                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **parts), result)
+                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **rules.options), result)
             return rules.with_sinks(result)[0]
 
 
@@ -226,7 +228,8 @@ def score_context(
     model, prompt = prefilled.model, prefilled.prompt
     decoder = decoder_of(model)
     attach(model, USER)
-    first = prefilled.cache.layers[prefilled.scored_layers[0]].keys
+    layers: list[Any] = prefilled.cache.layers
+    first = layers[prefilled.scored_layers[0]].keys
     scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
     chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
     with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
@@ -249,8 +252,10 @@ def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
     Returns:
         `chunk_size`, or less where the context leaves less room; a chunk of 64 tokens at least (a warning says so).
     """
-    limit = _last_position(text_config(prefilled.model), prefilled.prompt.ids.numel())
     prompt = prefilled.prompt
+    limit = positions_alike(text_config(prefilled.model), prompt.ids.numel())
+    if limit is None:
+        return config.chunk_size
     overlap = min(config.overlap, config.chunk_size, prefilled.n_context)
     words = max(prompt.first_repeat_ids.numel(), prompt.next_repeat_ids.numel() + overlap) + prompt.suffix_ids.numel()
     chunk = min(config.chunk_size, prefilled.n_context)
@@ -259,10 +264,131 @@ def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
         return config.chunk_size
     if room >= min(_LEAST_CHUNK, chunk):
         logger.info("chunks of %d tokens instead of %d, so that replays end before position %s", room, chunk, limit)
-        return int(room)
+        return room
     warnings.warn(
-        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: scores "
-        "come from positions it was not trained on; use a shorter context",
+        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
+        "scores come from positions it was not trained on; use a shorter context",
+        stacklevel=3,
+    )
+    return config.chunk_size
+
+
+def _positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`position_ids` from `start` on: some models count from 0 whatever the cache holds."""
+    if not takes(decoder.forward, "position_ids"):
+        return {}
+    return {"position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
+
+
+class _OwnCache(RoutedCache):
+    """A cache of our own forwards: thrown away if one of them fails, so it needs no second copy to go back to."""
+
+    atomic = False
+
+
+class _PrefillLayer(DynamicLayer):
+    """One global layer while the context comes in pieces: a piece sees itself causally, and all before it."""
+
+    latent = False
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = super().update(key_states, value_states)
+        return (tag(keys, self), values) if self.latent else (tag(key_states, self), value_states)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Output (1, H, q, v) of one piece."""
+        rules, rows = AttentionRules.of(scale, options), query.shape[2]
+        cached: Any = (self.keys, self.values)
+        keys, values = (key, value) if expanded else cached
+        if expanded and cached[0].shape[1] != 1:
+            raise ValueError(
+                "the model changes the keys of several heads after they are cached; heads cannot be told apart"
+            )
+        self.latent = expanded
+        before = keys.shape[2] - rows
+        with no_autocast(query.device):
+            query, keys, values = same_dtype(query, keys, values)
+            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **rules.options)
+            if before:
+                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **rules.options), result)
+            return rules.with_sinks(result)[0]
+
+
+@torch.no_grad()
+def score_context(
+    prefilled: PrefilledContext, config: KVzipConfig | None = None, *, progress: bool = True
+) -> torch.Tensor:
+    """Maximum attention that each context pair receives while the model repeats the context (Eq. 8.2, section 8.3.4).
+
+    Args:
+        prefilled: the full cache; left exactly as it is.
+        config: chunk size, overlap, replay and the key set of the softmax.
+        progress: show a bar.
+
+    Returns:
+        (scored layers, KV heads, context tokens) float32 in [0, 1].
+
+    Source: Eq. 8.2; chunks and repeat prompts of section 8.3.4.
+    Differs: the softmax runs over prefix, chunk and repeat input as in the reference code (Eq. 8.2 says all keys:
+        `softmax_keys="all"`), in float32 whatever the model's dtype, with the model's own logit scale.
+    Cost: with m = chunk size, the linear layers of (1 + prompt / m) forwards over the context and O(n^2) attention
+        (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length.
+    """
+    config = config or KVzipConfig()
+    model, prompt = prefilled.model, prefilled.prompt
+    decoder = decoder_of(model)
+    attach(model, USER)
+    layers: list[Any] = prefilled.cache.layers
+    first = layers[prefilled.scored_layers[0]].keys
+    scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
+    chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
+    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
+        for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
+            cache = _ReplayCache(prefilled, config, start, end, scores)
+            with contextlib.suppress(_AllScored):
+                ids = ids.to(input_device(model))[None]
+                where = _positions(decoder, prompt.ids.numel(), ids)
+                decoder(input_ids=ids, use_cache=True, **{name: cache}, **where)
+            shown.update(end - start)
+    return scores
+
+
+def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
+    """Chunk size at which replay positions stay inside those the model was made for, as far as that is possible.
+
+    Replays stand behind the whole context. Rotary embeddings that change with the length (dynamic, longrope) would turn the
+    replay's queries otherwise than the cached keys, and learned positions end.
+
+    Returns:
+        `chunk_size`, or less where the context leaves less room; a chunk of 64 tokens at least (a warning says so).
+    """
+    prompt = prefilled.prompt
+    limit = positions_alike(text_config(prefilled.model), prompt.ids.numel())
+    if limit is None:
+        return config.chunk_size
+    overlap = min(config.overlap, config.chunk_size, prefilled.n_context)
+    words = max(prompt.first_repeat_ids.numel(), prompt.next_repeat_ids.numel() + overlap) + prompt.suffix_ids.numel()
+    chunk = min(config.chunk_size, prefilled.n_context)
+    room = limit - prompt.ids.numel() - words
+    if chunk <= room:
+        return config.chunk_size
+    if room >= min(_LEAST_CHUNK, chunk):
+        logger.info("chunks of %d tokens instead of %d, so that replays end before position %s", room, chunk, limit)
+        return room
+    warnings.warn(
+        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
+        "scores come from positions it was not trained on; use a shorter context",
         stacklevel=3,
     )
     return config.chunk_size
@@ -365,13 +491,14 @@ class _ReplayLayer(DynamicLayer):
         keys, values = (key[:, :, :n], value[:, :, :n]) if expanded else (self.full.keys, self.full.values)
         new = (key[:, :, n:], value[:, :, n:]) if expanded else (key, value)
         with no_autocast(query.device):
-            parts = {"scale": scale, "softcap": rules.softcap}
-            result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **parts)
+            result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **rules.options)
 
             def joined(spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
                 found = result
                 for a, b in spans:
-                    found = merge(found, attend(*same_dtype(query, keys[:, :, a:b], values[:, :, a:b]), **parts))
+                    found = merge(
+                        found, attend(*same_dtype(query, keys[:, :, a:b], values[:, :, a:b]), **rules.options)
+                    )
                 return found
 
             chunk = keys[0, :, self.spans.start : self.spans.end]

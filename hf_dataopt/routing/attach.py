@@ -101,7 +101,9 @@ def tokens_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | N
     return args[0] if args and isinstance(args[0], torch.Tensor) else None
 
 
-def replaced(args: tuple[Any, ...], kwargs: dict[str, Any], old: Any, new: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def replaced(
+    args: tuple[Any, ...], kwargs: dict[str, Any], old: Any, new: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's arguments with `new` where `old` stands."""
     return tuple(new if a is old else a for a in args), {k: new if v is old else v for k, v in kwargs.items()}
 

@@ -19,8 +19,8 @@ class RoutedCache(Cache):
     """A cache for models that `attach` has prepared.
 
     A forward works on a `view` of it, which becomes the cache once the forward has come to its end: one that fails or is
-    interrupted half-way leaves the cache as it was (`atomic`; not for caches that are thrown away then). The ids that were read are remembered, so that a later prompt can be
-    held against them.
+    interrupted half-way leaves the cache as it was (`atomic`; not for caches that are thrown away then). The ids that were
+    read are remembered, so that a later prompt can be held against them.
 
     Args:
         layers (`list`): one cache layer per model layer.
@@ -230,7 +230,7 @@ class RoutedCache(Cache):
         super().reset()
         self.read_ids = None
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """As `Cache.reorder_cache`, read ids included."""
         super().reorder_cache(beam_idx)
         self._reread(lambda ids: ids.index_select(0, beam_idx.to(ids.device)))

@@ -52,7 +52,9 @@ class RoutedName(str):
 class AttentionCall(Protocol):
     """What one forward changes about attention where no cache layer answers."""
 
-    config: Any
+    @property
+    def config(self) -> Any:
+        """Of the decoder whose attention it concerns."""
 
     def mask(self, plain: Callable[..., Any] | None, name: str, **kwargs: Any) -> Any:
         """The mask of this call for implementation `name`; arguments as transformers gives them to mask functions."""
@@ -95,8 +97,8 @@ def tag(key: torch.Tensor, layer: Any) -> torch.Tensor:
 
     Args:
         key: (B, KV heads, n, d).
-        layer: with a method `attend(query, key, value, mask, scale, expanded, **kwargs)`; `expanded` is True where the model made
-            other keys and values out of those it was handed (MLA expands latents).
+        layer: with a method `attend(query, key, value, mask, scale, expanded, **kwargs)`; `expanded` is True where the model
+            made other keys and values out of those it was handed (MLA expands latents).
 
     Returns:
         The same tensor. `layer.waiting` is True until the dispatcher has seen it.

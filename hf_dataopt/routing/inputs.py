@@ -30,17 +30,17 @@ class CallInputs(dict[str, Any]):
     def __contains__(self, key: object) -> bool:
         return super().__contains__(_stored(key) if isinstance(key, str) else key)
 
-    def __or__(self, other: Any) -> CallInputs:
+    def __or__(self, other: Any) -> CallInputs:  # type: ignore[override]
         joined = self.copy()
         joined.update(other)
         return joined
 
-    def __ror__(self, other: Any) -> CallInputs:
+    def __ror__(self, other: Any) -> CallInputs:  # type: ignore[override]
         joined = CallInputs(other)
         joined.update(self)
         return joined
 
-    def __ior__(self, other: Any) -> CallInputs:  # type: ignore[override, misc]
+    def __ior__(self, other: Any) -> CallInputs:  # type: ignore[override]
         self.update(other)
         return self
 

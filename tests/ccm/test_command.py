@@ -43,7 +43,7 @@ def test_an_untrained_memory_shows_sizes(folder: Path, capsys: pytest.CaptureFix
     assert [row["tokens_seen"] for row in result["turns"]] == lengths
     assert [row["full_bytes"] for row in result["turns"]] == [n * SLOT for n in lengths]
     assert [row["memory_bytes"] for row in result["turns"]] == [3 * SLOT, 6 * SLOT]
-    assert result["one_pass_difference"] < 1e-4 and not result["trained"]
+    assert result["one_pass_difference"] < 1e-4 < result["largest_logit"] and not result["trained"]
 
 
 @pytest.mark.parametrize("memory", ["merge", "gist"])
@@ -64,6 +64,13 @@ def test_tables_and_demo(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(demo) == 0
     shown = capsys.readouterr().out
     assert "untrained" in shown and "one parallel forward" in shown
+    result = json_of(demo, capsys)["ccm"]
+    held, peak, equal = result["claims"]
+    assert (
+        held["ours"] == f"{result['turns'][-1]['memory_bytes'] / 1024:,.0f} KiB"
+        and held["baseline"] == peak["baseline"]
+    )
+    assert equal["ours"].split("e-")[1] >= "05" and "largest logit" in equal["baseline"]
 
 
 def test_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ from peft import PeftModel
 
 from hf_dataopt import CCMConfig, CompressedContextMemory
 from hf_dataopt.errors import DroppedTokensError
+from hf_dataopt.routing.attach import cache_in
 
-from ..models import byte_tokenizer, tiny_model
+from ..models import byte_tokenizer, held, tiny_model
 from .models import adapted
 
 TURNS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
@@ -132,16 +133,16 @@ def test_dropped_tokens_are_refused() -> None:
     one = remembering(adapted(), TURNS[:1])
     inputs = one.inputs(QUESTION)
     with pytest.raises(DroppedTokensError, match="prompt tokens"):
-        one.model.generate(input_ids=inputs["input_ids"], past_key_values=inputs["past_key_values"], max_new_tokens=2)
+        one.model.generate(input_ids=inputs["input_ids"], **held(inputs["past_key_values"]), max_new_tokens=2)
     with torch.no_grad():
         parallel = one.model(torch.tensor([[*TURNS[0], 264, 265]]), use_cache=True)
         with pytest.raises(ValueError, match="parallel forward"):
-            one.model(torch.tensor([[5]]), past_key_values=parallel.past_key_values)
+            one.model(torch.tensor([[5]]), **held(cache_in((), dict(parallel))))
         with pytest.raises(ValueError, match="parallel forward"):
             one.model.generate(torch.tensor([[*TURNS[0], 264, 265, *QUESTION]]), max_new_tokens=2)
         plain = one.model(torch.tensor([TURNS[0]]), use_cache=True)
         with pytest.raises(ValueError, match="after a plain cache"):
-            one.model(torch.tensor([[264, 265]]), past_key_values=plain.past_key_values)
+            one.model(torch.tensor([[264, 265]]), **held(cache_in((), dict(plain))))
         recomputed = one.model.generate(
             torch.tensor([[*TURNS[0], 264, 265, *QUESTION]]), max_new_tokens=3, use_cache=False, **GREEDY
         )

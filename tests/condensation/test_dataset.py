@@ -307,3 +307,20 @@ def test_command_condenses_a_parquet_file(train: Dataset, test_split: Dataset, t
     assert len(load_condensed(result["folder"])) == 6
     assert str(REPO) not in result["config"]
     assert main(["condense", str(tmp_path / "none.parquet"), "--output-dir", str(tmp_path / "run")]) == 1
+
+
+def test_demo_section_claims_what_it_scored(
+    train: Dataset, test_split: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from hf_dataopt.cli import main
+    from hf_dataopt.condensation import command
+
+    tiny = command.digits_config(width=4, depth=2)
+    monkeypatch.setattr(command, "digits", lambda: (train, test_split))
+    quick = {"evaluation_augmentation": "none", "evaluation_epochs": 1}
+    monkeypatch.setattr(command, "digits_config", lambda **changes: replace(tiny, **{**changes, **quick}))
+    assert main(["demo", "--section", "condensation", "--smoke", "--json", "--output-dir", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)["condensation"]
+    (claim,) = result["claims"]
+    random, before, ours = (f"{row['accuracy']:.1f} %" for row in result["scores"])  # one seed has no spread
+    assert claim["ours"] == ours and claim["baseline"] == f"random images {random}; mosaics before {before}"

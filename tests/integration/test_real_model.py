@@ -15,6 +15,8 @@ from hf_dataopt.demo_model import INSTALL, load_demo_model, packaged_model_file
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
 
+from ..models import held
+
 pytestmark = [
     pytest.mark.real_model,
     pytest.mark.skipif(packaged_model_file() is None, reason=f"no packaged model: {INSTALL}"),
@@ -60,7 +62,7 @@ def test_nothing_evicted_is_the_plain_cache(loaded: tuple[Any, Any], prefilled: 
     inputs = cache.inputs("Which package is the largest?")
     with torch.no_grad():
         new = inputs["input_ids"][:, 2000 + prefilled.n_prefix :]
-        ours = model(new, past_key_values=cache.fork()).logits
+        ours = model(new, **held(cache.fork())).logits
         plain = model(inputs["input_ids"]).logits[:, -new.shape[1] :]
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=0)
     generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -87,7 +89,7 @@ def test_scores_find_what_answers_need_and_bytes_are_freed(
             target = torch.tensor([tokenizer("The Version is" + answer)["input_ids"]])
             n = len(tokenizer(answer)["input_ids"])
             with torch.no_grad():
-                logits = model(torch.cat([asked, target], 1), past_key_values=cache.fork()).logits[0, -n - 1 : -1]
+                logits = model(torch.cat([asked, target], 1), **held(cache.fork())).logits[0, -n - 1 : -1]
             total += torch.nn.functional.cross_entropy(logits, target[0, -n:]).item()
         return total / len(asked_of)
 

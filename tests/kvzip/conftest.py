@@ -11,7 +11,7 @@ from hf_dataopt.kvzip.config import KVzipConfig
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
 
-from ..models import FAMILIES, byte_tokenizer, tiny_model
+from ..models import FAMILIES, byte_tokenizer, held, tiny_model
 
 CONTEXT = "The key of room 12 is blue. The key of room 7 is red. Nobody has the key of room 3."
 
@@ -33,7 +33,7 @@ class Compressed:
 
     def logits(self, cache: KVzipCache, ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return self.model(ids, past_key_values=cache).logits
+            return self.model(ids, **held(cache)).logits
 
 
 _MADE: dict[str, Compressed] = {}

@@ -21,7 +21,7 @@ from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.scoring import USER, prefill, score_context
 from hf_dataopt.routing.attach import attached, detach
 
-from ..models import byte_tokenizer, tiny_model
+from ..models import byte_tokenizer, held, tiny_model
 from .conftest import CONTEXT, Compressed
 
 QUESTIONS = ["Which key is blue?", "Who has the key of room 3, and what colour is it?"]
@@ -217,10 +217,10 @@ def test_other_caches_and_models_are_untouched(llama: Compressed) -> None:
     ids = new_ids(QUESTIONS[0])
     before = llama.model.config._attn_implementation
     with torch.no_grad():
-        expected = llama.model(ids, past_key_values=DynamicCache()).logits
+        expected = llama.model(ids, **held(DynamicCache())).logits
         llama.logits(llama.cache(0.3), ids)
         assert llama.model.config._attn_implementation == before == "sdpa"
-        assert torch.equal(llama.model(ids, past_key_values=DynamicCache()).logits, expected)
+        assert torch.equal(llama.model(ids, **held(DynamicCache())).logits, expected)
     hooks = len(llama.model.model._forward_pre_hooks)
     llama.cache(0.3).attach(llama.model)
     assert len(llama.model.model._forward_pre_hooks) == hooks
@@ -230,7 +230,7 @@ def test_error_inside_a_call_restores_the_model(llama: Compressed) -> None:
     before = llama.model.config._attn_implementation
     cache = llama.cache(0.3)
     with pytest.raises(IndexError):
-        llama.model(torch.tensor([[10_000]]), past_key_values=cache)
+        llama.model(torch.tensor([[10_000]]), **held(cache))
     assert llama.model.config._attn_implementation == before
     with torch.no_grad():
         assert llama.model(new_ids("ok"), output_hidden_states=True).hidden_states is not None
@@ -243,7 +243,7 @@ def test_eager_models_work_too(llama: Compressed) -> None:
     cache = llama.cache(0.4)
     cache.attach(model)
     with torch.no_grad():
-        logits = model(ids, past_key_values=cache.fork()).logits
+        logits = model(ids, **held(cache.fork())).logits
     torch.testing.assert_close(logits, llama.logits(cache.fork(), ids), atol=1e-4, rtol=0)
 
 
@@ -275,28 +275,28 @@ class TestRefusals:
     def test_model_that_was_not_prepared(self, llama: Compressed) -> None:
         cache, other = llama.cache(0.5), tiny_model("llama")
         with pytest.raises(ValueError, match=r"cache.attach\(model\)"):
-            other(new_ids("a"), past_key_values=cache)
+            other(new_ids("a"), **held(cache))
         cache.attach(other)
         with torch.no_grad():
-            logits = other(new_ids("a"), past_key_values=cache.fork()).logits
+            logits = other(new_ids("a"), **held(cache.fork())).logits
         assert torch.equal(logits, llama.logits(cache.fork(), new_ids("a")))
         detach(other, USER)
         with pytest.raises(ValueError, match="attach"):
-            other(new_ids("a"), past_key_values=cache.fork())
+            other(new_ids("a"), **held(cache.fork()))
 
     def test_new_ids_without_full_mask(self, llama: Compressed) -> None:
         with pytest.raises(DroppedTokensError, match="cache.inputs"):
-            llama.model.generate(new_ids("a question"), past_key_values=llama.cache(0.5).fork(), max_new_tokens=2)
+            llama.model.generate(new_ids("a question"), **held(llama.cache(0.5).fork()), max_new_tokens=2)
         with pytest.raises(DroppedTokensError, match="no token is left"):
-            llama.model(new_ids("")[:, :0], past_key_values=llama.cache(0.5))
+            llama.model(new_ids("")[:, :0], **held(llama.cache(0.5)))
         with pytest.raises(DroppedTokensError, match="mask covers 2 tokens"):
-            llama.model(new_ids("ab"), attention_mask=torch.ones(1, 2), past_key_values=llama.cache(0.5))
+            llama.model(new_ids("ab"), attention_mask=torch.ones(1, 2), **held(llama.cache(0.5)))
 
     def test_new_ids_with_full_mask_are_served(self, llama: Compressed) -> None:
         cache, ids = llama.cache(0.5), new_ids("a question")
         n = cache.get_seq_length()
         mask = torch.ones(1, n + ids.shape[1], dtype=torch.int64)
-        short = llama.model.generate(ids, attention_mask=mask, past_key_values=cache.fork(), max_new_tokens=5)
+        short = llama.model.generate(ids, attention_mask=mask, **held(cache.fork()), max_new_tokens=5)
         full = llama.model.generate(**cache.inputs(ids), max_new_tokens=5)
         assert short[0, ids.shape[1] :].tolist() == full[0, n + ids.shape[1] :].tolist()
 
@@ -309,12 +309,12 @@ class TestRefusals:
         with pytest.raises(DroppedTokensError, match="do not start with"):
             cache.check_prompt(bad)
         with pytest.raises(DroppedTokensError, match="do not start with"):
-            llama.model.generate(bad, past_key_values=cache.fork(), max_new_tokens=2)
+            llama.model.generate(bad, **held(cache.fork()), max_new_tokens=2)
         # longer than the context, so that `generate` alone would take them for a full prompt
         question = new_ids("a long question, " * 20)
         with pytest.raises(DroppedTokensError, match="do not start with"):
-            llama.model.generate(question, past_key_values=cache.fork(), max_new_tokens=2)
-        assert llama.model.generate(good, past_key_values=cache.fork(), max_new_tokens=2).shape[1] == good.shape[1] + 2
+            llama.model.generate(question, **held(cache.fork()), max_new_tokens=2)
+        assert llama.model.generate(good, **held(cache.fork()), max_new_tokens=2).shape[1] == good.shape[1] + 2
         assert torch.equal(cache.inputs(good)["input_ids"], good)
 
     @pytest.mark.parametrize("question", [3, [], ["a", 2], torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3)])
@@ -324,7 +324,7 @@ class TestRefusals:
 
     def test_bad_masks_and_scores(self, llama: Compressed) -> None:
         with pytest.raises(ValueError, match="mask covers 9 tokens"):
-            llama.model(new_ids("a"), attention_mask=torch.ones(1, 1, 1, 9), past_key_values=llama.cache(0.5))
+            llama.model(new_ids("a"), attention_mask=torch.ones(1, 1, 1, 9), **held(llama.cache(0.5)))
         with pytest.raises(ValueError, match="scores must be"):
             KVzipCache.from_scores(llama.prefilled, llama.scores[:1], KVzipConfig())
         with pytest.raises(ValueError, match="NaN"):
@@ -358,15 +358,13 @@ def test_several_turns_in_one_fork(compressed: Compressed) -> None:
     for _ in range(2):
         # with a mask, since a random model may write the padding token, which `generate` would mask by itself
         mask = torch.ones_like(ids)
-        ids = compressed.model.generate(
-            ids, attention_mask=mask, past_key_values=cache, max_new_tokens=3, do_sample=False
-        )
+        ids = compressed.model.generate(ids, attention_mask=mask, **held(cache), max_new_tokens=3, do_sample=False)
         ids = torch.cat([ids, new_ids("next?")], dim=1)
     with torch.no_grad():
         n = cache.get_seq_length()
-        step = compressed.model(ids[:, n:], past_key_values=cache).logits
+        step = compressed.model(ids[:, n:], **held(cache)).logits
         again = compressed.cache(0.5).fork()
-        at_once = compressed.model(ids[:, again.get_seq_length() :], past_key_values=again).logits
+        at_once = compressed.model(ids[:, again.get_seq_length() :], **held(again)).logits
     torch.testing.assert_close(step, at_once[:, -step.shape[1] :], atol=1e-4, rtol=0)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hf_dataopt.cli import main
+from hf_dataopt.kvzip.command import _claims
 
 from ..models import byte_tokenizer, tiny_model
 from .conftest import CONTEXT
@@ -59,6 +60,18 @@ def test_nothing_evicted_answers_as_the_full_cache(call: list[str], capsys: pyte
     for row in result["answers"]:
         assert row["answer"] == row["answer_full"]
     assert result["answers"][0]["answer"] != result["answers"][1]["answer"]
+
+
+def test_the_template_is_told(call: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = ["--system", "Be brief.", "--template-kwargs", '{"enable_thinking": false}', "--compare-full"]
+    result = json_of([*call, *told, "--keep-ratio", "1.0", "--save", str(tmp_path / "cache")], capsys)
+    assert result["prefix_tokens"] == json_of(call, capsys)["prefix_tokens"] + len("[system]Be brief.") + 1
+    assert [row["answer"] for row in result["answers"]] == [row["answer_full"] for row in result["answers"]]
+    kept = json.loads((tmp_path / "cache" / "hf_dataopt.json").read_text())["config"]
+    assert kept["system"] == "Be brief." and kept["template_kwargs"] == {"enable_thinking": False}
+    for text, words in (("{", "no JSON"), ("[1]", "JSON object"), ('{"tokenize": true}', "cannot set tokenize")):
+        assert main([*call, "--template-kwargs", text]) != 0
+        assert words in capsys.readouterr().err
 
 
 def test_the_full_answers_are_those_of_plain_generate(
@@ -123,3 +136,23 @@ def test_demo_section_runs_on_any_model(model_folder: Path, tmp_path: Path, caps
     result = json_of([*arguments, "--output-dir", str(tmp_path / "out")], capsys)["kvzip"]
     assert 0 < result["compressed_bytes"] < 0.6 * result["full_bytes"]
     assert result["answers"] and all({"answer", "answer_full"} <= row.keys() for row in result["answers"])
+    size, right, seconds = result["claims"]
+    assert size["ours"] == f"{result['compressed_bytes'] / 2**20:.1f} MiB" and "full" in size["baseline"]
+    assert right["baseline"] == "full 0; as small, at random 0" and right["ours"] == "0"  # random weights know nothing
+    assert float(seconds["ours"]) >= float(seconds["baseline"].split()[-1])
+
+
+def test_a_right_answer_has_the_expected_word() -> None:
+    answers = ["It is number 36.", "Number 1936", "36"]
+    rows = [{"expected": "36", "answer": text, "answer_full": "NUMBER 36", "answer_random": "3 6"} for text in answers]
+    sizes = {
+        "full_bytes": 2**21,
+        "compressed_bytes": 2**20,
+        "context_tokens": 9,
+        "prefix_tokens": 4,
+        "prefill_seconds": 1,
+        "compress_seconds": 1,
+    }
+    _, right, seconds = _claims({**sizes, "answers": rows})
+    assert right == {"claim": "right answers to 3 questions", "baseline": "full 3; as small, at random 0", "ours": "2"}
+    assert seconds["ours"] == "2.0"

@@ -19,6 +19,7 @@ from hf_dataopt.kvzip.prompt import KVzipPrompt
 from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
 
 from ..conftest import golden_params
+from ..models import held
 
 pytestmark = [
     pytest.mark.golden,
@@ -62,7 +63,7 @@ def settings(case: Case, **changes: Any) -> KVzipConfig:
 
 def logits_of(case: Case, cache: KVzipCache, name: str) -> torch.Tensor:
     with torch.no_grad():
-        return case.prefilled.model(case.tensor(name)[None], past_key_values=cache).logits[0]
+        return case.prefilled.model(case.tensor(name)[None], **held(cache)).logits[0]
 
 
 @pytest.mark.parametrize(("keys", "name"), [("chunk", "score"), ("all", "score_all")])

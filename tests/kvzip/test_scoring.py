@@ -10,7 +10,7 @@ from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
 from hf_dataopt.kvzip.scoring import check_supported, prefill, score_context
 
-from ..models import FAMILIES, byte_tokenizer, tiny_model
+from ..models import FAMILIES, byte_tokenizer, held, tiny_model
 from ..reference.kvzip import scores_of_attention
 from .conftest import CONTEXT, Compressed
 
@@ -58,9 +58,9 @@ def test_scoring_leaves_the_cache_and_the_model_as_they_were(compressed: Compres
     with torch.no_grad():
         assert torch.equal(model(ids, output_hidden_states=True).hidden_states[-1], expected)
         # the full cache still continues the context
-        continued = model(ids, past_key_values=prefilled.cache).logits
+        continued = model(ids, **held(prefilled.cache)).logits
         whole = torch.cat([prefilled.prompt.ids[None], ids], dim=1)
-        plain = model(whole, past_key_values=DynamicCache(config=model.config)).logits[:, -3:]
+        plain = model(whole, **held(DynamicCache(config=model.config))).logits[:, -3:]
     torch.testing.assert_close(continued, plain, atol=1e-4, rtol=0)
 
 
@@ -106,4 +106,4 @@ def test_a_context_without_prefix() -> None:
     cache = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=0.05))
     assert min(map(min, cache.stored_lengths)) == 0, "a head may lose everything"
     with torch.no_grad():
-        assert torch.isfinite(model(ids[None, :4], past_key_values=cache).logits).all()
+        assert torch.isfinite(model(ids[None, :4], **held(cache)).logits).all()

@@ -65,3 +65,7 @@ def test_demo_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [row["mixed"] > 0 for row in result["rows"]] == [False, True, True]
     for method in ("puzzle", "co"):
         assert (tmp_path / f"mixup_{method}.png").stat().st_size > 1000
+    accuracy, seconds = result["claims"]
+    assert accuracy["baseline"] == f"no mixing {result['rows'][0]['accuracy']:.1%}" and "images" in accuracy["claim"]
+    for row in (accuracy, seconds):
+        assert [side.rsplit(" ", 1)[0] for side in row["ours"].split("; ")] == ["Puzzle Mix", "Co-Mixup"]

@@ -14,7 +14,7 @@ from hf_dataopt import cards
 from hf_dataopt.cli import main
 from hf_dataopt.dataset_files import read_parquet
 from hf_dataopt.relation.cleaner import RelationCleaner
-from hf_dataopt.relation.demo import clean_digits
+from hf_dataopt.relation.demo import claims, clean_digits
 from hf_dataopt.relation.pages import draw_worst, write_page
 from hf_dataopt.relation.report import RelationReport
 
@@ -112,5 +112,9 @@ def test_cards_never_guess() -> None:
 
 def test_demo_section_finds_the_flips(tmp_path: Path) -> None:
     result = clean_digits(tmp_path, 0)
+    ranking, dropped, accuracy = claims(result)
+    assert ranking["baseline"] == f"loss {result['loss_ap']:.3f}" and 0.5 < result["loss_ap"] <= 1
+    assert 0 < result["loss_flagged_and_flipped"] <= result["flagged"] and str(result["flagged"]) in dropped["claim"]
+    assert accuracy["ours"] == f"on what stays {result['accuracy_cleaned']:.1%}"
     assert result["ap"] > 0.8 and result["flagged_and_flipped"] > 0.8 * result["flagged"] > 10
     assert all(Path(path).stat().st_size > 5_000 for path in result["paths"].values())
