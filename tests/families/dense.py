@@ -57,9 +57,7 @@ DENSE: dict[str, Family] = {
         notes="queries scaled by position",
     ),
     "qwen2": Family("Qwen2Config"),
-    "qwen2_sliding": Family(
-        "Qwen2Config", {"use_sliding_window": True, "max_window_layers": 1, **WINDOW}, notes="sliding layers"
-    ),
+    "qwen2_sliding": Family("Qwen2Config", {"use_sliding_window": True, **MIXED}, notes="sliding layers"),
     "qwen3": Family("Qwen3Config", {"head_dim": 8}),
     "phi": Family("PhiConfig", {"partial_rotary_factor": 0.5}, targets=("q_proj", "k_proj", "v_proj", "dense")),
     "phi3": Family("Phi3Config", targets=("qkv_proj", "o_proj")),
