@@ -224,7 +224,8 @@ class _Reader:
 
     def enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder: find the compression tokens, replace their ids, and say what attention has to know."""
-        CURRENT.set(None)  # whatever an interrupted call left in this thread
+        if CURRENT.get() is not None:  # whatever an interrupted call left in this thread
+            CURRENT.set(None)
         found = self.active(module)
         cache = cache_in(args, kwargs)
         memory = cache if isinstance(cache, MemoryCache) else None
@@ -301,10 +302,12 @@ class _Reader:
     def leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         """After the decoder, also after an error: nothing is said any more."""
         call = current_call()
+        if call is None:
+            return
         CURRENT.set(None)
         values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else ()
         cache = cache_in(tuple(values), {})
-        if call is not None and call.layout is not None and cache is not None:
+        if call.layout is not None and cache is not None:
             cache._hf_dataopt_parallel = True  # its keys were visible by blocks; a plain continuation would see all
 
     def embed(self, module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:

@@ -1,8 +1,8 @@
 """KVzip, chapter 8: compress a context's cache once, answer any number of questions from it.
 
-The story: encode the context (`scoring.prefill`), let the model repeat it and keep the attention each pair receives
+The story: encode the context (`prefill.prefill`), let the model repeat it and keep the attention each pair receives
 (`scoring.score_context`, Eq. 8.2), keep the top share over all layers and heads (`eviction.keep_mask`, section 8.4.1), and
-free the rest. What stays is ragged, so the layers below compute their own attention (`attention.attend_ragged`).
+free the rest. What stays is ragged, so the layers of the cache (`layers.py`) compute their own attention.
 """
 
 from __future__ import annotations
@@ -14,147 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .._compat import causal_model_of, copied_layer, decoder_of, layer_tensors
 from ..routing.attach import attach
 from ..routing.cache import RoutedCache
-from ..routing.dispatch import tag
 from ..routing.inputs import CallInputs
-from .attention import RaggedContext, attend, attend_ragged, merge
+from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .identity import check_identity, identity
+from .layers import KVzipLayer, compressed_layers
+from .prefill import prefill
 from .prompt import KVzipPrompt, build_prompt, question_rows
-from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
-from .scoring import USER, PrefilledContext, check_supported, prefill, score_context
+from .reading import USER, PrefilledContext, check_supported
+from .scoring import score_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
-
-
-class KVzipLayer(DynamicLayer):
-    """One global-attention layer: a shared ragged context and a dense tail of the tokens that came after it.
-
-    Args:
-        context: what was kept.
-        latent: the model expands what is cached to keys and values of all heads (MLA), so it is handed all of it.
-    """
-
-    def __init__(self, context: RaggedContext, latent: bool = False) -> None:
-        super().__init__()
-        self.context, self.latent = context, latent
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to the tail and hand the tail to the model, marked so that attention comes back to `attend`."""
-        keys, values = super().update(key_states, value_states)
-        if self.latent:
-            batch = keys.shape[0]
-            kept = (part[None, None].expand(batch, -1, -1, -1) for part in (self.context.keys, self.context.values))
-            keys, values = (torch.cat([old, new], 2) for old, new in zip(kept, (keys, values), strict=True))
-        return tag(keys, self), values
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: Any,
-        scale: float,
-        expanded: bool,
-        **options: Any,
-    ) -> torch.Tensor:
-        """Attention (B, H, q, v) over the kept context, all of it visible, and the tail under its causal mask."""
-        if expanded != self.latent:
-            raise ValueError(
-                "the model changes keys after they are cached, which this cache was not made for; make it again"
-            )
-        rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
-        mask, causal = tail_mask(mask, query.shape[2], key.shape[2] - kept, self.context.n_tokens, query.device)
-        with no_autocast(query.device):
-            query, key, value = same_dtype(query, key, value)
-            if expanded:
-                context = attend(query, key[:, :, :kept], value[:, :, :kept], **rules.options)
-                key, value = key[:, :, kept:], value[:, :, kept:]
-            else:
-                context = attend_ragged(query, self.context, **rules.options)
-            tail = attend(query, key, value, mask=mask, causal=causal, **rules.options)
-            return rules.with_sinks(merge(context, tail))[0]
-
-    @property
-    def n_tail(self) -> int:
-        """Tokens after the context."""
-        return self.keys.shape[-2] if self.keys is not None and self.keys.numel() else 0
-
-    def get_seq_length(self) -> int:
-        """Logical length: all tokens ever seen, evicted or not."""
-        return self.context.n_tokens + self.n_tail
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Masks cover the tail only; it starts where the context ended."""
-        return self.n_tail + query_length, self.context.n_tokens
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens of the tail (negative count, as transformers has it).
-
-        Raises:
-            ValueError: more tokens than the tail has; a compressed context cannot be cut.
-        """
-        if abs(tokens_to_remove) > self.n_tail:
-            raise ValueError(
-                f"cannot remove {abs(tokens_to_remove)} tokens: {self.n_tail} came after the compressed context, which cannot "
-                "be cut; compress a shorter context instead"
-            )
-        super().crop(tokens_to_remove)
-
-    def reset(self) -> None:
-        """Forget the tail; the compressed context stays."""
-        self.keys = self.values = None
-        self.is_initialized = False
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorder the tail's rows; the context is the same in all of them."""
-        if self.n_tail:
-            super().reorder_cache(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat the tail's rows; the context is shared by all of them."""
-        if self.n_tail:
-            super().batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Select the tail's rows."""
-        if self.n_tail:
-            super().batch_select_indices(indices)
-
-
-class KVzipSlidingLayer(DynamicSlidingWindowLayer):
-    """One sliding-window layer (Gemma 3): kept whole; one context serves a batch of requests here too."""
-
-    @classmethod
-    def of(cls, layer: DynamicSlidingWindowLayer) -> KVzipSlidingLayer:
-        """A copy of the window as a layer of this class.
-
-        The stock layer keeps its window as a view into the keys of the whole prefill, which would all stay in memory.
-        """
-        ours = cls(layer.sliding_window)
-        ours.__dict__.update(layer.__dict__)
-        if layer.keys is not None and layer.values is not None:
-            ours.keys, ours.values = layer.keys.clone(), layer.values.clone()
-        return ours
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the stock layer; the context's window is expanded to the batch of the new tokens first."""
-        batch = key_states.shape[0]
-        if self.keys is not None and self.values is not None and self.keys.shape[0] == 1 < batch:
-            self.keys, self.values = self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1)
-        return super().update(key_states, value_states, *args, **kwargs)
 
 
 class KVzipCache(RoutedCache):
@@ -281,17 +159,8 @@ class KVzipCache(RoutedCache):
                 f"scores must be (scored layers, KV heads, context tokens) = {expected}, got {tuple(scores.shape)}"
             )
         keep = keep_mask(scores, config, prefilled.n_prefix)
-        always = keep.new_ones(keep.shape[1], prefilled.n_prefix)
-        layers: list[Any] = []
-        for index, layer in enumerate(full):
-            if index not in prefilled.scored_layers:
-                sliding = isinstance(layer, DynamicSlidingWindowLayer)
-                layers.append(KVzipSlidingLayer.of(layer) if sliding else copied_layer(layer))
-                continue
-            kept = torch.cat([always, keep[prefilled.scored_layers.index(index)]], dim=1)
-            layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))
-            if free:
-                layer.keys = layer.values = None
+        always = keep.new_ones(*keep.shape[:2], prefilled.n_prefix)
+        layers = compressed_layers(prefilled, torch.cat([always, keep], dim=2), free=free)
         cache = cls(layers, prefilled.prompt, config, tokenizer, identity(prefilled.model))
         cache._prepare(prefilled.model)
         return cache

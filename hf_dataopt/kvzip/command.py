@@ -144,8 +144,10 @@ def answer(
     from ..seeding import generator
     from .baselines import random_scores
     from .cache import KVzipCache
+    from .prefill import prefill
     from .prompt import build_prompt
-    from .scoring import check_supported, prefill, score_context
+    from .reading import check_supported
+    from .scoring import score_context
 
     check_supported(model)
     start = time.perf_counter()

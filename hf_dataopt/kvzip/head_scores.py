@@ -36,8 +36,9 @@ def head_scores(
     Source: section 8.4.2, "Context-Independent Eviction".
     """
     from .config import KVzipConfig
+    from .prefill import prefill
     from .prompt import build_prompt
-    from .scoring import prefill, score_context
+    from .scoring import score_context
 
     config = config or KVzipConfig()
     prefilled = prefill(model, build_prompt(tokenizer, text, config), config)

@@ -16,11 +16,14 @@ from transformers import DynamicCache
 from .._compat import cache_keyword, causal_model_of, input_device, text_config
 from ..errors import UnsupportedModelError
 from ..routing.attach import attached, detach
+from ..routing.cache import RoutedCache
 from ..seeding import generator
 from ..versions import describe
 from .config import KVzipConfig
+from .layers import compressed_layers
 from .prompt import KVzipPrompt
-from .scoring import USER, check_supported, read_context, score_context
+from .reading import USER, PrefilledContext, check_supported, read_context
+from .scoring import score_context
 
 _CONTEXT, _QUESTION = 14, 4
 # share of the logits' mean size that they may move, and how much more where the model's own rounding moves them
@@ -98,13 +101,7 @@ def probe(model: Any) -> Proof:
         difference, noise, size = _mean(found - expected), _mean(steps - expected), _mean(expected)
         least, most = _ALLOWED.get(expected.dtype, _ALLOWED_HALF)
         if difference <= max(least * size, min(4 * noise, most * size)):
-            layers = enumerate(prefilled.cache.layers)
-            kept = {
-                i: (one.keys, one.values) for i, one in layers if isinstance(getattr(one, "keys", None), torch.Tensor)
-            }
-            return Proof(
-                None, {i: (k.shape[1], k.shape[3], v.shape[3]) for i, (k, v) in kept.items()}, prefilled.latent
-            )
+            return Proof(None, _shapes(prefilled), prefilled.latent)
         proof = Proof(
             f"logits of {size:.2g} on average move by {difference:.2g}, those of the model's own cache by {noise:.2g}"
         )
@@ -113,14 +110,24 @@ def probe(model: Any) -> Proof:
     return proof
 
 
-def _compressed(model: Any, ids: torch.Tensor) -> Any:
-    from .cache import KVzipCache
-
+def _compressed(model: Any, ids: torch.Tensor) -> tuple[RoutedCache, PrefilledContext]:
     context, words = ids[0, :-_QUESTION].cpu(), ids[0, :1].cpu()
     prompt = KVzipPrompt(context[:2], context[2:], words, words, words)
-    config = KVzipConfig(keep_ratio=1.0, prefill_chunk_size=_CONTEXT // 2, chunk_size=_CONTEXT // 2, overlap=1)
+    config = KVzipConfig(prefill_chunk_size=_CONTEXT // 2, chunk_size=_CONTEXT // 2, overlap=1)
     prefilled = read_context(model, prompt, config, progress=False)
-    return KVzipCache.from_scores(prefilled, score_context(prefilled, config, progress=False), config), prefilled
+    scores = score_context(prefilled, config, progress=False)
+    everything = torch.ones(*scores.shape[:2], _CONTEXT, dtype=torch.bool)
+    return RoutedCache(compressed_layers(prefilled, everything)), prefilled
+
+
+def _shapes(prefilled: PrefilledContext) -> dict[int, tuple[int, int, int]]:
+    layers: list[Any] = prefilled.cache.layers
+    found = {}
+    for index, layer in enumerate(layers):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, torch.Tensor):
+            found[index] = (keys.shape[1], keys.shape[3], layer.values.shape[3])
+    return found
 
 
 def _ids(model: Any) -> torch.Tensor:

@@ -15,9 +15,10 @@ from ..artifact_kinds import MODEL
 from ..artifacts import fetch, finish
 from ..safe_files import read_tensors
 from .attention import RaggedContext
-from .cache import KVzipCache, KVzipLayer, KVzipSlidingLayer
+from .cache import KVzipCache
 from .config import KVzipConfig
 from .identity import check_identity
+from .layers import KVzipLayer, KVzipSlidingLayer
 from .prompt import KVzipPrompt
 from .proof import Proof, prove
 

@@ -1,4 +1,4 @@
-"""How much each context pair matters: prefill once, repeat the context chunk by chunk, keep the maximum attention.
+"""How much each context pair matters: repeat the context chunk by chunk, keep the maximum attention.
 
 Section 8.3.2 (Eq. 8.2) and section 8.3.4 (chunked scoring, Figure 8.7).
 """
@@ -9,201 +9,29 @@ import contextlib
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
-from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, takes, text_config
-from ..errors import UnsupportedModelError
-from ..positions import positions_alike, warn_beyond_positions
+from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, text_config
+from ..positions import positions_alike
 from ..progress import bar
 from ..routing.attach import attach
-from ..routing.cache import RoutedCache
 from ..routing.dispatch import maskless, tag
 from .attention import attend, merge
 from .config import KVzipConfig
-from .prompt import KVzipPrompt
+from .reading import USER, OwnCache, PrefilledContext, positions
 from .rules import AttentionRules, no_autocast, same_dtype
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-USER = "kvzip"  # of `routing.attach`
-_KEPT_KINDS = {"full", "sliding", "linear", "shared"}
 # logits held at a time while looking for their maximum, in elements (16 MB in float32)
 _SCORE_BLOCK_ELEMENTS = 1 << 22
 # tokens; smaller chunks than this are not repeated for the sake of positions
 _LEAST_CHUNK = 64
 
 
-@dataclass
-class PrefilledContext:
-    """A context's full cache, before anything is evicted.
-
-    Args:
-        model: the language model that made it.
-        prompt: its token sequences.
-        cache: full keys and values of prefix and context, batch 1.
-        scored_layers: indices of the layers that attend globally; other layers are neither scored nor evicted.
-        latent: the model caches one latent a token and expands it to keys and values of all heads (MLA).
-    """
-
-    model: PreTrainedModel
-    prompt: KVzipPrompt
-    cache: DynamicCache
-    scored_layers: list[int]
-    latent: bool = False
-
-    @property
-    def n_prefix(self) -> int:
-        """Tokens before the context."""
-        return self.prompt.prefix_ids.numel()
-
-    @property
-    def n_context(self) -> int:
-        """Tokens of the context."""
-        return self.prompt.context_ids.numel()
-
-
-def check_supported(model: Any) -> list[int]:
-    """Refuse models with nothing to evict, before anything is computed; `proof.prove` tells whether the rest is exact.
-
-    Args:
-        model: a causal language model, PEFT-wrapped or not.
-
-    Returns:
-        Indices of the layers that are scored and evicted.
-
-    Raises:
-        UnsupportedModelError: no layer attends globally, or layers of a kind that KVzip does not know.
-        TypeError: no language model of transformers.
-    """
-    if not hasattr(getattr(model, "config", None), "get_text_config"):
-        raise TypeError(f"KVzip needs a causal language model of transformers, got {type(model).__name__}")
-    config = text_config(model)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"KVzip compresses decoder-only models; {config.model_type} has an encoder")
-    kinds = layer_kinds(config)
-    scored = [index for index, kind in enumerate(kinds) if kind == "full"]
-    if not scored or set(kinds) - _KEPT_KINDS:
-        raise UnsupportedModelError(
-            f"KVzip evicts from layers with global attention; this {config.model_type} model has {len(scored)} of them "
-            f"among {len(kinds)} ({', '.join(sorted(set(kinds)))}). Load it without a sliding window, or use a plain cache"
-        )
-    return scored
-
-
-@torch.no_grad()
-def prefill(
-    model: PreTrainedModel, prompt: KVzipPrompt, config: KVzipConfig | None = None, *, progress: bool = True
-) -> PrefilledContext:
-    """Encode prefix and context into a full cache, in pieces, without computing logits.
-
-    Args:
-        model: a supported causal language model.
-        prompt: the token sequences.
-        config: gives `prefill_chunk_size`; default settings otherwise.
-        progress: show a bar (contexts of more than one piece only).
-
-    Returns:
-        The full cache as a `PrefilledContext`.
-
-    Raises:
-        UnsupportedModelError: see `check_supported` and `proof.prove`.
-
-    Cost: one forward over the context, O(n^2) attention and no mask; 2 * layers * KV heads * d values per token are stored.
-    """
-    from .proof import prove
-
-    config = config or KVzipConfig()
-    prove(model)
-    warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
-    return read_context(model, prompt, config, progress=progress)
-
-
-@torch.no_grad()
-def read_context(model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True) -> PrefilledContext:
-    """`prefill` of a model that `check_supported` accepts, proven or not."""
-    scored_layers = check_supported(model)
-    decoder = decoder_of(model)
-    attach(model, USER)
-    plain = DynamicCache(config=text_config(model))
-    full: list[Any] = plain.layers
-    cache = _OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(full)])
-    ids = prompt.ids.to(input_device(model))[None]
-    step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
-    start = 0
-    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
-        for piece in ids.split(step, dim=1):
-            decoder(input_ids=piece, use_cache=True, **{name: cache}, **_positions(decoder, start, piece))
-            start += piece.shape[1]
-            shown.update(piece.shape[1])
-    read: list[Any] = cache.layers
-    for index, layer in enumerate(read):
-        if index in scored_layers:
-            full[index].lazy_initialization(layer.keys, layer.values)
-            full[index].keys, full[index].values = layer.keys, layer.values
-        else:
-            full[index] = layer
-    latent = any(read[index].latent for index in scored_layers)
-    return PrefilledContext(model, prompt, plain, scored_layers, latent)
-
-
-def _positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`position_ids` from `start` on: some models count from 0 whatever the cache holds."""
-    if not takes(decoder.forward, "position_ids"):
-        return {}
-    return {"position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
-
-
-class _OwnCache(RoutedCache):
-    """A cache of our own forwards: thrown away if one of them fails, so it needs no second copy to go back to."""
-
-    atomic = False
-
-
-class _PrefillLayer(DynamicLayer):
-    """One global layer while the context comes in pieces: a piece sees itself causally, and all before it."""
-
-    latent = False
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = super().update(key_states, value_states)
-        return (tag(keys, self), values) if self.latent else (tag(key_states, self), value_states)
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: Any,
-        scale: float,
-        expanded: bool,
-        **options: Any,
-    ) -> torch.Tensor:
-        """Output (1, H, q, v) of one piece."""
-        rules, rows = AttentionRules.of(scale, options), query.shape[2]
-        cached: Any = (self.keys, self.values)
-        keys, values = (key, value) if expanded else cached
-        if expanded and cached[0].shape[1] != 1:
-            raise ValueError(
-                "the model changes the keys of several heads after they are cached; heads cannot be told apart"
-            )
-        self.latent = expanded
-        before = keys.shape[2] - rows
-        with no_autocast(query.device):
-            query, keys, values = same_dtype(query, keys, values)
-            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **rules.options)
-            if before:
-                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **rules.options), result)
-            return rules.with_sinks(result)[0]
-
-
 @torch.no_grad()
 def score_context(
     prefilled: PrefilledContext, config: KVzipConfig | None = None, *, progress: bool = True
@@ -237,7 +65,7 @@ def score_context(
             cache = _ReplayCache(prefilled, config, start, end, scores)
             with contextlib.suppress(_AllScored):
                 ids = ids.to(input_device(model))[None]
-                where = _positions(decoder, prompt.ids.numel(), ids)
+                where = positions(decoder, prompt.ids.numel(), ids)
                 decoder(input_ids=ids, use_cache=True, **{name: cache}, **where)
             shown.update(end - start)
     return scores
@@ -271,145 +99,13 @@ def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
         stacklevel=3,
     )
     return config.chunk_size
-
-
-def _positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`position_ids` from `start` on: some models count from 0 whatever the cache holds."""
-    if not takes(decoder.forward, "position_ids"):
-        return {}
-    return {"position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
-
-
-class _OwnCache(RoutedCache):
-    """A cache of our own forwards: thrown away if one of them fails, so it needs no second copy to go back to."""
-
-    atomic = False
-
-
-class _PrefillLayer(DynamicLayer):
-    """One global layer while the context comes in pieces: a piece sees itself causally, and all before it."""
-
-    latent = False
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = super().update(key_states, value_states)
-        return (tag(keys, self), values) if self.latent else (tag(key_states, self), value_states)
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: Any,
-        scale: float,
-        expanded: bool,
-        **options: Any,
-    ) -> torch.Tensor:
-        """Output (1, H, q, v) of one piece."""
-        rules, rows = AttentionRules.of(scale, options), query.shape[2]
-        cached: Any = (self.keys, self.values)
-        keys, values = (key, value) if expanded else cached
-        if expanded and cached[0].shape[1] != 1:
-            raise ValueError(
-                "the model changes the keys of several heads after they are cached; heads cannot be told apart"
-            )
-        self.latent = expanded
-        before = keys.shape[2] - rows
-        with no_autocast(query.device):
-            query, keys, values = same_dtype(query, keys, values)
-            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **rules.options)
-            if before:
-                result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **rules.options), result)
-            return rules.with_sinks(result)[0]
-
-
-@torch.no_grad()
-def score_context(
-    prefilled: PrefilledContext, config: KVzipConfig | None = None, *, progress: bool = True
-) -> torch.Tensor:
-    """Maximum attention that each context pair receives while the model repeats the context (Eq. 8.2, section 8.3.4).
-
-    Args:
-        prefilled: the full cache; left exactly as it is.
-        config: chunk size, overlap, replay and the key set of the softmax.
-        progress: show a bar.
-
-    Returns:
-        (scored layers, KV heads, context tokens) float32 in [0, 1].
-
-    Source: Eq. 8.2; chunks and repeat prompts of section 8.3.4.
-    Differs: the softmax runs over prefix, chunk and repeat input as in the reference code (Eq. 8.2 says all keys:
-        `softmax_keys="all"`), in float32 whatever the model's dtype, with the model's own logit scale.
-    Cost: with m = chunk size, the linear layers of (1 + prompt / m) forwards over the context and O(n^2) attention
-        (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length.
-    """
-    config = config or KVzipConfig()
-    model, prompt = prefilled.model, prefilled.prompt
-    decoder = decoder_of(model)
-    attach(model, USER)
-    layers: list[Any] = prefilled.cache.layers
-    first = layers[prefilled.scored_layers[0]].keys
-    scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
-    chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
-    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
-        for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
-            cache = _ReplayCache(prefilled, config, start, end, scores)
-            with contextlib.suppress(_AllScored):
-                ids = ids.to(input_device(model))[None]
-                where = _positions(decoder, prompt.ids.numel(), ids)
-                decoder(input_ids=ids, use_cache=True, **{name: cache}, **where)
-            shown.update(end - start)
-    return scores
-
-
-def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
-    """Chunk size at which replay positions stay inside those the model was made for, as far as that is possible.
-
-    Replays stand behind the whole context. Rotary embeddings that change with the length (dynamic, longrope) would turn the
-    replay's queries otherwise than the cached keys, and learned positions end.
-
-    Returns:
-        `chunk_size`, or less where the context leaves less room; a chunk of 64 tokens at least (a warning says so).
-    """
-    prompt = prefilled.prompt
-    limit = positions_alike(text_config(prefilled.model), prompt.ids.numel())
-    if limit is None:
-        return config.chunk_size
-    overlap = min(config.overlap, config.chunk_size, prefilled.n_context)
-    words = max(prompt.first_repeat_ids.numel(), prompt.next_repeat_ids.numel() + overlap) + prompt.suffix_ids.numel()
-    chunk = min(config.chunk_size, prefilled.n_context)
-    room = limit - prompt.ids.numel() - words
-    if chunk <= room:
-        return config.chunk_size
-    if room >= min(_LEAST_CHUNK, chunk):
-        logger.info("chunks of %d tokens instead of %d, so that replays end before position %s", room, chunk, limit)
-        return room
-    warnings.warn(
-        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
-        "scores come from positions it was not trained on; use a shorter context",
-        stacklevel=3,
-    )
-    return config.chunk_size
-
-
-def _last_position(config: Any, n_tokens: int) -> float:
-    """Positions of the model behind `n_tokens` that mean what they meant before; infinity where it names none."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", "default") if isinstance(rope.get("rope_type", "default"), str) else "default"
-    limit = getattr(config, "max_position_embeddings", None) or math.inf
-    original = rope.get("original_max_position_embeddings")
-    if kind in ("longrope", "dynamic") and original and n_tokens <= original:
-        return min(limit, original)
-    return limit
 
 
 class _AllScored(Exception):  # noqa: N818 - not an error
     """The last scored layer has its scores; what the model would compute after it is not needed."""
 
 
-class _ReplayCache(_OwnCache):
+class _ReplayCache(OwnCache):
     """The full cache seen by one repeat input; nothing is ever appended to it."""
 
     def __init__(

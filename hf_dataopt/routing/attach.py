@@ -121,8 +121,9 @@ class _Open:
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         route(text_config(module))  # `set_attn_implementation` after `attach`
         cache = cache_in(args, kwargs, RoutedCache)
-        if cache is None or cache.opened_by is None:
-            PENDING.set(None)  # whatever an interrupted call left in this thread
+        # whatever an interrupted call left in this thread; torch.compile knows no `set`, so not without need
+        if (cache is None or cache.opened_by is None) and PENDING.get() is not None:
+            PENDING.set(None)
         if cache is None or cache.opened_by is not None:
             return None
         tokens = tokens_in(args, kwargs)

@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from hf_dataopt.kvzip.cache import KVzipCache
 from hf_dataopt.kvzip.config import KVzipConfig
+from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
-from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
+from hf_dataopt.kvzip.reading import PrefilledContext
+from hf_dataopt.kvzip.scoring import score_context
 
 from ..models import FAMILIES, byte_tokenizer, held, tiny_model
 

@@ -12,8 +12,9 @@ from hf_dataopt.errors import UnsupportedModelError
 from hf_dataopt.kvzip.cache import KVzipCache
 from hf_dataopt.kvzip.config import KVzipConfig
 from hf_dataopt.kvzip.eviction import keep_mask
+from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt, question_ids
-from hf_dataopt.kvzip.scoring import prefill, score_context
+from hf_dataopt.kvzip.scoring import score_context
 
 from ..families import Family
 from ..families.plain import answer, cache_keyword, generate, logits, prefilled

@@ -16,9 +16,11 @@ from transformers import DynamicCache
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.errors import DroppedTokensError, UnsupportedModelError
-from hf_dataopt.kvzip.cache import KVzipLayer
+from hf_dataopt.kvzip.layers import KVzipLayer
+from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
-from hf_dataopt.kvzip.scoring import USER, prefill, score_context
+from hf_dataopt.kvzip.reading import USER
+from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.routing.attach import attached, detach
 
 from ..models import byte_tokenizer, held, tiny_model

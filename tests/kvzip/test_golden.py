@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from hf_dataopt.kvzip.cache import KVzipCache
 from hf_dataopt.kvzip.config import KVzipConfig
 from hf_dataopt.kvzip.eviction import keep_mask
+from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt
-from hf_dataopt.kvzip.scoring import PrefilledContext, prefill, score_context
+from hf_dataopt.kvzip.reading import PrefilledContext
+from hf_dataopt.kvzip.scoring import score_context
 
 from ..conftest import golden_params
 from ..models import held

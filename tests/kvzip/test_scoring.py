@@ -7,8 +7,10 @@ import torch
 from transformers import DynamicCache
 
 from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
-from hf_dataopt.kvzip.scoring import check_supported, prefill, score_context
+from hf_dataopt.kvzip.reading import check_supported
+from hf_dataopt.kvzip.scoring import score_context
 
 from ..models import FAMILIES, byte_tokenizer, held, tiny_model
 from ..reference.kvzip import scores_of_attention

@@ -1,0 +1,43 @@
+"""The full cache of a context, for a model that was proven."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .._compat import text_config
+from ..positions import warn_beyond_positions
+from .config import KVzipConfig
+from .prompt import KVzipPrompt
+from .proof import prove
+from .reading import PrefilledContext, read_context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def prefill(
+    model: PreTrainedModel, prompt: KVzipPrompt, config: KVzipConfig | None = None, *, progress: bool = True
+) -> PrefilledContext:
+    """Encode prefix and context into a full cache, in pieces, without computing logits.
+
+    Args:
+        model: a supported causal language model.
+        prompt: the token sequences.
+        config: gives `prefill_chunk_size`; default settings otherwise.
+        progress: show a bar (contexts of more than one piece only).
+
+    Returns:
+        The full cache as a `PrefilledContext`.
+
+    Raises:
+        UnsupportedModelError: see `check_supported` and `proof.prove`.
+
+    Cost: one forward over the context, O(n^2) attention and no mask; 2 * layers * KV heads * d values per token are stored.
+    """
+    config = config or KVzipConfig()
+    prove(model)
+    warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
+    return read_context(model, prompt, config, progress=progress)
