@@ -127,7 +127,7 @@ HYBRID: dict[str, Family] = {
         kvzip=REFUSED,
         ccm=REFUSED,
         notes="no attention",
-        gain=2.0,
+        gain=1.0,
         targets=("in_proj",),
         continues=False,
     ),

@@ -104,14 +104,14 @@ MIXTURES: dict[str, Family] = {
         {**_MLA, "dim_model_base": 32, "scale_emb": 1},
         targets=_MLA_TARGETS,
         notes="MLA",
-        gain=2.0,
+        gain=1.0,
     ),
     "youtu": Family(
         "YoutuConfig",
         {**_MLA, "embedding_initializer_range": 0.02},
         targets=_MLA_TARGETS,
         notes="MLA",
-        gain=2.0,
+        gain=1.0,
     ),
     "longcat_flash": Family(
         "LongcatFlashConfig",
