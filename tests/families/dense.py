@@ -40,7 +40,7 @@ DENSE: dict[str, Family] = {
         },
     ),
     "mistral": Family("MistralConfig", {"sliding_window": None}),
-    "mistral_sliding": Family("MistralConfig", WINDOW, kvzip=REFUSED, notes="no layer attends globally", ccm=EITHER),
+    "mistral_sliding": Family("MistralConfig", WINDOW, kvzip=REFUSED, notes="no layer attends globally"),
     "ministral": Family("MinistralConfig", {"head_dim": 8, **MIXED}, notes="sliding layers"),
     "ministral3": Family(
         "Ministral3Config",
@@ -57,9 +57,7 @@ DENSE: dict[str, Family] = {
         notes="queries scaled by position",
     ),
     "qwen2": Family("Qwen2Config"),
-    "qwen2_sliding": Family(
-        "Qwen2Config", {"use_sliding_window": True, "max_window_layers": 1, **WINDOW}, notes="sliding layers"
-    ),
+    "qwen2_sliding": Family("Qwen2Config", {"use_sliding_window": True, **MIXED}, notes="sliding layers"),
     "qwen3": Family("Qwen3Config", {"head_dim": 8}),
     "phi": Family("PhiConfig", {"partial_rotary_factor": 0.5}, targets=("q_proj", "k_proj", "v_proj", "dense")),
     "phi3": Family("Phi3Config", targets=("qkv_proj", "o_proj")),
@@ -101,8 +99,6 @@ DENSE: dict[str, Family] = {
             **WINDOW,
         },
         notes="layers that share keys and values, sliding layers",
-        kvzip=EITHER,
-        ccm=EITHER,
     ),
     "gemma4_text": Family(
         "Gemma4TextConfig",
@@ -128,7 +124,6 @@ DENSE: dict[str, Family] = {
             **WINDOW,
         },
         notes="layers that share keys and values, two head sizes, sliding layers",
-        kvzip=EITHER,
         ccm=EITHER,
     ),
     "vaultgemma": Family(
@@ -160,12 +155,11 @@ DENSE: dict[str, Family] = {
     "cwm": Family("CwmConfig", {"head_dim": 8, **MIXED}, notes="sliding layers"),
     "diffllama": Family("DiffLlamaConfig", kvzip=EITHER, ccm=EITHER, notes="difference of two attentions, own code"),
     "persimmon": Family("PersimmonConfig", {"num_key_value_heads": 4}, targets=("query_key_value", "dense")),
-    "doge": Family("DogeConfig", kvzip=EITHER, ccm=EITHER, notes="a mask that depends on the values"),
+    "doge": Family("DogeConfig", kvzip=EITHER, ccm=EITHER, notes="a mask that depends on the values", continues=False),
     "modernbert_decoder": Family(
         "ModernBertDecoderConfig",
         {"local_attention": 16, "layer_types": ["sliding_attention", "full_attention"], "num_key_value_heads": 4},
         targets=("q_proj", "k_proj", "v_proj", "Wo"),
         notes="sliding layers, `get_decoder` is the head",
-        ccm=EITHER,
     ),
 }

@@ -90,6 +90,8 @@ class Family:
                 model = getattr(transformers, self.model_class)(config)
         if getattr(config.get_text_config(decoder=True), "_experts_implementation", None):
             model.set_experts_implementation("eager")
+        if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+            model.set_attn_implementation("eager")  # sdpa, the default up to 5.20, leaves the cap out without a word
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, weight in model.named_parameters():

@@ -28,6 +28,7 @@ HYBRID: dict[str, Family] = {
         ccm=REFUSED,
         notes="linear layers, a cache class of its own",
         kvzip=REFUSED,
+        continues=False,
     ),
     "jamba": Family(
         "JambaConfig",
@@ -45,7 +46,12 @@ HYBRID: dict[str, Family] = {
         kvzip=EITHER,
     ),
     "bamba": Family(
-        "BambaConfig", {**_MAMBA, "attn_layer_indices": [1]}, ccm=REFUSED, notes="Mamba layers", kvzip=EITHER
+        "BambaConfig",
+        {**_MAMBA, "attn_layer_indices": [1]},
+        ccm=REFUSED,
+        kvzip=EITHER,
+        continues=False,
+        notes="Mamba layers, positions restart behind a cache unless given",
     ),
     "granitemoehybrid": Family(
         "GraniteMoeHybridConfig",
@@ -81,7 +87,6 @@ HYBRID: dict[str, Family] = {
         },
         ccm=REFUSED,
         notes="Mamba layers, layers without any cache",
-        kvzip=EITHER,
     ),
     "zamba2": Family(
         "Zamba2Config",
@@ -122,8 +127,9 @@ HYBRID: dict[str, Family] = {
         kvzip=REFUSED,
         ccm=REFUSED,
         notes="no attention",
-        gain=2.0,
+        gain=1.0,
         targets=("in_proj",),
+        continues=False,
     ),
     "falcon_mamba": Family(
         "FalconMambaConfig",

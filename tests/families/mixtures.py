@@ -43,6 +43,7 @@ MIXTURES: dict[str, Family] = {
             "intermediate_size_mlp": 64,
             "no_rope_layers": [1, 0],
             "attention_chunk_size": 16,
+            "floor_scale": 8,
             "layer_types": ["chunked_attention", "full_attention"],
         },
         notes="chunked layers, queries scaled by position",
@@ -69,7 +70,6 @@ MIXTURES: dict[str, Family] = {
         },
         bare=True,
         targets=("Wqkv", "out_proj"),
-        ccm=EITHER,
     ),
     "jetmoe": Family(
         "JetMoeConfig",
@@ -77,13 +77,11 @@ MIXTURES: dict[str, Family] = {
         targets=("kv_proj",),
         notes="experts of attention: one query head a key head and expert",
         kvzip=EITHER,
-        ccm=EITHER,
     ),
     "mimo_v2_flash": Family(
         "MiMoV2FlashConfig",
         {**_ROUTED, "head_dim": 12, "v_head_dim": 8, **MIXED},
         notes="sinks, sliding layers, value width differs from key width",
-        ccm=EITHER,
     ),
     # multi-head latent attention: key and value widths differ
     "deepseek_v2": Family(
@@ -91,33 +89,29 @@ MIXTURES: dict[str, Family] = {
         {**_MLA, **_ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1},
         targets=_MLA_TARGETS,
         notes="MLA",
-        ccm=EITHER,
     ),
     "deepseek_v3": Family(
         "DeepseekV3Config",
         {**_MLA, **_ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1},
         targets=_MLA_TARGETS,
         notes="MLA",
-        ccm=EITHER,
     ),
     "glm4_moe_lite": Family(
-        "Glm4MoeLiteConfig", {**_MLA, **_ROUTED, "n_shared_experts": 1}, targets=_MLA_TARGETS, notes="MLA", ccm=EITHER
+        "Glm4MoeLiteConfig", {**_MLA, **_ROUTED, "n_shared_experts": 1}, targets=_MLA_TARGETS, notes="MLA"
     ),
     "minicpm3": Family(
         "MiniCPM3Config",
         {**_MLA, "dim_model_base": 32, "scale_emb": 1},
         targets=_MLA_TARGETS,
         notes="MLA",
-        ccm=EITHER,
-        gain=2.0,
+        gain=1.0,
     ),
     "youtu": Family(
         "YoutuConfig",
         {**_MLA, "embedding_initializer_range": 0.02},
         targets=_MLA_TARGETS,
         notes="MLA",
-        ccm=EITHER,
-        gain=2.0,
+        gain=1.0,
     ),
     "longcat_flash": Family(
         "LongcatFlashConfig",
@@ -134,6 +128,5 @@ MIXTURES: dict[str, Family] = {
         },
         targets=_MLA_TARGETS,
         notes="MLA, two attentions a layer",
-        ccm=EITHER,
     ),
 }

@@ -34,7 +34,6 @@ MULTIMODAL: dict[str, Family] = {
         bare=True,
         model_class="Gemma3ForConditionalGeneration",
         notes="ready masks from the wrapper, sliding layers",
-        ccm=EITHER,
     ),
     "gemma3n": Family(
         "Gemma3nConfig",
@@ -75,8 +74,6 @@ MULTIMODAL: dict[str, Family] = {
         bare=True,
         model_class="Gemma3nForConditionalGeneration",
         notes="layers that share keys and values, sliding layers",
-        kvzip=EITHER,
-        ccm=EITHER,
     ),
     "qwen2_5_vl": Family(
         "Qwen2_5_VLConfig",
@@ -91,7 +88,6 @@ MULTIMODAL: dict[str, Family] = {
         bare=True,
         model_class="Qwen2_5_VLForConditionalGeneration",
         notes="three positions a token",
-        ccm=EITHER,
     ),
     "qwen2_vl": Family(
         "Qwen2VLConfig",
@@ -105,7 +101,6 @@ MULTIMODAL: dict[str, Family] = {
         bare=True,
         model_class="Qwen2VLForConditionalGeneration",
         notes="three positions a token",
-        ccm=EITHER,
     ),
     "qwen3_vl": Family(
         "Qwen3VLConfig",
@@ -121,7 +116,6 @@ MULTIMODAL: dict[str, Family] = {
         bare=True,
         model_class="Qwen3VLForConditionalGeneration",
         notes="three positions a token",
-        ccm=EITHER,
     ),
     "qwen3_vl_moe": Family(
         "Qwen3VLMoeConfig",
@@ -138,7 +132,6 @@ MULTIMODAL: dict[str, Family] = {
         bare=True,
         model_class="Qwen3VLMoeForConditionalGeneration",
         notes="three positions a token",
-        ccm=EITHER,
     ),
     "qwen3_5": Family(
         "Qwen3_5Config",
@@ -171,7 +164,6 @@ MULTIMODAL: dict[str, Family] = {
         },
         bare=True,
         model_class="Mistral3ForConditionalGeneration",
-        ccm=EITHER,
     ),
     "llava": Family(
         "LlavaConfig",
@@ -182,7 +174,6 @@ MULTIMODAL: dict[str, Family] = {
         },
         bare=True,
         model_class="LlavaForConditionalGeneration",
-        ccm=EITHER,
     ),
     "internvl": Family(
         "InternVLConfig",
@@ -193,7 +184,6 @@ MULTIMODAL: dict[str, Family] = {
         },
         bare=True,
         model_class="InternVLForConditionalGeneration",
-        ccm=EITHER,
     ),
     "smolvlm": Family(
         "SmolVLMConfig",
@@ -204,7 +194,6 @@ MULTIMODAL: dict[str, Family] = {
         },
         bare=True,
         model_class="SmolVLMForConditionalGeneration",
-        ccm=EITHER,
     ),
     "paligemma": Family(
         "PaliGemmaConfig",
@@ -230,6 +219,7 @@ MULTIMODAL: dict[str, Family] = {
                 intermediate_size_mlp=64,
                 no_rope_layers=[1, 0],
                 attention_chunk_size=16,
+                floor_scale=8,
                 layer_types=["chunked_attention", "full_attention"],
             ),
             "vision_config": {**_VISION, **_IMAGE, "vision_output_dim": 32, "projector_input_dim": 32}

@@ -5,27 +5,37 @@ from __future__ import annotations
 from .family import EITHER, VOCABULARY, Family
 
 OLDER: dict[str, Family] = {
-    "gpt2": Family("GPT2Config", targets=("c_attn",), ccm=EITHER, notes="learned positions, Conv1D"),
-    "gpt_bigcode": Family("GPTBigCodeConfig", targets=("c_attn",), notes="learned positions, one key head", ccm=EITHER),
+    "gpt2": Family("GPT2Config", targets=("c_attn",), notes="learned positions, Conv1D"),
+    "gpt_bigcode": Family("GPTBigCodeConfig", targets=("c_attn",), notes="learned positions, one key head"),
     "gpt_neox": Family("GPTNeoXConfig", targets=("query_key_value", "dense")),
     "opt": Family(
         "OPTConfig",
         {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
         targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         notes="learned positions",
-        ccm=EITHER,
     ),
     "biogpt": Family(
         "BioGptConfig",
         {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         notes="learned positions",
-        ccm=EITHER,
     ),
     "gptj": Family(
-        "GPTJConfig", {"n_inner": 64, "rotary_dim": 4}, targets=("q_proj", "k_proj", "v_proj", "out_proj"), ccm=EITHER
+        "GPTJConfig",
+        {"n_inner": 64, "rotary_dim": 4},
+        targets=("q_proj", "k_proj", "v_proj", "out_proj"),
+        ccm=EITHER,
+        kvzip=EITHER,
+        notes="own attention code before 5.24",
     ),
-    "codegen": Family("CodeGenConfig", {"n_inner": 64, "rotary_dim": 4}, targets=("qkv_proj", "out_proj"), ccm=EITHER),
+    "codegen": Family(
+        "CodeGenConfig",
+        {"n_inner": 64, "rotary_dim": 4},
+        targets=("qkv_proj", "out_proj"),
+        ccm=EITHER,
+        kvzip=EITHER,
+        notes="own attention code before 5.24",
+    ),
     "falcon": Family(
         "FalconConfig",
         kvzip=EITHER,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -33,7 +35,7 @@ class Exactness:
         refusal: message of the `UnsupportedModelError`.
         forward: a question behind a fork that keeps everything, against the plain model.
         generated: the same for the logits of `generate`; infinite where the tokens differ.
-        plain: the model without a cache after compression, against before.
+        plain: the model without a cache after compression, or after its refusal, against before.
         evicted: how much eviction changes; zero would mean a model that ignores its cache.
     """
 
@@ -64,7 +66,9 @@ def measure(family: Family) -> Exactness:
     try:
         full = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=1.0, config=CONFIG, progress=False)
     except UnsupportedModelError as error:
-        return Exactness(refusal=str(error))
+        with torch.no_grad():
+            plain = furthest(model(ids[None]).logits, family.model()(ids[None]).logits)
+        return Exactness(refusal=str(error), plain=plain)
     untouched = family.model()
     expected, told = logits(family, untouched, ids, n), answer(family, untouched, ids, n, _ANSWER)
     with torch.no_grad():
@@ -100,3 +104,71 @@ def measure_against_the_oracle(family: Family) -> tuple[float, float]:
     with torch.no_grad():
         found = model(question[None], **{cache_keyword(model): cache.fork()}).logits[0]
     return furthest(scores, expected), furthest(found, masked_logits(untouched, plain, question, kept))
+
+
+def measure_call_shapes(family: Family, folder: Path) -> dict[str, float]:
+    """Largest differences between one question in one call, and the same asked of forks in other ways; all must be zero.
+
+    Args:
+        family: one that is exact.
+        folder: where a cache is saved and read back.
+    """
+    model, tokenizer = family.model(), byte_tokenizer()
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=0.5, config=CONFIG, progress=False)
+    question = question_ids(tokenizer, cache.prompt.suffix_ids, QUESTION)[None]
+    name = cache_keyword(model)
+    cache.save_pretrained(folder)
+    saved = KVzipCache.from_pretrained(folder, model, tokenizer)
+
+    def asked(fork: KVzipCache, ids: torch.Tensor = question) -> torch.Tensor:
+        with torch.no_grad():
+            return model(ids, **{name: fork}).logits
+
+    once, half = asked(cache.fork()), cache.fork()
+    begun = asked(half, question[:, :5])
+    forks = copy.copy(half), copy.deepcopy(half)
+    rest = [asked(fork, question[:, 5:]) for fork in (half, *forks)]
+    half.reset()
+    return {
+        "two calls": furthest(torch.cat([begun, rest[0]], dim=1), once),
+        "copy": furthest(rest[1], rest[0]),
+        "deepcopy": furthest(rest[2], rest[0]),
+        "reset": furthest(asked(half), once),
+        "another fork": furthest(asked(cache.fork()), once),
+        "saved": furthest(asked(saved.fork()), once),
+    }
+
+
+def measure_batch(family: Family) -> float:
+    """Largest difference between two equal rows on one fork, and one row; infinite where beams find other tokens."""
+    model, untouched, tokenizer = family.model(), family.model(), byte_tokenizer()
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=1.0, config=CONFIG, progress=False)
+    inputs = cache.inputs(QUESTION)
+    question = inputs["input_ids"][:, cache.ids.shape[1] :]
+    with torch.no_grad():
+        one = model(question, **{cache_keyword(model): cache.fork()}).logits
+        two = model(question.expand(2, -1), **{cache_keyword(model): cache.fork()}).logits
+    beams = {"num_beams": 3, "do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
+    plain = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    same = torch.equal(model.generate(**inputs, **beams), untouched.generate(**plain, **beams))
+    return furthest(two, one.expand_as(two)) if same else float("inf")
+
+
+def measure_padded_batch(family: Family) -> float:
+    """Largest difference between questions of two lengths in one `generate`, and one by one."""
+    model, tokenizer = family.model(), byte_tokenizer()
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=1.0, config=CONFIG, progress=False)
+    questions = [QUESTION, "Is it?"]
+    together = torch.stack(generate(model, _ANSWER, **cache.inputs(questions)).logits, dim=1)
+    alone = [torch.cat(generate(model, _ANSWER, **cache.inputs(question)).logits) for question in questions]
+    return furthest(together, torch.stack(alone))
+
+
+def measure_after_an_image(family: Family) -> float:
+    """Largest difference in `generate` that a request with an image, answered by the same model before, makes."""
+    model, tokenizer = family.model(), byte_tokenizer()
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=0.5, config=CONFIG, progress=False)
+    before = generate(model, _ANSWER, **cache.inputs(QUESTION))
+    model.model.rope_deltas = torch.tensor([[-7]])  # what such a request leaves on the model
+    after = generate(model, _ANSWER, **cache.inputs(QUESTION))
+    return furthest(torch.cat(after.logits), torch.cat(before.logits))
