@@ -65,9 +65,19 @@ def cache_keyword(function: Any = None) -> str:
     return release if release in names else next((name for name in CACHE_NAMES if name in names), release)
 
 
-def takes(function: Any, name: str) -> bool:
-    """Whether a forward names this parameter."""
-    return name in inspect.signature(function).parameters
+def takes_positions(module: Any) -> bool:
+    """Whether a module's forward names `position_ids`."""
+    return "position_ids" in _parameters(module)
+
+
+def _parameters(module: Any) -> frozenset[str]:
+    kind: Any = type(module)
+    return _parameters_of(kind)
+
+
+@functools.cache
+def _parameters_of(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 @functools.cache
@@ -151,11 +161,32 @@ def layer_tensors(layer: Any) -> list[torch.Tensor]:
     return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
 
 
+def last_logits(model: Any) -> dict[str, int]:
+    """Keyword for a forward whose logits nobody reads but for the last; layers that share keys would leave tokens out too."""
+    model = causal_model_of(model)
+    shares = getattr(text_config(model), "num_kv_shared_layers", 0)
+    return {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) and not shares else {}
+
+
 def window_of(model: Any, index: int) -> int | None:
     """Sliding window of layer `index`, as the cache that transformers would build has it."""
     from transformers import DynamicCache
 
     return getattr(DynamicCache(config=text_config(model)).layers[index], "sliding_window", None)
+
+
+def has_states(layer: Any) -> bool:
+    """Whether a cache layer carries states of linear attention, which every token changes."""
+    return isinstance(getattr(layer, "conv_states", None), dict)
+
+
+def expand_states(layer: Any, batch: int) -> None:
+    """Repeat the states of one row for every row of a batch."""
+    for name in ("conv_states", "recurrent_states"):
+        states = getattr(layer, name)
+        for i, state in states.items():
+            if isinstance(state, torch.Tensor) and state.shape[0] == 1 < batch:
+                states[i] = state.repeat_interleave(batch, dim=0)
 
 
 def linear_states(layer: Any) -> dict[str, torch.Tensor]:
@@ -238,6 +269,12 @@ def layer_kinds(config: Any) -> list[str]:
     kinds = {"DynamicLayer": "full", "DynamicSlidingWindowLayer": "sliding", "LinearAttentionLayer": "linear"}
     names = {getattr(cache_utils, name, None): kind for name, kind in (kinds | {"DummyLayer": "shared"}).items()}
     return [names.get(type(layer), type(layer).__name__) for layer in DynamicCache(config=config).layers]
+
+
+def chunked_attention(config: Any) -> bool:
+    """Whether what looks like sliding-window layers attends in fixed chunks: caches of both are alike, masks are not."""
+    types = getattr(config, "layer_types", None) or []
+    return bool(getattr(config, "attention_chunk_size", None)) and (not types or "chunked_attention" in types)
 
 
 def lora_classes() -> tuple[Any, Any, Any]:

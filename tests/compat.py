@@ -36,10 +36,12 @@ NEWEST = "newest"
 ASKED = "HF_DATAOPT_COMPAT"  # version that pytest's processes must find
 # group of tests -> where it lies
 GROUPS = {
+    "routing": "tests/routing",
     "kvzip": "tests/kvzip",
     "ccm": "tests/ccm",
     "features": "tests/test_features.py",
     "saliency": "tests/test_saliency.py",
+    "families": "tests/families",
     "trainer": "tests/mixup/test_trainer.py",
 }
 Counts = dict[str, int]  # passed, failed, skipped

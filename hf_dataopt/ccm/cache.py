@@ -112,7 +112,7 @@ class MemoryCache(RoutedCache):
         super().batch_select_indices(indices)
         self.starts = None if self.starts is None else self.starts[indices.to(self.starts.device)]
 
-    def positions(self, mask: torch.Tensor, tokens: int) -> torch.Tensor | None:
+    def text_positions(self, mask: torch.Tensor, tokens: int) -> torch.Tensor | None:
         """Positions (B, tokens) of the last tokens under a mask (B, memory + all tokens), or None."""
         if self.starts is None:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .._compat import causal_model_of, input_device, text_config
+from .._compat import causal_model_of, input_device, last_logits, text_config
 from ..artifacts import push_saved
 from ..chat import ChatFormat
 from ..positions import warn_beyond_positions
@@ -66,7 +66,8 @@ class CompressedContextMemory:
         )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        prove(model, self.config, type(self))
+        proof = prove(model, self.config, type(self))
+        self._shapes = proof.shapes if proof else ()
         self._warned = False
         self._start(batch_size)
 
@@ -185,7 +186,8 @@ class CompressedContextMemory:
         layers, held = self._seen(self.config.recurrent)
         first = mask.long().argmax(1) if self.config.sink else None
         cache = CompressingCache(layers, len(comp), first, self._text)
-        read_behind(self.model, cache, ids, torch.cat([held, mask], 1).long(), positions, logits_to_keep=1)
+        # one row of logits is made; none of them is read
+        read_behind(self.model, cache, ids, torch.cat([held, mask], 1).long(), positions, **last_logits(self.model))
         slots, extra = cache.attended_slots, cache.attended_bytes + _nbytes(cache.kept) + _nbytes(cache.sink)
         if not self.config.recurrent:  # the memory is there, unseen
             slots += self._held.shape[1]
@@ -342,7 +344,7 @@ class CompressedContextMemory:
             ValueError: no memory there, or one that another model or adapter wrote.
         """
         memory = cls(model, tokenizer)
-        tensors, settings = load_memory(model, source, "context_memory", **hub)
+        tensors, settings = load_memory(model, source, "context_memory", memory._shapes, **hub)
         memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
         memory._history, memory.chat = settings["history"], read_chat(settings, source)
         memory.peak_kv_bytes, memory.peak_slots = settings["peak_kv_bytes"], settings["peak_slots"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._compat import causal_model_of, input_device, text_config
+from .._compat import causal_model_of, input_device
 from ..artifact_kinds import ADAPTER, MODEL
 from ..artifacts import adapter_code, fetch, finish, hub_name, push_saved
 from ..chat import ChatFormat
@@ -19,6 +19,7 @@ from ..safe_files import read_json, read_tensors
 from .identity import ccm_config, check_identity, identity
 
 Layers = list[tuple[Tensor, Tensor]]
+Shapes = Sequence[tuple[int, int, int]]
 _WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
 
 
@@ -67,9 +68,22 @@ def save_memory(
 
 
 def load_memory(
-    model: Any, source: str | Path, kind: str, *, revision: str | None = None, token: str | bool | None = None
+    model: Any,
+    source: str | Path,
+    kind: str,
+    shapes: Shapes,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the model's device) and settings of a memory that this model and adapter wrote.
+
+    Args:
+        model: with the adapter.
+        source: folder or Hub name.
+        kind: `"context_memory"` or `"streaming_memory"`.
+        shapes: (KV heads, key width, value width) per layer, as the model's memories have them (`proof.Proof`).
+        revision, token: of the Hub.
 
     Raises:
         ValueError: no memory there, one of another model or adapter, or tensors that do not fit the model.
@@ -82,7 +96,7 @@ def load_memory(
     check_identity(written_by, model, folder)
     tensors = read_tensors(folder / _WEIGHTS)
     try:
-        _check(tensors, settings, text_config(causal_model_of(model)))
+        _check(tensors, settings, shapes)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder} holds no whole memory ({type(error).__name__}: {error}); get it again, or append the contexts again"
@@ -91,9 +105,8 @@ def load_memory(
     return {name: tensor.to(device) for name, tensor in tensors.items()}, settings
 
 
-def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sizes: Any) -> None:
-    """Every group of layers is whole: one pair per model layer, of the model's heads, for as many users and slots."""
-    head = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: Shapes) -> None:
+    """Every group of layers is whole: one pair per layer, of the model's heads, for as many users and slots."""
     users = len(tensors["steps"]) if "steps" in tensors else 1
     groups: dict[str, dict[int, int]] = {}
     for name, tensor in tensors.items():
@@ -102,17 +115,16 @@ def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], sizes: An
             if name not in ("held", "steps", "text") or tensor.shape[0] != users:
                 raise ValueError(f"unexpected tensor {name!r:.80} of shape {tuple(tensor.shape)}")
             continue
-        shape = tuple(tensor.shape)
-        if len(shape) != 4 or shape[:2] != (users, sizes.num_key_value_heads) or shape[3] != head:
-            raise ValueError(f"{name} has shape {shape}, needed is ({users}, {sizes.num_key_value_heads}, n, {head})")
-        if (
-            not tensor.is_floating_point()
-            or groups.setdefault(parts[0], {}).setdefault(int(parts[1]), shape[2]) != shape[2]
-        ):
+        shape, layer = tuple(tensor.shape), int(parts[1])
+        heads, *widths = shapes[layer] if 0 <= layer < len(shapes) else (0, 0, 0)
+        width = widths[parts[2] != "keys"]
+        if len(shape) != 4 or shape[:2] != (users, heads) or shape[3] != width:
+            raise ValueError(f"{name} has shape {shape}, needed is ({users}, {heads}, n, {width})")
+        if not tensor.is_floating_point() or groups.setdefault(parts[0], {}).setdefault(layer, shape[2]) != shape[2]:
             raise ValueError(f"{name} is {tensor.dtype} {shape}, unlike its other half")
     for group, found in groups.items():
-        if sorted(found) != list(range(sizes.num_hidden_layers)) or len(set(found.values())) != 1:
-            raise ValueError(f"{group} has layers {sorted(found)!r:.80} of {sizes.num_hidden_layers}")
+        if sorted(found) != list(range(len(shapes))) or len(set(found.values())) != 1:
+            raise ValueError(f"{group} has layers {sorted(found)!r:.80} of {len(shapes)}")
         if 2 * len(found) != sum(name.startswith(f"{group}.") for name in tensors):
             raise ValueError(f"{group} lacks keys or values")
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}

@@ -17,6 +17,8 @@ from ..errors import UnsupportedModelError
 from ..positions import warn_beyond_positions
 from .cache import MemoryCache, read_behind
 from .identity import ccm_config, check_still_active
+from .memory import CompressedContextMemory
+from .proof import prove
 from .saved import layers_of, load_memory, read_chat, save_memory
 from .turns import encode_turn, is_said
 
@@ -77,6 +79,7 @@ class StreamingContextMemory:
             template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
         )
         self._rotary = _Rotation(model)
+        prove(model, self.config, CompressedContextMemory)
         warn_beyond_positions(text_config(causal_model_of(model)), max_kv + n_tok + 1, f"a stream with max_kv {max_kv}")
         self.reset()
 
@@ -117,7 +120,9 @@ class StreamingContextMemory:
         Raises:
             ValueError: no stream there, or one that another model or adapter wrote.
         """
-        tensors, settings = load_memory(model, source, "streaming_memory", **hub)
+        proof = prove(model, ccm_config(model), CompressedContextMemory)
+        shapes = proof.shapes if proof else ()
+        tensors, settings = load_memory(model, source, "streaming_memory", shapes, **hub)
         names = [name.lstrip("_") for name in (*_SIZES, *_STATE)]
         if any(isinstance(settings.get(name), bool) != (name == "compress") for name in names) or not all(
             isinstance(settings.get(name), int) and settings[name] >= 0 for name in names

@@ -261,7 +261,7 @@ class _Reader:
                     ids.shape[0], memory.get_seq_length() + ids.shape[1], dtype=torch.int64, device=ids.device
                 )
             kwargs["attention_mask"] = mask
-            positions = memory.positions(mask, ids.shape[1])
+            positions = memory.text_positions(mask, ids.shape[1])
             kwargs["position_ids"] = kwargs.get("position_ids") if positions is None else positions
             kept = comp if has_comp else None
             call = Call(text_config(module), kept, None, name, memory.memory_length, rows=rows_of(comp))

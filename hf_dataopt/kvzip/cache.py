@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._compat import causal_model_of, copied_layer, decoder_of, layer_tensors
+from .._compat import causal_model_of, copied_layer, decoder_of, expand_states, has_states, layer_tensors
 from ..routing.attach import attach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
@@ -23,7 +23,7 @@ from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .identity import check_identity, identity
-from .layers import KVzipLayer, compressed_layers
+from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
 from .prefill import prefill
 from .prompt import KVzipPrompt, build_prompt, question_rows
 from .reading import USER, PrefilledContext, check_supported
@@ -60,6 +60,8 @@ class KVzipCache(RoutedCache):
             output = model.generate(**cache.inputs(question), max_new_tokens=32)
         ```
     """
+
+    counts_positions = True
 
     def __init__(
         self,
@@ -223,6 +225,27 @@ class KVzipCache(RoutedCache):
                 f"this cache was not made by this {type(module).__name__}; call `cache.attach(model)` with the whole model"
             )
         self.attach(owner)  # a copy of the model, or one that was loaded again, has the same weights
+
+    def view(self, module: Any, tokens: Any, attention_mask: Any) -> RoutedCache:
+        """As `RoutedCache.view`; layers that are kept whole learn of the batch and of its padding.
+
+        Raises:
+            ValueError: a padded batch on layers in which padding would change what a token sees.
+        """
+        view = super().view(module, tokens, attention_mask)
+        flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        padding = Padding.of(attention_mask) if flat else None
+        for layer in view.layers:
+            if has_states(layer):
+                expand_states(layer, tokens.shape[0])
+                if padding is not None:
+                    raise ValueError(
+                        "padding would change the states of this model's linear layers; ask questions of one length together, "
+                        "or one by one"
+                    )
+            elif isinstance(layer, KVzipSlidingLayer):
+                layer.pad(padding)
+        return view
 
     @property
     def known_ids(self) -> torch.Tensor:

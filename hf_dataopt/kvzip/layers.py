@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .._compat import copied_layer
+from .._compat import chunked_attention, copied_layer, text_config
 from ..routing.dispatch import tag
 from .attention import RaggedContext, attend, attend_ragged, merge
 from .reading import PrefilledContext
@@ -111,29 +112,109 @@ class KVzipLayer(DynamicLayer):
             super().batch_select_indices(indices)
 
 
-class KVzipSlidingLayer(DynamicSlidingWindowLayer):
-    """One sliding-window layer (Gemma 3): kept whole; one context serves a batch of requests here too."""
+@dataclass(frozen=True)
+class Padding:
+    """Which slots of a padded batch are tokens, and where these stand.
+
+    Args:
+        real: (B, n) bool, False for padding.
+        positions: (B, n) int64, counted over tokens alone.
+    """
+
+    real: torch.Tensor
+    positions: torch.Tensor
 
     @classmethod
-    def of(cls, layer: DynamicSlidingWindowLayer) -> KVzipSlidingLayer:
+    def of(cls, mask: torch.Tensor) -> Padding | None:
+        """From a mask (B, n) of ones and zeros; None where nothing is padded."""
+        real = mask.bool()
+        return None if bool(real.all()) else cls(real, real.long().cumsum(-1) - 1)
+
+
+class KVzipSlidingLayer(DynamicSlidingWindowLayer):
+    """One sliding-window layer (Gemma 3): kept whole; one context serves a batch of requests here too.
+
+    A batch is padded between context and question, where padding would take room in the window: then the layer keeps as
+    many slots more, and answers by itself.
+
+    Args:
+        sliding_window: tokens that a token sees, itself included.
+        chunked: tokens see their own fixed chunk instead (Llama 4).
+    """
+
+    def __init__(self, sliding_window: int, chunked: bool = False) -> None:
+        super().__init__(sliding_window)
+        self.chunked = chunked
+        self.padding: Padding | None = None
+
+    @classmethod
+    def of(cls, layer: DynamicSlidingWindowLayer, chunked: bool = False) -> KVzipSlidingLayer:
         """A copy of the window as a layer of this class.
 
         The stock layer keeps its window as a view into the keys of the whole prefill, which would all stay in memory.
         """
-        ours = cls(layer.sliding_window)
+        ours = cls(layer.sliding_window, chunked)
         ours.__dict__.update(layer.__dict__)
         if layer.keys is not None and layer.values is not None:
             ours.keys, ours.values = layer.keys.clone(), layer.values.clone()
         return ours
 
+    def pad(self, padding: Padding | None) -> None:
+        """Say how the next call is padded.
+
+        Raises:
+            ValueError: a padded batch on chunked attention, whose borders padding would move.
+        """
+        if padding is not None and self.chunked:
+            raise ValueError(
+                "padding would move the borders of this model's attention chunks; ask questions of one length together, or one "
+                "by one"
+            )
+        self.padding = padding
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the stock layer; the context's window is expanded to the batch of the new tokens first."""
-        batch = key_states.shape[0]
-        if self.keys is not None and self.values is not None and self.keys.shape[0] == 1 < batch:
-            self.keys, self.values = self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1)
-        return super().update(key_states, value_states, *args, **kwargs)
+        batch, room = key_states.shape[0], self.sliding_window - 1
+        if self.keys is not None and self.values is not None:
+            if self.keys.shape[0] == 1 < batch:
+                self.keys, self.values = self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1)
+            if self.padding is None and not self.record_past and self.keys.shape[2] > room:
+                self.keys, self.values = self.keys[:, :, -room:], self.values[:, :, -room:]
+        if self.padding is None or self.keys is None or self.values is None:
+            return super().update(key_states, value_states, *args, **kwargs)
+        keys, values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+        self.cumulative_length += key_states.shape[2]
+        padded = int((~self.padding.real).sum(-1).max())
+        self.keys, self.values = keys[:, :, -(room + padded) :], values[:, :, -(room + padded) :]
+        return tag(keys, self), values
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scale: float,
+        expanded: bool,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Attention (B, H, q, v) of a padded call: the window is counted in positions, not in slots."""
+        if expanded or self.padding is None:
+            raise ValueError("the model changes keys of sliding layers after they are cached; ask questions one by one")
+        rules, total = AttentionRules.of(scale, options), self.cumulative_length
+        rows, held = query.shape[2], key.shape[2]
+        device = query.device
+        real = self.padding.real[:, total - held : total].to(device)
+        at = self.padding.positions[:, total - held : total].to(device)
+        slots = torch.arange(held, device=device)
+        visible = (
+            real[:, None] & (slots <= slots[-rows:, None]) & (at[:, -rows:, None] - at[:, None] < self.sliding_window)
+        )
+        with no_autocast(device):
+            query, key, value = same_dtype(query, key, value)
+            return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0]
 
 
 def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: bool = False) -> list[Any]:
@@ -149,10 +230,11 @@ def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: 
     """
     layers: list[Any] = []
     full: list[Any] = prefilled.cache.layers
+    chunked = chunked_attention(text_config(prefilled.model))
     for index, layer in enumerate(full):
         if index not in prefilled.scored_layers:
             sliding = isinstance(layer, DynamicSlidingWindowLayer)
-            layers.append(KVzipSlidingLayer.of(layer) if sliding else copied_layer(layer))
+            layers.append(KVzipSlidingLayer.of(layer, chunked) if sliding else copied_layer(layer))
             continue
         kept = keep[prefilled.scored_layers.index(index)]
         layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))

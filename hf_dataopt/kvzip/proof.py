@@ -22,13 +22,13 @@ from ..versions import describe
 from .config import KVzipConfig
 from .layers import compressed_layers
 from .prompt import KVzipPrompt
-from .reading import USER, PrefilledContext, check_supported, read_context
+from .reading import USER, PrefilledContext, check_supported, positions, read_context
 from .scoring import score_context
 
 _CONTEXT, _QUESTION = 14, 4
 # share of the logits' mean size that they may move, and how much more where the model's own rounding moves them
 _ALLOWED = {torch.float64: (1e-7, 1e-4), torch.float32: (1e-4, 1e-2)}
-_ALLOWED_HALF = (0.02, 0.25)
+_ALLOWED_HALF, _TRIES_HALF = (0.02, 0.25), 4
 
 
 @dataclass(frozen=True)
@@ -83,31 +83,44 @@ def prove(model: Any) -> Proof:
 def probe(model: Any) -> Proof:
     """Compare logits behind a cache that evicts nothing with those of one forward over everything."""
     was_attached = attached(model)
-    ids, name = _ids(model), cache_keyword(model.forward)
-    question = ids[:, -_QUESTION:]
-    try:
-        expected = model(ids)[0][:, -_QUESTION:]
-        plain = DynamicCache(config=text_config(model))
-        model(ids[:, :-_QUESTION], use_cache=True, **{name: plain})
-        # token by token, so that no mask is built for a probe
-        steps = torch.cat([model(one, use_cache=True, **{name: plain})[0] for one in question.split(1, dim=1)], dim=1)
-        cache, prefilled = _compressed(model, ids)
-        found = model(question, use_cache=True, **{name: cache})[0]
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the model
-    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError) as error:
-        proof = Proof(f"{type(error).__name__}: {error}")
-    else:
-        difference, noise, size = _mean(found - expected), _mean(steps - expected), _mean(expected)
-        least, most = _ALLOWED.get(expected.dtype, _ALLOWED_HALF)
-        if difference <= max(least * size, min(4 * noise, most * size)):
-            return Proof(None, _shapes(prefilled), prefilled.latent)
-        proof = Proof(
-            f"logits of {size:.2g} on average move by {difference:.2g}, those of the model's own cache by {noise:.2g}"
-        )
+    # in half precision one mixture of experts may route another way by chance; what is wrong is wrong every time
+    tries = 1 if model.dtype in _ALLOWED else _TRIES_HALF
+    for seed in range(tries):
+        proof = _probe_once(model, _ids(model, seed))
+        if proof.refusal is None:
+            return proof
     if not was_attached:
         detach(model, USER)
     return proof
+
+
+def _probe_once(model: Any, ids: torch.Tensor) -> Proof:
+    name, question = cache_keyword(model.forward), ids[:, -_QUESTION:]
+
+    def run(part: torch.Tensor, start: int, cache: Any = None) -> torch.Tensor:
+        held = {} if cache is None else {"use_cache": True, name: cache}
+        return model(part, **held, **positions(model, start, part))[0]
+
+    try:
+        expected = run(ids, 0)[:, -_QUESTION:]
+        plain = DynamicCache(config=text_config(model))
+        run(ids[:, :-_QUESTION], 0, plain)
+        # token by token, so that no mask is built for a probe
+        steps = [run(one, _CONTEXT + i, plain) for i, one in enumerate(question.split(1, dim=1))]
+        cache, prefilled = _compressed(model, ids)
+        found = run(question, _CONTEXT, cache)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the model
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError) as error:
+        return Proof(f"the probe failed with {type(error).__name__}: {error}")
+    difference, size = _mean(found - expected), _mean(expected)
+    noise = _mean(torch.cat(steps, dim=1) - expected)
+    least, most = _ALLOWED.get(expected.dtype, _ALLOWED_HALF)
+    if difference <= max(least * size, min(4 * noise, most * size)):
+        return Proof(None, _shapes(prefilled), prefilled.latent)
+    return Proof(
+        f"logits of {size:.2g} on average move by {difference:.2g}, those of the model's own cache by {noise:.2g}"
+    )
 
 
 def _compressed(model: Any, ids: torch.Tensor) -> tuple[RoutedCache, PrefilledContext]:
@@ -130,7 +143,7 @@ def _shapes(prefilled: PrefilledContext) -> dict[int, tuple[int, int, int]]:
     return found
 
 
-def _ids(model: Any) -> torch.Tensor:
+def _ids(model: Any, seed: int) -> torch.Tensor:
     """Ordinary tokens: no image placeholders or other ids that the settings name."""
     named: set[int] = set()
     for config in (model.config, text_config(model)):
@@ -139,7 +152,7 @@ def _ids(model: Any) -> torch.Tensor:
                 named |= {one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)}
     size = model.get_input_embeddings().weight.shape[0]
     usable = torch.tensor([token for token in range(min(size, 4096)) if token not in named])
-    picked = torch.randint(len(usable), (_CONTEXT + _QUESTION,), generator=generator(0))
+    picked = torch.randint(len(usable), (_CONTEXT + _QUESTION,), generator=generator(seed))
     return usable[picked][None].to(input_device(model))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .._compat import cache_keyword, decoder_of, input_device, layer_kinds, takes, text_config
+from .._compat import cache_keyword, decoder_of, input_device, layer_kinds, takes_positions, text_config
 from ..errors import UnsupportedModelError
 from ..progress import bar
 from ..routing.attach import attach
@@ -113,7 +113,7 @@ def read_context(model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progre
 
 def positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """`position_ids` from `start` on: some models count from 0 whatever the cache holds."""
-    if not takes(decoder.forward, "position_ids"):
+    if not takes_positions(decoder):
         return {}
     return {"position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._compat import input_device, layer_kinds, linear_layer, linear_states, text_config, window_of
+from .._compat import chunked_attention, input_device, layer_kinds, linear_layer, linear_states, text_config, window_of
 from ..artifact_kinds import MODEL
 from ..artifacts import fetch, finish
 from ..safe_files import read_tensors
@@ -186,7 +186,7 @@ def _window(
     held = min(n_tokens, window - 1)
     _check_values(index, model, keys, (1, heads, held, key_width))
     _check_values(index, model, values, (1, heads, held, value_width))
-    layer, device = KVzipSlidingLayer(window), input_device(model)
+    layer, device = KVzipSlidingLayer(window, chunked_attention(text_config(model))), input_device(model)
     layer.lazy_initialization(keys.to(device), values.to(device))
     layer.keys, layer.values = keys.to(device), values.to(device)
     layer.cumulative_length = n_tokens

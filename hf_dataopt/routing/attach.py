@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from .._compat import causal_model_of, decoder_of, text_config
+from .._compat import causal_model_of, decoder_of, takes_positions, text_config
 from .cache import RoutedCache
 from .dispatch import PENDING, route, unroute
 
@@ -129,7 +129,15 @@ class _Open:
         tokens = tokens_in(args, kwargs)
         if tokens is None:
             return None
-        return replaced(args, kwargs, cache, cache.view(module, tokens, kwargs.get("attention_mask")))
+        mask, n_new = kwargs.get("attention_mask"), tokens.shape[1]
+        view = cache.view(module, tokens, mask)
+        if cache.counts_positions and takes_positions(module):
+            positions = kwargs.get("position_ids")
+            if positions is None:
+                kwargs = {**kwargs, "position_ids": cache.positions(n_new, None).to(tokens.device)}
+            elif positions.shape[-1] != n_new:  # of the whole prompt
+                kwargs = {**kwargs, "position_ids": positions[..., -n_new:]}
+        return replaced(args, kwargs, cache, view)
 
 
 def _close(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -168,6 +176,10 @@ class CheckedPrompts:
         cache = cache_in(args, kwargs, RoutedCache)
         if cache is not None:
             cache.prepare(input_ids, kwargs)
+            if cache.counts_positions and kwargs.get("inputs_embeds") is None and takes_positions(self._model()):
+                n_new = kwargs.get("next_sequence_length") or input_ids.shape[1]
+                positions = cache.positions(n_new, kwargs.get("attention_mask"))
+                kwargs["position_ids"] = positions.to(input_ids.device)
         inputs = self.__wrapped__(input_ids, *args, **kwargs)
         for change in self.after:
             change(self._model(), input_ids, inputs)

@@ -31,6 +31,8 @@ class RoutedCache(Cache):
     """
 
     atomic = True
+    # whether the hooks give calls without positions those behind the cache; some models keep the last request's otherwise
+    counts_positions = False
 
     def __init__(self, layers: list[Any] | None = None, layer_class_to_replicate: type | None = None) -> None:
         super().__init__(layers=layers, layer_class_to_replicate=layer_class_to_replicate)
@@ -197,6 +199,14 @@ class RoutedCache(Cache):
                 kwargs["next_sequence_length"] = input_ids.shape[1] - past
             elif mask is not None:
                 self.check_prompt(input_ids)
+
+    def positions(self, n_new: int, attention_mask: Any) -> torch.Tensor:
+        """Positions (B or 1, n_new) int64 of the next tokens: padding takes none."""
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            counted = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+            return counted[:, -n_new:]
+        past = self.get_seq_length()
+        return torch.arange(past, past + n_new)[None]
 
     # -- what has been read ---------------------------------------------------------------------------------------
 

@@ -5,10 +5,15 @@ Invariants: both forms agree to 1e-5; the memory is read; without compression to
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
+
+from hf_dataopt import CompressedContextMemory
 
 from ..families import EITHER, EXACT, REFUSED, available
-from .exactness import measure
+from .exactness import FIRST, QUESTION, adapted, measure
 
 FAMILIES = available()
 memories = pytest.mark.parametrize("memory", ["concat", "merge"])
@@ -28,6 +33,16 @@ def test_one_pass_equals_recurrent(name: str, memory: str) -> None:
     assert found.difference <= 1e-5
     assert found.remembered > 1e-3
     assert found.base == 0
+
+
+@of_kind(EXACT)
+def test_a_saved_memory_answers_as_before(name: str, tmp_path: Path) -> None:
+    model = adapted(FAMILIES[name], "concat")
+    memory = CompressedContextMemory(model)
+    memory.append(FIRST)
+    memory.save_pretrained(tmp_path)
+    again = CompressedContextMemory.from_pretrained(model, tmp_path)
+    assert torch.equal(again.logits(QUESTION), memory.logits(QUESTION))
 
 
 @memories

@@ -24,10 +24,11 @@ def prefilled(model: PreTrainedModel, ids: torch.Tensor) -> DynamicCache:
     return cache
 
 
-def continued(model: PreTrainedModel, ids: torch.Tensor, n: int) -> torch.Tensor:
-    """Logits (q, vocabulary) of ids[n:] behind a plain cache of ids[:n]."""
+def continued(model: PreTrainedModel, ids: torch.Tensor, n: int, positions: bool = False) -> torch.Tensor:
+    """Logits (q, vocabulary) of ids[n:] behind a plain cache of ids[:n], told their positions or not."""
+    where = {"position_ids": torch.arange(n, len(ids))[None]} if positions else {}
     with torch.no_grad():
-        return model(ids[None, n:], **{cache_keyword(model): prefilled(model, ids[:n])}).logits[0]
+        return model(ids[None, n:], **where, **{cache_keyword(model): prefilled(model, ids[:n])}).logits[0]
 
 
 def own_difference(family: Family) -> float:
@@ -41,7 +42,7 @@ def own_difference(family: Family) -> float:
 def logits(family: Family, model: PreTrainedModel, ids: torch.Tensor, n: int) -> torch.Tensor:
     """Logits (q, vocabulary) of ids[n:], without any cache where the model goes on from one exactly."""
     if not family.continues:
-        return continued(model, ids, n)
+        return continued(model, ids, n, positions="position_ids" in inspect.signature(model.forward).parameters)
     with torch.no_grad():
         return model(ids[None]).logits[0, n:]
 

@@ -59,41 +59,32 @@ def test_forks_answer_alike_in_every_call(name: str, tmp_path: Path) -> None:
     assert {shape: difference for shape, difference in found.items() if difference > TOLERANCE} == {}
 
 
-def _but_for(reason: str, *layers: str) -> pytest.MarkDecorator:
-    """All exact families; those with such layers in their notes are known to fail, and must be taken off once they do not."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    exact = [(name, family) for name, family in FAMILIES.items() if family.kvzip == EXACT]
-    return pytest.mark.parametrize(
-        "name",
-        [
-            pytest.param(name, marks=mark) if any(layer in family.notes for layer in layers) else name
-            for name, family in exact
-        ],
-    )
+def exact_with(*layers: str) -> list[str]:
+    """Exact families with one of these in their notes."""
+    exact = {name: family for name, family in FAMILIES.items() if family.kvzip == EXACT}
+    return [name for name, family in exact.items() if any(layer in family.notes for layer in layers)]
 
 
-_STATES = ("linear layers", "convolution layers", "Mamba layers")
+_MOVED_BY_PADDING = exact_with("linear layers", "convolution layers", "Mamba layers", "chunked")
 
 
-@_but_for("states of one row are not repeated for a batch", *_STATES)
+@of_kind(EXACT)
 def test_a_fork_serves_a_batch(name: str) -> None:
     assert measure_batch(FAMILIES[name]) <= TOLERANCE
 
 
-@_but_for(
-    "padding takes room in windows and states; the model keeps positions of the last batch",
-    "sliding",
-    "chunked",
-    "three positions",
-    *_STATES,
-)
-def test_a_padded_batch_answers_as_its_rows(name: str) -> None:
-    assert measure_padded_batch(FAMILIES[name]) <= TOLERANCE
+@of_kind(EXACT)
+def test_a_padded_batch_answers_as_its_rows_or_is_refused(name: str) -> None:
+    if name in _MOVED_BY_PADDING:
+        with pytest.raises(ValueError, match="padding would"):
+            measure_padded_batch(FAMILIES[name])
+    else:
+        assert measure_padded_batch(FAMILIES[name]) <= TOLERANCE
 
 
-@pytest.mark.xfail(strict=True, reason="transformers adds the positions that the last request's images took")
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if "three positions" in family.notes])
+@pytest.mark.parametrize("name", exact_with("three positions"))
 def test_a_request_with_an_image_before_changes_nothing(name: str) -> None:
+    """transformers keeps on the model how many positions the last request's images took."""
     assert measure_after_an_image(FAMILIES[name]) <= TOLERANCE
 
 
