@@ -96,6 +96,9 @@ class MemoryCache(RoutedCache):
             )
         if kwargs.get("is_first_iteration") and kept is not None and kept != input_ids.shape[1]:
             raise DroppedTokensError(f"generate would keep {kept} of {input_ids.shape[1]} prompt tokens; {_ADVICE}")
+        mask = kwargs.get("attention_mask")
+        if self.full and mask is not None and bool(mask.all()):
+            kwargs["attention_mask"] = None  # says nothing, and older assisted decoding cuts it to the new ids
 
     def reset(self) -> None:
         """Forget everything. transformers may zero the tensors in place, but these are the memory's own."""

@@ -183,7 +183,9 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
             if self.padding is None and not self.record_past and self.keys.shape[2] > room:
                 self.keys, self.values = self.keys[:, :, -room:], self.values[:, :, -room:]
         if self.padding is None or self.keys is None or self.values is None:
-            return super().update(key_states, value_states, *args, **kwargs)
+            keys, values = super().update(key_states, value_states, *args, **kwargs)
+            seen = room + key_states.shape[2]  # older releases hand out all that `record_past` keeps
+            return keys[:, :, -seen:], values[:, :, -seen:]
         keys, values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
         self.cumulative_length += key_states.shape[2]
         padded = int((~self.padding.real).sum(-1).max())

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import debug_launcher
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from hf_dataopt import CCMConfig, DataCollatorForCCM
 
 from ..models import byte_tokenizer, tiny_model
+from ..processes import launch
 from .models import adapted, sample
 
 
@@ -88,7 +88,7 @@ def rank() -> int:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    debug_launcher(two_steps, args=(str(tmp_path),), num_processes=2)
+    launch(two_steps, str(tmp_path))
     two_steps(str(tmp_path))
     first, second, alone = (torch.load(tmp_path / f"rank{name}.pt") for name in ("0of2", "1of2", "0of1"))
     for memory, parameters in alone.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from accelerate import debug_launcher
 from transformers import Trainer, default_data_collator
 
 from hf_dataopt.mixup.collators import DataCollatorForPuzzleMix
 from hf_dataopt.mixup.config import PuzzleMixConfig
 
+from ..processes import launch
 from .models import make
 from .test_trainer import CleanLossTrainer, first_gradient, stand_in, trainer
 
@@ -49,7 +49,7 @@ def work(folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    debug_launcher(work, args=(str(tmp_path),), num_processes=2)
+    launch(work, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     for name, expected in gradients(tmp_path, 8).items():
         torch.testing.assert_close(first["gradients"][name], second["gradients"][name], rtol=0, atol=0)

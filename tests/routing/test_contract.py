@@ -22,11 +22,11 @@ def test_assisted_decoding_gives_the_greedy_tokens(family: str) -> None:
     model, cache = compressed(family)
     options = {"max_new_tokens": 16, **GREEDY}
     expected = model.generate(**cache.inputs(QUESTION), **options)
-    assistant = tiny_model(family, seed=3)
+    # of a family without windows: old releases fail by themselves on assistants with windows
     for how in (
         {"prompt_lookup_num_tokens": 3},
-        {"assistant_model": assistant},
-        {"assistant_model": tiny_model(family)},
+        {"assistant_model": tiny_model("llama")},
+        {"assistant_model": tiny_model("llama", seed=3)},
     ):
         inputs = cache.inputs(QUESTION)
         assert torch.equal(model.generate(**inputs, **how, **options), expected)
