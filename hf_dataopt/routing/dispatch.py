@@ -18,7 +18,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from .._compat import attention_of, mask_of, plain_causal, set_attention
 
-_PREFIX = "hf_dataopt_"
 _TAG = "_hf_dataopt_layer"
 
 
@@ -26,27 +25,24 @@ class RoutedName(str):
     """`"sdpa"` to whoever reads, compares or saves it; our dispatcher to the tables of attention functions.
 
     transformers looks attention and mask functions up in dicts by `config._attn_implementation`, and modeling files, users
-    and `set_attn_implementation` compare the same string. Its hash is that of our entry, so the dicts find the dispatcher;
-    it equals both strings, so every comparison finds the user's choice.
+    and `set_attn_implementation` compare the same string. It equals the user's choice and has another hash: comparisons
+    find the choice, dicts find the entry that has this very name for its key.
     """
 
-    @property
-    def entry(self) -> str:
-        """Key of the dispatcher in transformers' tables."""
-        return _PREFIX + self
+    _hash: int
+
+    def __new__(cls, plain: str) -> RoutedName:
+        """The name that stands for implementation `plain`; take `routed(plain)`, which enters it."""
+        self = super().__new__(cls, plain)
+        self._hash = hash(("hf_dataopt", plain))
+        return self
 
     def __hash__(self) -> int:
-        return hash(_PREFIX + self)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, str) and (str.__eq__(self, other) or str.__eq__(_PREFIX + self, other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+        return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a process that unpickles a model needs the entry before the model's first forward
-        return routed, (str.__str__(self),)
+        return routed, (str(self),)
 
 
 class AttentionCall(Protocol):
@@ -69,13 +65,13 @@ PENDING: ContextVar[tuple[Any, int] | None] = ContextVar("hf_dataopt_pending_lay
 _MASKLESS: ContextVar[bool] = ContextVar("hf_dataopt_maskless", default=False)
 
 
+@functools.cache
 def routed(plain: str) -> RoutedName:
-    """The name under which calls of implementation `plain` pass our dispatcher, entered into transformers' tables."""
+    """The one name under which calls of implementation `plain` pass our dispatcher, entered into transformers' tables."""
     name = RoutedName(plain)
-    if name.entry not in AttentionInterface._global_mapping:
-        # a dispatcher without a mask function would be handed no mask at all
-        AttentionMaskInterface.register(name.entry, functools.partial(_mask, plain))
-        AttentionInterface.register(name.entry, functools.partial(_attention, plain))
+    # a dispatcher without a mask function would be handed no mask at all; the name itself is the key: found by identity
+    AttentionMaskInterface.register(name, functools.partial(_mask, plain))
+    AttentionInterface.register(name, functools.partial(_attention, plain))
     return name
 
 
@@ -89,7 +85,7 @@ def route(config: Any) -> None:
 def unroute(config: Any) -> None:
     """Undo `route`: the user's choice again, as a plain string."""
     if isinstance(config._attn_implementation, RoutedName):
-        set_attention(config, str.__str__(config._attn_implementation))
+        set_attention(config, str(config._attn_implementation))
 
 
 def tag(key: torch.Tensor, layer: Any) -> torch.Tensor:
