@@ -182,6 +182,14 @@ def window_of(model: Any, index: int) -> int | None:
     return getattr(DynamicCache(config=text_config(model)).layers[index], "sliding_window", None)
 
 
+def layer_device(model: Any, index: int) -> torch.device:
+    """Where layer `index` of a model runs: accelerate may have spread layers over devices."""
+    layers = getattr(decoder_of(model), "layers", None)
+    if layers is None or index >= len(layers):
+        return input_device(model)
+    return _device_of(layers[index])
+
+
 def has_states(layer: Any) -> bool:
     """Whether a cache layer carries states of linear attention, which every token changes."""
     return isinstance(getattr(layer, "conv_states", None), dict)
@@ -255,14 +263,19 @@ def decoder_of(model: Any) -> PreTrainedModel:
 
 def input_device(model: Any) -> torch.device:
     """Where ids of a call belong: with weights spread by accelerate, the first parameter may be on disk ("meta")."""
-    table = causal_model_of(model).get_input_embeddings()
-    hook = getattr(table, "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        if getattr(one, "execution_device", None) is not None:
-            where = one.execution_device
-            return torch.device(where if not isinstance(where, int) else f"cuda:{where}")
-    device: torch.device = table.weight.device  # type: ignore[assignment]
-    return torch.device("cpu") if device.type == "meta" else device
+    return _device_of(causal_model_of(model).get_input_embeddings())
+
+
+def _device_of(module: Any) -> torch.device:
+    """Where a module computes: accelerate's hook knows, on it or on the first part of it, else its first weight."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in (hook, *getattr(hook, "hooks", ())):
+            where = getattr(one, "execution_device", None)
+            if where is not None:
+                return torch.device(f"cuda:{where}" if isinstance(where, int) else where)
+    weight = next(module.parameters(), None)
+    return torch.device("cpu") if weight is None or weight.device.type == "meta" else weight.device
 
 
 def layer_kinds(config: Any) -> list[str]:

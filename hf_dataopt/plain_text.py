@@ -57,7 +57,7 @@ def hide(tokenizer: Any, value: Any) -> Any:
 
     Args:
         tokenizer: whose special tokens.
-        value: a string, or lists and dicts of them (keys and a message's `role` stay).
+        value: a string, or lists and dicts of them (a message's `role` stays).
 
     Returns:
         The same with place holders, for `encode`.
@@ -75,7 +75,7 @@ def hide(tokenizer: Any, value: Any) -> Any:
             role = value.get("role")
             if isinstance(role, str) and special.pattern.search(role):
                 raise ValueError(f"the role {role!r:.80} names a special token; roles are words such as 'user'")
-            return {key: one if key == "role" else walk(one) for key, one in value.items()}
+            return {walk(key): one if key == "role" else walk(one) for key, one in value.items()}
         return [walk(one) for one in value] if isinstance(value, list | tuple) else value
 
     return walk(value)

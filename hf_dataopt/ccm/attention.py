@@ -84,7 +84,7 @@ class Call:
         """
         if self.layout is None or self.layout.weights is None:
             return key, value
-        weights = self.layout.weights[:, None].float()
+        weights = self.layout.weights[:, None].to(key.device, torch.float32)
         merged = [(weights @ states.float()).to(states.dtype) for states in (key, value)]
         return torch.cat([key, merged[0]], dim=2), torch.cat([value, merged[1]], dim=2)
 

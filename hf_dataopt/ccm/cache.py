@@ -167,6 +167,7 @@ class CompressingCache(MemoryCache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory with the new states behind it, for this layer's attention only."""
         self.check_open()
+        self._handed = layer_idx
         keys, values = key_states, value_states
         self.kept.append((keys[:, :, -self._tokens :].clone(), values[:, :, -self._tokens :].clone()))
         if self._first is not None:

@@ -305,7 +305,7 @@ class CompressedContextMemory:
 
     def fork(self) -> CompressedContextMemory:
         """An independent memory with the same content; nothing is copied until one of them grows."""
-        other = CompressedContextMemory(self.model, batch_size=self.batch_size)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._layers = list(self._layers)
         other._history = [list(row) for row in self._history]

@@ -6,7 +6,6 @@ differed; the verdict is kept per class and settings for the process.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ import torch
 
 from .._compat import causal_model_of, chunked_attention, input_device, layer_kinds, text_config
 from ..errors import UnsupportedModelError
+from ..routing.verdicts import Verdicts
 from ..seeding import generator
-from ..versions import describe
 from .config import CCMConfig
 
 # share of the logits' mean size that the two forms may differ by
-_ALLOWED, _ALLOWED_HALF, _TRIES_HALF = {torch.float64: 1e-6, torch.float32: 1e-4}, 0.05, 4
+_ALLOWED, _ALLOWED_HALF = {torch.float64: 1e-6, torch.float32: 1e-4}, 0.05
 _KINDS = {"full", "sliding", "shared"}
 
 
@@ -38,8 +37,7 @@ class Proof:
     shapes: tuple[tuple[int, int, int], ...] = ()
 
 
-_PROOFS: dict[Any, Proof] = {}
-_LOCK = threading.RLock()
+VERDICTS = Verdicts("a compressed memory on")
 _PROVING: ContextVar[bool] = ContextVar("hf_dataopt_ccm_proving", default=False)
 
 
@@ -77,7 +75,7 @@ def prove(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof 
         What was found; None from inside the probe, and while weights are still to come.
 
     Raises:
-        UnsupportedModelError: the logits differ, with by how much.
+        UnsupportedModelError: the probe failed, or the logits differ, with by how much.
 
     Cost: four forwards over some 16 tokens, the first time.
     """
@@ -87,48 +85,19 @@ def prove(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof 
     if any(weight.device.type == "meta" for weight in base.parameters()) and not hasattr(base, "hf_device_map"):
         return None
     settings = (config.memory, config.num_comp_tokens, config.sink, config.merge_weight, str(config.target_modules))
-    model_settings = (base.config.to_json_string(use_diff=False), str(base.config._attn_implementation), base.dtype)
-    key = (type(base), *model_settings, *settings)
-    with _LOCK:
-        if key not in _PROOFS:
-            token = _PROVING.set(True)
-            try:
-                _PROOFS[key] = _in_evaluation(base, lambda: _probe(base, config, memory))
-            finally:
-                _PROVING.reset(token)
-        proof = _PROOFS[key]
-    if proof.refusal is not None:
-        raise UnsupportedModelError(
-            f"a compressed memory on {type(base).__name__} ({text_config(base).model_type}) would not be exact: "
-            f"{proof.refusal} ({describe()})"
-        )
-    return proof
+
+    def probe(base: Any, seed: int) -> Proof:
+        token = _PROVING.set(True)
+        try:
+            return _probe(base, seed, config, memory)
+        finally:
+            _PROVING.reset(token)
+
+    return VERDICTS.of(model, settings, probe)
 
 
-def _in_evaluation(model: Any, probe: Callable[[], Proof]) -> Proof:
-    """`probe()` without dropout; every module's mode is afterwards what it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        return probe()
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _probe(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof:
-    # in half precision one mixture of experts may route another way by chance; what is wrong is wrong every time
-    for seed in range(1 if model.dtype in _ALLOWED else _TRIES_HALF):
-        proof = _probe_once(model, config, memory, seed)
-        if proof.refusal is None:
-            break
-    return proof
-
-
-@torch.no_grad()
-def _probe_once(model: Any, config: CCMConfig, memory: Callable[[Any], Any], seed: int) -> Proof:
-    """What differs between one pass and step by step, in words; nothing where nothing does."""
+def _probe(model: Any, seed: int, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof:
+    """What differs between one pass and step by step."""
     size = model.get_input_embeddings().weight.shape[0]
     drawn = torch.randint(size // 8, max(size // 2, size // 8 + 1), (12,), generator=generator(seed)).tolist()
     turns, question = (drawn[:5], drawn[5:8]), drawn[8:]
@@ -137,16 +106,11 @@ def _probe_once(model: Any, config: CCMConfig, memory: Callable[[Any], Any], see
     row = torch.tensor(
         [[*(token for turn in blocks for token in [*turn, *comp]), *question]], device=input_device(model)
     )
-    try:
-        together = model(input_ids=row).logits[0, -len(question) :]
-        steps = memory(model)
-        for turn in turns:
-            steps.append(turn)
-        apart = steps.logits(question)[0]
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the model
-    except (TypeError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError, ValueError) as error:
-        return Proof(f"the probe failed with {type(error).__name__}: {error}")
+    together = model(input_ids=row).logits[0, -len(question) :]
+    steps = memory(model)
+    for turn in turns:
+        steps.append(turn)
+    apart = steps.logits(question)[0]
     difference, scale = float((together - apart).double().abs().mean()), float(together.double().abs().mean())
     if difference <= _ALLOWED.get(together.dtype, _ALLOWED_HALF) * scale:
         return Proof(None, tuple((k.shape[1], k.shape[3], v.shape[3]) for k, v in steps.layers))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._compat import causal_model_of, input_device
+from .._compat import causal_model_of, input_device, layer_device
 from ..artifact_kinds import ADAPTER, MODEL
 from ..artifacts import adapter_code, fetch, finish, hub_name, push_saved
 from ..chat import ChatFormat
@@ -101,8 +101,12 @@ def load_memory(
         raise ValueError(
             f"{folder} holds no whole memory ({type(error).__name__}: {error}); get it again, or append the contexts again"
         ) from error
-    device = input_device(model)
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, settings
+    return {name: tensor.to(_device(model, name)) for name, tensor in tensors.items()}, settings
+
+
+def _device(model: Any, name: str) -> torch.device:
+    parts = name.split(".")  # GROUP.LAYER.keys, or a tensor of all layers
+    return layer_device(model, int(parts[1])) if len(parts) == 3 else input_device(model)
 
 
 def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: Shapes) -> None:

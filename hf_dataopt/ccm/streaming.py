@@ -169,14 +169,16 @@ class StreamingContextMemory:
             raise ValueError(f"a stream is fed whole ids in [0, {limit - 1}], got {tokens.min()} to {tokens.max()}")
         parts, start = [], 0
         while start < tokens.numel():
+            if self.size > self.max_kv:  # an interrupt came before it was compressed
+                self._shrink()
             piece = tokens[start : start + self.max_kv + 1 - self.size]
             logits, cache = self._forward(piece, self._layers)
             self._layers = cache.tail(cache.get_seq_length())
+            self.tokens_seen += piece.numel()
             parts.append(logits)
             if self.size > self.max_kv:
                 self._shrink()
             start += piece.numel()
-        self.tokens_seen += tokens.numel()
         return torch.cat(parts)
 
     def perplexity(self, text: Any) -> float:
@@ -221,18 +223,17 @@ class StreamingContextMemory:
             kept = [*range(self.sink), *memory, *range(end, size)]
             # a compression token stands behind the compressed ones, not behind the whole cache
             stands = [end + slot - size if slot >= size else slot for slot in kept]
-            self.memory_slots = grown
+            counts = (grown, self._virtual_slots)
         else:
             layers = self._layers
             gone = self.compress_tokens - (grown - self._virtual_slots)
             kept = [*range(self.sink), *range(self.sink + gone, size)]
             stands = kept
-            self._virtual_slots = grown
+            counts = (self.memory_slots, grown)
         index = torch.tensor(kept, device=layers[0][0].device)
         shift = torch.arange(len(kept), device=index.device) - torch.tensor(stands, device=index.device)
-        self._layers = [
-            (self._rotary(number, k[:, :, index], shift), v[:, :, index]) for number, (k, v) in enumerate(layers)
-        ]
+        moved = [(self._rotary(number, k[:, :, index], shift), v[:, :, index]) for number, (k, v) in enumerate(layers)]
+        self._layers, (self.memory_slots, self._virtual_slots) = moved, counts
 
 
 class _Rotation:

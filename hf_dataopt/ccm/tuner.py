@@ -47,7 +47,7 @@ class CCMLinearVariant(LoraVariant):
                 f"this layer got {tuple(x.shape)} for {tuple(call.comp.shape)} tokens (routed experts?): a conditional LoRA "
                 "cannot tell which are compression tokens; leave the layer out of target_modules"
             )
-        rows = call.rows  # m is 1 there: the update costs nothing on other tokens
+        rows = call.rows.to(x.device)  # m is 1 there: the update costs nothing on other tokens
         dropped = module.lora_dropout[active_adapter](x.flatten(0, -2)[rows])
         update = module.lora_B[active_adapter](module.lora_A[active_adapter](dropped)) * module.scaling[active_adapter]
         flat = result.flatten(0, -2)
@@ -174,6 +174,10 @@ class CCMModel(LoraModel):
         """The base model without adapter, hooks and compression tokens."""
         for handle in self.model.__dict__.pop("_hf_dataopt_ccm", []):
             handle.remove()
+        for module in self.model.modules():
+            recompute = module.__dict__.get("_gradient_checkpointing_func")
+            if isinstance(recompute, _Recompute):
+                module._gradient_checkpointing_func = recompute.plain
         detach(self.model, USER, drop_counted_positions)
         delattr(self.model.get_input_embeddings(), EMBEDDINGS)
         return super().unload()
@@ -197,13 +201,13 @@ class _Reader:
 
     def __init__(self, configs: dict[str, Any]) -> None:
         self._configs = configs  # the dict that PEFT keeps and changes
-        self._proven: set[str] = set()
+        self._proven: dict[str, CCMConfig] = {}
 
     def prove(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first parallel forward of a model: see that its memory is what it is trained to be."""
         found = self.active(module)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if found is None or found[0] in self._proven or distributed or torch.compiler.is_compiling():
+        if found is None or self._proven.get(found[0]) is found[1] or distributed or torch.compiler.is_compiling():
             return
         ids, first = tokens_in(args, kwargs), (found[1].comp_token_ids or [0])[0]
         if ids is None or ids.is_floating_point() or not bool((ids >= first).any()):
@@ -211,7 +215,7 @@ class _Reader:
         from .memory import CompressedContextMemory  # peft's import brings this file in while that one is on its way
 
         prove(module, found[1], CompressedContextMemory)
-        self._proven.add(found[0])
+        self._proven[found[0]] = found[1]
 
     def active(self, decoder: Any) -> tuple[str, CCMConfig] | None:
         """Name and settings of the adapter at work, None while adapters are disabled."""

@@ -170,7 +170,8 @@ def attend_ragged(
         .reshape(kv_heads, 1, batch * group * rows, dim)
     )
     half_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    alike = softcap is None and context.keys.shape[-1] == context.values.shape[-1]
+    alike = softcap is None and context.keys.shape == context.values.shape and context.keys.dtype == query.dtype
+    alike = alike and bool(max(context.lengths))
     kernel = varlen_kernel() if half_on_cuda and alike and not torch.is_grad_enabled() else None
     if kernel is not None:
         output, lse = _varlen(kernel, by_head[:, 0], context, scale)
@@ -220,5 +221,6 @@ def merge(
         Output and log-sum-exp over all keys, shaped like one part.
     """
     # softmax over two numbers is a sigmoid of their difference: three small kernels per decoded token and layer
-    weight = torch.sigmoid(other[1] - one[1]).unsqueeze(-1).to(one[0].dtype)
-    return torch.lerp(one[0], other[0], weight), torch.logaddexp(one[1], other[1])
+    first, second = same_dtype(one[0], other[0])
+    weight = torch.sigmoid(other[1] - one[1]).unsqueeze(-1).to(first.dtype)
+    return torch.lerp(first, second, weight), torch.logaddexp(one[1], other[1])

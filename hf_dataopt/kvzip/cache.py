@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._compat import causal_model_of, copied_layer, decoder_of, expand_states, has_states, layer_tensors
-from ..routing.attach import attach
+from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
 from .attention import RaggedContext
@@ -207,6 +207,15 @@ class KVzipCache(RoutedCache):
             check_identity(self.made_by, model, "this cache")
         self._prepare(model)
 
+    @staticmethod
+    def detach(model: Any) -> None:
+        """Take what KVzip put on a model off again; caches are refused there until one of them is attached.
+
+        Args:
+            model: the model of `from_context` or `attach`, wrapped or not. What CCM needs stays.
+        """
+        detach(model, USER)
+
     def _prepare(self, model: Any) -> None:
         attach(model, USER)
         self.made_for(causal_model_of(model), decoder_of(model))
@@ -230,11 +239,17 @@ class KVzipCache(RoutedCache):
         """As `RoutedCache.view`; layers that are kept whole learn of the batch and of its padding.
 
         Raises:
-            ValueError: a padded batch on layers in which padding would change what a token sees.
+            ValueError: a mask that hides tokens of the context, or a padded batch on layers in which padding would change what
+                a token sees.
         """
         view = super().view(module, tokens, attention_mask)
         flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        padding = Padding.of(attention_mask) if flat else None
+        padding = Padding.of(attention_mask) if flat and not bool(attention_mask.all()) else None
+        if padding is not None and not bool(padding.real[:, : self.ids.shape[1]].all()):
+            raise ValueError(
+                "the attention mask hides tokens of the compressed context, whose pairs are no longer apart; pass ones for the "
+                "context, or compress the context without them"
+            )
         for layer in view.layers:
             if has_states(layer):
                 expand_states(layer, tokens.shape[0])
@@ -306,19 +321,13 @@ class KVzipCache(RoutedCache):
                 raise ValueError("this cache has no tokenizer; pass question ids, or set `cache.tokenizer`")
             rows = question_rows(self.tokenizer, self.prompt, question, self.config)
         if min(row.numel() for row in rows) == 0:
-            raise ValueError("the question has no tokens")
+            raise ValueError("the question has no tokens; ask something about the context")
         return rows
 
     def reset(self) -> None:
         """Back to the compressed context: all that came after it is forgotten."""
         self.layers = self.pristine_layers
         self.read_ids = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> KVzipCache:
-        """An independent cache with the same tail; the compressed context, which never changes, stays shared."""
-        other = copy.copy(self)
-        other.layers, other.read_ids = copy.deepcopy(self.layers, memo), copy.deepcopy(self.read_ids, memo)
-        return other
 
     @property
     def pristine_layers(self) -> list[Any]:

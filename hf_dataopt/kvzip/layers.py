@@ -54,7 +54,8 @@ class KVzipLayer(DynamicLayer):
                 "the model changes keys after they are cached, which this cache was not made for; make it again"
             )
         rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
-        mask, causal = tail_mask(mask, query.shape[2], key.shape[2] - kept, self.context.n_tokens, query.device)
+        asked, rows, length = query.dtype, query.shape[2], key.shape[2] - kept
+        mask, causal = tail_mask(mask, rows, length, self.context.n_tokens, query.device)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)
             if expanded:
@@ -63,7 +64,7 @@ class KVzipLayer(DynamicLayer):
             else:
                 context = attend_ragged(query, self.context, **rules.options)
             tail = attend(query, key, value, mask=mask, causal=causal, **rules.options)
-            return rules.with_sinks(merge(context, tail))[0]
+            return rules.with_sinks(merge(context, tail))[0].to(asked)
 
     @property
     def n_tail(self) -> int:
@@ -125,10 +126,10 @@ class Padding:
     positions: torch.Tensor
 
     @classmethod
-    def of(cls, mask: torch.Tensor) -> Padding | None:
-        """From a mask (B, n) of ones and zeros; None where nothing is padded."""
+    def of(cls, mask: torch.Tensor) -> Padding:
+        """From a mask (B, n) of ones and zeros."""
         real = mask.bool()
-        return None if bool(real.all()) else cls(real, real.long().cumsum(-1) - 1)
+        return cls(real, real.long().cumsum(-1) - 1)
 
 
 class KVzipSlidingLayer(DynamicSlidingWindowLayer):
@@ -206,7 +207,7 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
         if expanded or self.padding is None:
             raise ValueError("the model changes keys of sliding layers after they are cached; ask questions one by one")
         rules, total = AttentionRules.of(scale, options), self.cumulative_length
-        rows, held = query.shape[2], key.shape[2]
+        rows, held, asked = query.shape[2], key.shape[2], query.dtype
         device = query.device
         real = self.padding.real[:, total - held : total].to(device)
         at = self.padding.positions[:, total - held : total].to(device)
@@ -216,7 +217,7 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
         )
         with no_autocast(device):
             query, key, value = same_dtype(query, key, value)
-            return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0]
+            return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0].to(asked)
 
 
 def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: bool = False) -> list[Any]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .._compat import text_config
+from .._compat import causal_model_of, text_config
 from ..positions import warn_beyond_positions
+from ..routing.verdicts import evaluating
 from .config import KVzipConfig
 from .prompt import KVzipPrompt
 from .proof import prove
@@ -40,4 +41,5 @@ def prefill(
     config = config or KVzipConfig()
     prove(model)
     warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
-    return read_context(model, prompt, config, progress=progress)
+    with evaluating(causal_model_of(model)):
+        return read_context(model, prompt, config, progress=progress)

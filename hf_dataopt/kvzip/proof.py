@@ -6,29 +6,27 @@ kept per class and settings for the process.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from .._compat import cache_keyword, causal_model_of, input_device, text_config
-from ..errors import UnsupportedModelError
-from ..routing.attach import attached, detach
+from .._compat import cache_keyword, input_device, text_config
+from ..routing.attach import detach
 from ..routing.cache import RoutedCache
+from ..routing.verdicts import Verdicts
 from ..seeding import generator
-from ..versions import describe
 from .config import KVzipConfig
 from .layers import compressed_layers
 from .prompt import KVzipPrompt
-from .reading import USER, PrefilledContext, check_supported, positions, read_context
+from .reading import PrefilledContext, check_supported, positions, read_context
 from .scoring import score_context
 
 _CONTEXT, _QUESTION = 14, 4
 # share of the logits' mean size that they may move, and how much more where the model's own rounding moves them
 _ALLOWED = {torch.float64: (1e-7, 1e-4), torch.float32: (1e-4, 1e-2)}
-_ALLOWED_HALF, _TRIES_HALF = (0.02, 0.25), 4
+_ALLOWED_HALF = (0.02, 0.25)
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Proof:
     latent: bool = False
 
 
-_PROOFS: dict[Any, Proof] = {}
-_LOCK = threading.RLock()
+VERDICTS = Verdicts("KVzip on")
+_PROBE = "kvzip probe"  # of `routing.attach`
 
 
 def prove(model: Any) -> Proof:
@@ -60,42 +58,18 @@ def prove(model: Any) -> Proof:
         What was found.
 
     Raises:
-        UnsupportedModelError: the model has nothing to evict, or its logits differ, with by how much.
+        UnsupportedModelError: the model has nothing to evict, the probe failed, or logits differ, with by how much.
 
     Cost: ten forwards of at most 18 tokens, the first time.
     """
     check_supported(model)
-    base = causal_model_of(model)
-    key = (type(base), base.config.to_json_string(use_diff=False), str(base.config._attn_implementation), base.dtype)
-    with _LOCK:
-        if key not in _PROOFS:
-            _PROOFS[key] = probe(base)
-        proof = _PROOFS[key]
-    if proof.refusal is not None:
-        raise UnsupportedModelError(
-            f"KVzip on {type(base).__name__} ({text_config(base).model_type}) would not be exact: {proof.refusal}. Use a plain "
-            f"cache ({describe()})"
-        )
-    return proof
+    return VERDICTS.of(model, None, _probe)
 
 
-@torch.no_grad()
-def probe(model: Any) -> Proof:
+def _probe(model: Any, seed: int) -> Proof:
     """Compare logits behind a cache that evicts nothing with those of one forward over everything."""
-    was_attached = attached(model)
-    # in half precision one mixture of experts may route another way by chance; what is wrong is wrong every time
-    tries = 1 if model.dtype in _ALLOWED else _TRIES_HALF
-    for seed in range(tries):
-        proof = _probe_once(model, _ids(model, seed))
-        if proof.refusal is None:
-            return proof
-    if not was_attached:
-        detach(model, USER)
-    return proof
-
-
-def _probe_once(model: Any, ids: torch.Tensor) -> Proof:
-    name, question = cache_keyword(model.forward), ids[:, -_QUESTION:]
+    ids, name = _ids(model, seed), cache_keyword(model.forward)
+    question = ids[:, -_QUESTION:]
 
     def run(part: torch.Tensor, start: int, cache: Any = None) -> torch.Tensor:
         held = {} if cache is None else {"use_cache": True, name: cache}
@@ -109,10 +83,8 @@ def _probe_once(model: Any, ids: torch.Tensor) -> Proof:
         steps = [run(one, _CONTEXT + i, plain) for i, one in enumerate(question.split(1, dim=1))]
         cache, prefilled = _compressed(model, ids)
         found = run(question, _CONTEXT, cache)
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the model
-    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError) as error:
-        return Proof(f"the probe failed with {type(error).__name__}: {error}")
+    finally:
+        detach(model, _PROBE)
     difference, size = _mean(found - expected), _mean(expected)
     noise = _mean(torch.cat(steps, dim=1) - expected)
     least, most = _ALLOWED.get(expected.dtype, _ALLOWED_HALF)
@@ -127,8 +99,8 @@ def _compressed(model: Any, ids: torch.Tensor) -> tuple[RoutedCache, PrefilledCo
     context, words = ids[0, :-_QUESTION].cpu(), ids[0, :1].cpu()
     prompt = KVzipPrompt(context[:2], context[2:], words, words, words)
     config = KVzipConfig(prefill_chunk_size=_CONTEXT // 2, chunk_size=_CONTEXT // 2, overlap=1)
-    prefilled = read_context(model, prompt, config, progress=False)
-    scores = score_context(prefilled, config, progress=False)
+    prefilled = read_context(model, prompt, config, user=_PROBE, progress=False)
+    scores = score_context(prefilled, config, user=_PROBE, progress=False)
     everything = torch.ones(*scores.shape[:2], _CONTEXT, dtype=torch.bool)
     return RoutedCache(compressed_layers(prefilled, everything)), prefilled
 

@@ -70,6 +70,12 @@ def check_supported(model: Any) -> list[int]:
     """
     if not hasattr(getattr(model, "config", None), "get_text_config"):
         raise TypeError(f"KVzip needs a causal language model of transformers, got {type(model).__name__}")
+    for adapter in getattr(model, "peft_config", {}).values():
+        if getattr(adapter, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"the adapter's virtual tokens ({adapter.peft_type}) stand before every prompt, where a compressed context "
+                "cannot put them; use a LoRA, or a plain cache"
+            )
     config = text_config(model)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"KVzip compresses decoder-only models; {config.model_type} has an encoder")
@@ -84,11 +90,21 @@ def check_supported(model: Any) -> list[int]:
 
 
 @torch.no_grad()
-def read_context(model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progress: bool = True) -> PrefilledContext:
-    """`prefill` of a model that `check_supported` accepts, proven or not."""
+def read_context(
+    model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, user: str = USER, progress: bool = True
+) -> PrefilledContext:
+    """`prefill` of a model that `check_supported` accepts, proven or not.
+
+    Args:
+        model, prompt, config, progress: as `prefill`.
+        user: on whose behalf the model is attached.
+
+    Returns:
+        The full cache.
+    """
     scored_layers = check_supported(model)
     decoder = decoder_of(model)
-    attach(model, USER)
+    attach(model, user)
     plain = DynamicCache(config=text_config(model))
     full: list[Any] = plain.layers
     cache = OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(full)])
@@ -151,7 +167,8 @@ class _PrefillLayer(DynamicLayer):
         keys, values = (key, value) if expanded else cached
         if expanded and cached[0].shape[1] != 1:
             raise ValueError(
-                "the model changes the keys of several heads after they are cached; heads cannot be told apart"
+                "the model changes the keys of several heads after they are cached, so heads cannot be told apart; use a plain "
+                "cache"
             )
         self.latent = expanded
         before = keys.shape[2] - rows

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._compat import chunked_attention, input_device, layer_kinds, linear_layer, linear_states, text_config, window_of
+from .._compat import chunked_attention, layer_device, layer_kinds, linear_layer, linear_states, text_config, window_of
 from ..artifact_kinds import MODEL
 from ..artifacts import fetch, finish
 from ..safe_files import read_tensors
@@ -151,7 +151,7 @@ def _layer(
     if kind == "sliding":
         return _window(tensors, index, model, proof.shapes[index], n_tokens, int(windows[str(index)]))
     states = {
-        name.removeprefix(f"state.{index}."): tensor.to(input_device(model))
+        name.removeprefix(f"state.{index}."): tensor.to(layer_device(model, index))
         for name, tensor in tensors.items()
         if name.startswith(f"state.{index}.")
     }
@@ -166,7 +166,7 @@ def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proo
         raise ValueError(f"layer {index} has lengths {counts!r:.80} for {heads} heads")
     _check_values(index, model, keys, (sum(counts), key_width))
     _check_values(index, model, values, (sum(counts), value_width))
-    device = input_device(model)
+    device = layer_device(model, index)
     return KVzipLayer(RaggedContext(keys.to(device), values.to(device), counts, n_tokens), proof.latent)
 
 
@@ -186,7 +186,7 @@ def _window(
     held = min(n_tokens, window - 1)
     _check_values(index, model, keys, (1, heads, held, key_width))
     _check_values(index, model, values, (1, heads, held, value_width))
-    layer, device = KVzipSlidingLayer(window, chunked_attention(text_config(model))), input_device(model)
+    layer, device = KVzipSlidingLayer(window, chunked_attention(text_config(model))), layer_device(model, index)
     layer.lazy_initialization(keys.to(device), values.to(device))
     layer.keys, layer.values = keys.to(device), values.to(device)
     layer.cumulative_length = n_tokens

@@ -19,6 +19,7 @@ from ..positions import positions_alike
 from ..progress import bar
 from ..routing.attach import attach
 from ..routing.dispatch import maskless, tag
+from ..routing.verdicts import evaluating
 from .attention import attend, merge
 from .config import KVzipConfig
 from .reading import USER, OwnCache, PrefilledContext, positions
@@ -34,13 +35,14 @@ _LEAST_CHUNK = 64
 
 @torch.no_grad()
 def score_context(
-    prefilled: PrefilledContext, config: KVzipConfig | None = None, *, progress: bool = True
+    prefilled: PrefilledContext, config: KVzipConfig | None = None, *, user: str = USER, progress: bool = True
 ) -> torch.Tensor:
     """Maximum attention that each context pair receives while the model repeats the context (Eq. 8.2, section 8.3.4).
 
     Args:
         prefilled: the full cache; left exactly as it is.
         config: chunk size, overlap, replay and the key set of the softmax.
+        user: on whose behalf the model is attached.
         progress: show a bar.
 
     Returns:
@@ -55,12 +57,13 @@ def score_context(
     config = config or KVzipConfig()
     model, prompt = prefilled.model, prefilled.prompt
     decoder = decoder_of(model)
-    attach(model, USER)
+    attach(model, user)
     layers: list[Any] = prefilled.cache.layers
     first = layers[prefilled.scored_layers[0]].keys
     scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
     chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
-    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
+    shown = bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress)
+    with shown, maskless(), evaluating(decoder):
         for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
             cache = _ReplayCache(prefilled, config, start, end, scores)
             with contextlib.suppress(_AllScored):

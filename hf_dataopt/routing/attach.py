@@ -7,6 +7,7 @@ are objects without a reference to the model that pickling or copying could tear
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from transformers import Cache
 
 from .._compat import causal_model_of, decoder_of, takes_positions, text_config
 from .cache import RoutedCache
-from .dispatch import PENDING, route, unroute
+from .dispatch import CURRENT, PENDING, route, unroute
 
 _PREPARE = "prepare_inputs_for_generation"
 _LOCK = threading.Lock()
@@ -41,7 +42,7 @@ def attach(model: Any, user: str, after_prepare: AfterPrepare | None = None) -> 
         for module in {id(m): m for m in (base, decoder)}.values():
             opening = _hook(module)
             if opening is None:
-                opening = _Open()
+                opening = _Open(outermost=module is base)
                 module.register_forward_pre_hook(opening, with_kwargs=True)
                 module.register_forward_hook(_close, with_kwargs=True)
             opening.users.add(user)
@@ -115,8 +116,9 @@ def _hook(module: torch.nn.Module) -> _Open | None:
 class _Open:
     """Before a forward: follow the user's choice of attention, and give a call with one of our caches a view of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, outermost: bool) -> None:
         self.users: set[str] = set()
+        self._outermost = outermost
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # `set_attn_implementation` after `attach`; most configs hold no others, and the way to the text's takes 14 us
@@ -125,6 +127,8 @@ class _Open:
         # whatever an interrupted call left in this thread; torch.compile knows no `set`, so not without need
         if (cache is None or cache.opened_by is None) and PENDING.get() is not None:
             PENDING.set(None)
+        if self._outermost and CURRENT.get() is not None:
+            CURRENT.set(None)
         if cache is None or cache.opened_by is not None:
             return None
         tokens = tokens_in(args, kwargs)
@@ -135,7 +139,7 @@ class _Open:
         if cache.counts_positions and takes_positions(module):
             positions = kwargs.get("position_ids")
             if positions is None:
-                kwargs = {**kwargs, "position_ids": cache.positions(n_new, None).to(tokens.device)}
+                kwargs = {**kwargs, "position_ids": cache.positions(n_new, mask).to(tokens.device)}
             elif positions.shape[-1] != n_new:  # of the whole prompt
                 kwargs = {**kwargs, "position_ids": positions[..., -n_new:]}
         return replaced(args, kwargs, cache, view)
@@ -188,7 +192,7 @@ class CheckedPrompts:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CheckedPrompts:
         model = self._model()
-        return CheckedPrompts(memo.get(id(model), model), self.before, self.after)
+        return CheckedPrompts(memo.get(id(model), model), copy.deepcopy(self.before, memo), self.after)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CheckedPrompts, (self._model(), self.before, self.after)

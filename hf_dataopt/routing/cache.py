@@ -75,6 +75,9 @@ class RoutedCache(Cache):
             tokens: ids (B, n) int64 or embeddings (B, n, width) of the call.
             attention_mask: what the model was given.
 
+        Returns:
+            A cache over the same tensors, with layers of its own.
+
         Raises:
             DroppedTokensError, ValueError: tokens, mask and cache do not fit together, or another model's cache.
         """
@@ -88,9 +91,17 @@ class RoutedCache(Cache):
     def close(self) -> RoutedCache:
         """Let the finished view's origin stand where the view stands.
 
+        Returns:
+            The cache that the view was made of.
+
         Raises:
-            ValueError: keys of the last layer never reached our attention.
+            ValueError: the model wrote no keys, or those of the last layer never reached our attention.
         """
+        if self._handed is None:
+            raise ValueError(
+                "the model read and wrote no cache in this forward (activation checkpointing in training mode drops it); call "
+                "`model.eval()` or `model.gradient_checkpointing_disable()`"
+            )
         self._check_answered()
         origin = self if self.origin is None else self.origin  # by identity: a cache without layers is falsy
         self.origin = self.opened_by = None
@@ -104,7 +115,7 @@ class RoutedCache(Cache):
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         self._handed = layer_idx
         layer = self.layers[layer_idx]
-        PENDING.set((layer, layer_idx) if getattr(layer, "waiting", False) else None)
+        PENDING.set((weakref.ref(layer), layer_idx) if getattr(layer, "waiting", False) else None)
         return keys, values
 
     def check_open(self) -> None:
@@ -115,11 +126,13 @@ class RoutedCache(Cache):
         """
         if self.opened_by is None:
             raise ValueError(
-                f"this model does not route attention to the cache; call `cache.attach(model)` first ({describe()})"
+                "this model does not route attention to the cache; call `cache.attach(model)` first, and give the forward "
+                f"input_ids or inputs_embeds ({describe()})"
             )
 
     def _check_answered(self) -> None:
-        if self._handed is not None and getattr(self.layers[self._handed], "waiting", False):
+        handed = self.layers[self._handed : self._handed + 1] if self._handed is not None else []
+        if handed and getattr(handed[0], "waiting", False):
             raise ValueError(
                 f"layer {self._handed} computes its attention past transformers' attention functions, so it would see the "
                 f"new tokens only; this model cannot use the cache ({describe()})"
@@ -229,7 +242,15 @@ class RoutedCache(Cache):
             self.read_ids = change(self.read_ids)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """As `Cache.crop`, read ids included."""
+        """As `Cache.crop`, read ids included.
+
+        Raises:
+            ValueError: a positive number, which releases read in two ways.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop takes a negative number of tokens to remove, got {tokens_to_remove}; pass {-tokens_to_remove}"
+            )
         super().crop(tokens_to_remove)
         n = abs(tokens_to_remove)
         if n:
@@ -263,6 +284,13 @@ class RoutedCache(Cache):
         other.__dict__.update(self.__dict__)
         other.layers = [copied_layer(layer) for layer in self.layers]
         other.opened_by = other.origin = None
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoutedCache:
+        """An independent cache with the same tail, for the same models, or for their copies if these are copied along."""
+        other = copy.copy(self)
+        other.layers, other.read_ids = copy.deepcopy(self.layers, memo), copy.deepcopy(self.read_ids, memo)
+        other._models = weakref.WeakSet(memo.get(id(model), model) for model in self._models)
         return other
 
     def __getstate__(self) -> dict[str, Any]:

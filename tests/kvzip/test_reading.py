@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -117,11 +118,16 @@ def test_a_context_beyond_the_positions_warns() -> None:
 class TestProof:
     """A verdict per class and settings, with what differed."""
 
+    @pytest.fixture(autouse=True)
+    def nothing_known(self) -> Iterator[None]:
+        proof.VERDICTS.forget()
+        yield
+        proof.VERDICTS.forget()
+
     def test_the_probe_runs_once_for_equal_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[Any] = []
-        plain = proof._probe_once
-        monkeypatch.setattr(proof, "_PROOFS", {})
-        monkeypatch.setattr(proof, "_probe_once", lambda *args: calls.append(args) or plain(*args))
+        plain = proof._probe
+        monkeypatch.setattr(proof, "_probe", lambda *args: calls.append(args) or plain(*args))
         for _ in range(2):
             assert proof.prove(tiny_model("qwen2")).refusal is None
         assert len(calls) == 1
@@ -132,27 +138,44 @@ class TestProof:
     def test_what_differs_is_told_and_the_model_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from hf_dataopt.kvzip.layers import KVzipLayer
 
-        monkeypatch.setattr(proof, "_PROOFS", {})
         plain = KVzipLayer.attend
         monkeypatch.setattr(KVzipLayer, "attend", lambda self, *a, **k: plain(self, *a, **k) * 1.01)
         model = tiny_model("llama")
         before = dict(vars(model))
-        for _ in range(2):
-            with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM \(llama\) would not be exact: .* move"):
-                KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, progress=False)
+        with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM \(llama\) would not be exact: .* move"):
+            KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, progress=False)
         assert dict(vars(model)) == before
 
-    def test_running_out_of_memory_is_no_verdict(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(proof, "_PROOFS", {})
+    def test_what_fails_once_is_no_verdict(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for error, seen in (
+            (torch.OutOfMemoryError("full"), torch.OutOfMemoryError),
+            (RuntimeError("?"), UnsupportedModelError),
+        ):
 
-        def full(*_: Any, **__: Any) -> Any:
-            raise torch.OutOfMemoryError("full")
+            def fail(*_: Any, error: Exception = error, **__: Any) -> Any:
+                raise error
 
-        with monkeypatch.context() as patch:
-            patch.setattr(proof, "_compressed", full)
-            with pytest.raises(torch.OutOfMemoryError):
-                proof.prove(tiny_model("llama"))
+            with monkeypatch.context() as patch:
+                patch.setattr(proof, "_compressed", fail)
+                with pytest.raises(seen):
+                    proof.prove(tiny_model("llama"))
+            assert proof.prove(tiny_model("llama")).refusal is None
+            proof.VERDICTS.forget()
+        broken = tiny_model("llama")
+        with torch.no_grad():
+            broken.lm_head.weight.fill_(float("nan"))
+        with pytest.raises(UnsupportedModelError, match="nan"):
+            proof.prove(broken)
         assert proof.prove(tiny_model("llama")).refusal is None
+
+    def test_dropout_is_off_while_a_context_is_read_and_on_again_after(self) -> None:
+        model = tiny_model("llama", attention_dropout=0.5).train()
+        modes = {name: module.training for name, module in model.named_modules()}
+        config = KVzipConfig(chunk_size=100)
+        found = KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, config=config, progress=False)
+        assert {name: module.training for name, module in model.named_modules()} == modes
+        expected = KVzipCache.from_context(model.eval(), byte_tokenizer(), CONTEXT, config=config, progress=False)
+        assert found.stored_lengths == expected.stored_lengths
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
     def test_other_precisions_pass(self, dtype: torch.dtype) -> None:

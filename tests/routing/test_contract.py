@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hf_dataopt import CompressedContextMemory, KVzipCache
-from hf_dataopt.errors import DroppedTokensError
+from hf_dataopt.errors import DroppedTokensError, UnsupportedModelError
+from hf_dataopt.routing.attach import attached
 
 from ..ccm.models import adapted
 from ..models import FAMILIES, byte_tokenizer, held, tiny_model
@@ -189,3 +190,72 @@ def test_embeddings_instead_of_ids() -> None:
         **GREEDY,
     )
     assert found[0].tolist() == expected[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_masks_that_hide_the_context_are_refused() -> None:
+    model, cache = compressed()
+    ids, n = question_ids(cache), cache.get_seq_length()
+    mask = torch.ones(1, n + ids.shape[1], dtype=torch.int64)
+    mask[0, 4] = 0
+    with pytest.raises(ValueError, match="hides tokens of the compressed context"):
+        model(ids, attention_mask=mask, **held(cache.fork()))
+
+
+def test_a_padded_forward_answers_as_its_rows() -> None:
+    for family in ("llama", "gemma3"):
+        model, cache = compressed(family)
+        inputs = cache.inputs([QUESTION, "No?"])
+        n = cache.get_seq_length()
+        with torch.no_grad():
+            both = model(
+                inputs["input_ids"][:, n:], attention_mask=inputs["attention_mask"], **held(cache.fork())
+            ).logits
+        for row, question in zip(both, (QUESTION, "No?"), strict=True):
+            alone = logits(model, cache.fork(), question_ids(cache, question))[0]
+            torch.testing.assert_close(row[-len(alone) :], alone, atol=1e-4, rtol=0)
+
+
+def test_a_memory_s_fork_can_be_copied() -> None:
+    one = CompressedContextMemory(adapted())
+    one.append([5, 6, 7, 8])
+    expected = one.logits([9, 10])
+    for twin in (copy.deepcopy(one.inputs([9, 10])), one.inputs([9, 10])):
+        inputs = twin | {"past_key_values": copy.copy(twin["past_key_values"])}
+        with torch.no_grad():
+            assert torch.equal(one.model(**inputs).logits, expected)
+    model, inputs = copy.deepcopy((one.model, one.inputs([9, 10])))
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_virtual_tokens_before_every_prompt_are_refused() -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(UnsupportedModelError, match="virtual tokens"):
+        KVzipCache.from_context(model, byte_tokenizer(), CONTEXTS[0], progress=False)
+
+
+@pytest.mark.parametrize("make", [lambda model: model.bfloat16(), lambda model: model.half()])
+def test_a_model_cast_after_compression_still_answers(make: Any) -> None:
+    model, cache = compressed()
+    expected = logits(model, cache.fork(), question_ids(cache))
+    cast = make(model)
+    found = cast(question_ids(cache), **held(cache.fork())).logits
+    assert torch.nn.functional.cosine_similarity(found.float(), expected, dim=-1).min() > 0.95
+
+
+def test_detach_of_the_class() -> None:
+    model, cache = compressed()
+    KVzipCache.detach(model)
+    assert not attached(model)
+    with pytest.raises(ValueError, match="attach"):
+        logits(model, cache.fork(), question_ids(cache))
+    cache.attach(model)
+    logits(model, cache.fork(), question_ids(cache))
+
+
+def test_crop_takes_negative_numbers_on_every_release() -> None:
+    _, cache = compressed()
+    with pytest.raises(ValueError, match="negative number"):
+        cache.fork().crop(3)

@@ -6,16 +6,21 @@ and settings as they were.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from .shared import Served, compressed, logits, question_ids
+from hf_dataopt.kvzip.layers import KVzipLayer, KVzipSlidingLayer
+
+from ..models import held
+from .shared import GREEDY, QUESTION, Served, compressed, logits, question_ids
 
 THREADS, REQUESTS, INTERRUPTS = 4, 50, 20
 
@@ -116,3 +121,43 @@ def test_a_memory_s_fork_survives_a_failed_forward(served: Served) -> None:
     handle.remove()
     with torch.no_grad():
         assert torch.equal(served.model(**inputs).logits, memory.logits([9, 10, 11]))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_views_forks_and_models_die_at_once(family: str) -> None:
+    """Nothing of a request is held by a circle, which only the garbage collector would break, or by a thread."""
+    model, cache = compressed(family)
+    ids = question_ids(cache)
+    logits(model, cache.fork(), ids)
+
+    def alive() -> int:
+        return sum(isinstance(thing, KVzipLayer | KVzipSlidingLayer) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        fork = cache.fork()
+        fork.activate_past_recording()
+        for token in ids.split(1, dim=1):
+            logits(model, fork, token)
+        fork.crop(-2)
+        logits(model, fork, ids[:, -2:])
+        del fork, token
+        model.generate(**cache.inputs([QUESTION, "No?"]), max_new_tokens=3, **GREEDY)
+        assert alive() == before
+        held = [weakref.ref(layer) for layer in cache.layers]
+        kept = weakref.ref(model)
+        del cache
+        assert not any(reference() for reference in held)
+        del model
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_a_forward_that_drops_the_cache_is_an_error() -> None:
+    model, cache = compressed()
+    model.train().gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="wrote no cache"):
+        model(question_ids(cache), **held(cache.fork()))
