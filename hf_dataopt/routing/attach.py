@@ -124,7 +124,10 @@ class _Open:
         # whatever an interrupted call left in this thread; torch.compile knows no `set`, so not without need
         if (cache is None or cache.opened_by is None) and PENDING.get() is not None:
             PENDING.set(None)
-        if cache is None or cache.opened_by is not None:
+        if cache is None:
+            return None
+        if cache.opened_by is not None:
+            cache.handed_on(kwargs)
             return None
         tokens = tokens_in(args, kwargs)
         if tokens is None:
