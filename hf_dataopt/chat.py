@@ -59,10 +59,11 @@ class ChatFormat:
 
     def hide(self, tokenizer: Any, value: Any) -> Any:
         """A user's text or messages, with the special tokens in them hidden from `ids` (see `plain_text.hide`)."""
-        return value if self.special_tokens_in_text else plain_text.hide(tokenizer, value)
+        return value if self.special_tokens_in_text else plain_text.hide(tokenizer_of(tokenizer), value)
 
     def ids(self, tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of a text in which hidden special tokens are text and all others count."""
+        tokenizer = tokenizer_of(tokenizer)
         if self.special_tokens_in_text:
             return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
         return plain_text.encode(tokenizer, text, add_special_tokens=add_special_tokens)
@@ -80,7 +81,7 @@ class ChatFormat:
             if arguments.get(name) is not None:
                 arguments[name] = self.hide(tokenizer, arguments[name])
         try:
-            rendered = tokenizer.apply_chat_template(
+            rendered = template_owner(tokenizer).apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt, **arguments
             )
         except TemplateError as error:
@@ -96,7 +97,7 @@ class ChatFormat:
         Raises:
             ValueError: the tokenizer has no chat template.
         """
-        if getattr(tokenizer, "chat_template", None):
+        if getattr(template_owner(tokenizer), "chat_template", None):
             return
         if self.template_kwargs:
             raise ValueError("template_kwargs need a chat template, and this tokenizer has none; leave them out")
@@ -125,6 +126,18 @@ class ChatFormat:
     def from_dict(cls, values: dict[str, Any]) -> ChatFormat:
         """A format from `to_dict`'s fields; those missing, and fields of others, are left at their defaults."""
         return cls(**{name: values[name] for name in cls().to_dict() if name in values})
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a multimodal model's processor; a tokenizer is its own."""
+    from transformers import ProcessorMixin
+
+    return processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+
+
+def template_owner(processor: Any) -> Any:
+    """Whose chat template counts: a processor's own, or that of its tokenizer."""
+    return processor if getattr(processor, "chat_template", None) else tokenizer_of(processor)
 
 
 def text_of(content: Any) -> str:

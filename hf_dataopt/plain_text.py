@@ -81,6 +81,11 @@ def hide(tokenizer: Any, value: Any) -> Any:
     return walk(value)
 
 
+def hides(text: str) -> bool:
+    """Whether `hide` put a place holder into this text."""
+    return _SET.search(text) is not None
+
+
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
     """Ids of a text: names of special tokens are special, hidden ones are text.
 

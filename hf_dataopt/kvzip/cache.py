@@ -23,14 +23,15 @@ from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .identity import check_identity, identity
+from .images import build_context
 from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
 from .prefill import prefill
-from .prompt import KVzipPrompt, build_prompt, question_rows
+from .prompt import KVzipPrompt, question_rows
 from .reading import USER, PrefilledContext, check_supported
 from .scoring import score_context
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
 
@@ -46,7 +47,7 @@ class KVzipCache(RoutedCache):
         layers (`list`): one cache layer per model layer.
         prompt (`KVzipPrompt`): token sequences of the compressed context.
         config (`KVzipConfig`): how it was compressed.
-        tokenizer (`PreTrainedTokenizerBase`, optional): lets `inputs` take questions as text.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`, optional): lets `inputs` take questions as text.
         made_by (`dict`, optional): which model made it (see `identity.py`); needed to save it.
 
     Source: chapter 8.
@@ -68,7 +69,7 @@ class KVzipCache(RoutedCache):
         layers: list[Any],
         prompt: KVzipPrompt,
         config: KVzipConfig,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         made_by: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(layers)
@@ -80,8 +81,8 @@ class KVzipCache(RoutedCache):
     def from_context(
         cls,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        context: str,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+        context: str | dict[str, Any] | Sequence[Any],
         keep_ratio: float | None = None,
         *,
         config: KVzipConfig | None = None,
@@ -93,8 +94,10 @@ class KVzipCache(RoutedCache):
         Args:
             model (`PreTrainedModel`): a causal language model with global-attention layers; a probe of a few tokens on first
                 use of its class shows whether a cache that evicts nothing is the plain cache.
-            tokenizer (`PreTrainedTokenizerBase`): its tokenizer; the chat template gives prefix and suffix.
-            context (`str`): the text that later questions are about.
+            tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): its tokenizer, or for images its processor; the chat
+                template gives prefix and suffix.
+            context (`str`, content parts, or a user's message): what later questions are about. Parts are
+                `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`, with an image as the processor takes it.
             keep_ratio (`float`, in (0, 1], optional): overrides the one in `config`.
             config (`KVzipConfig`, optional): all other settings.
             head_scores (`torch.Tensor` (scored layers, KV heads), optional): static importance of every head (see
@@ -105,7 +108,8 @@ class KVzipCache(RoutedCache):
             The compressed cache.
 
         Raises:
-            UnsupportedModelError: nothing to evict, or the probe found a difference; nothing else was computed.
+            UnsupportedModelError: nothing to evict, the probe found a difference, or images whose tokens the model does not
+                place one after the other (Qwen-VL); nothing else was computed.
             TypeError, ValueError: a bad context or setting.
 
         Cost: about two to three prefills at the default chunk size (`replay="local"`: about one more prefill).
@@ -116,8 +120,8 @@ class KVzipCache(RoutedCache):
         if head_scores is not None:
             config = replace(config, level="head")
         check_supported(model)
-        prompt = build_prompt(tokenizer, context, config)
-        prefilled = prefill(model, prompt, config, progress=progress)
+        prompt, images = build_context(tokenizer, context, config)
+        prefilled = prefill(model, prompt, config, images=images, progress=progress)
         if head_scores is None:
             scores = score_context(prefilled, config, progress=progress)
         else:
@@ -131,7 +135,7 @@ class KVzipCache(RoutedCache):
         scores: torch.Tensor,
         config: KVzipConfig | None = None,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         free: bool = False,
     ) -> KVzipCache:
         """Evict by scores that are already there, so that one prefill serves several budgets.
@@ -178,7 +182,7 @@ class KVzipCache(RoutedCache):
         cls,
         source: str | Path,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         **options: Any,
     ) -> KVzipCache:
         """A saved cache from a folder or the Hub, for the model that made it; see `saved.load_cache`."""

@@ -41,7 +41,8 @@ class KVzipConfig(Settings):
             code), or `"all"` keys (Eq. 8.2 read literally; needs `replay="exact"`).
         ties (`str`, default `"position"`): `"position"` keeps exactly floor(N * keep_ratio) pairs, earlier positions
             first among equals; `"reference"` is the reference code's strict threshold, which keeps fewer.
-        prefill_chunk_size (`int`, tokens, >= 1, default 16000): context tokens per forward while prefilling.
+        prefill_chunk_size (`int`, tokens, >= 1, default 16000): context tokens per forward while prefilling;
+            a context with images is read in one.
         task_line (`str`): instruction put before the context, as the reference code does.
         system (`str`, optional): system message before the user's turn; it stays whole in the cache, as all of the prompt.
         template_kwargs (`dict`, optional): for `tokenizer.apply_chat_template`: `enable_thinking`, `tools`, `documents`, ...

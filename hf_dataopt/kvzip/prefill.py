@@ -10,6 +10,7 @@ from .._compat import causal_model_of, text_config
 from ..positions import warn_beyond_positions
 from ..routing.verdicts import evaluating
 from .config import KVzipConfig
+from .images import ContextImages
 from .prompt import KVzipPrompt
 from .proof import prove
 from .reading import PrefilledContext, read_context
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def prefill(
-    model: PreTrainedModel, prompt: KVzipPrompt, config: KVzipConfig | None = None, *, progress: bool = True
+    model: PreTrainedModel,
+    prompt: KVzipPrompt,
+    config: KVzipConfig | None = None,
+    *,
+    images: ContextImages | None = None,
+    progress: bool = True,
 ) -> PrefilledContext:
     """Encode prefix and context into a full cache, in pieces, without computing logits.
 
@@ -28,18 +34,20 @@ def prefill(
         model: a supported causal language model.
         prompt: the token sequences.
         config: gives `prefill_chunk_size`; default settings otherwise.
+        images: of the context, from `images.build_context`; it is then read in one piece.
         progress: show a bar (contexts of more than one piece only).
 
     Returns:
         The full cache as a `PrefilledContext`.
 
     Raises:
-        UnsupportedModelError: see `check_supported` and `proof.prove`.
+        UnsupportedModelError: see `check_supported` and `proof.prove`; or images that cannot be repeated for scoring.
 
-    Cost: one forward over the context, O(n^2) attention and no mask; 2 * layers * KV heads * d values per token are stored.
+    Cost: one forward over the context, O(n^2) attention and no mask (with images, the model's own mask of n^2); 2 * layers *
+        KV heads * d values per token are stored.
     """
     config = config or KVzipConfig()
     prove(model)
     warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
     with evaluating(causal_model_of(model)):
-        return read_context(model, prompt, config, progress=progress)
+        return read_context(model, prompt, config, images=images, progress=progress)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..chat import Message, said
+from ..chat import Message, as_message, said, template_owner, tokenizer_of
 from .config import FIRST_REPEAT_PROMPT, NEXT_REPEAT_PROMPT, KVzipConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+    AnyTokenizer = PreTrainedTokenizerBase | ProcessorMixin
 
 _SENTINEL = "<<KVZIP CONTEXT GOES HERE>>"
 
@@ -71,13 +73,13 @@ class KVzipPrompt:
         return pieces
 
 
-def build_prompt(tokenizer: PreTrainedTokenizerBase, context: Any, config: KVzipConfig) -> KVzipPrompt:
+def build_prompt(tokenizer: AnyTokenizer, context: Any, config: KVzipConfig) -> KVzipPrompt:
     """Token sequences for `context`, with prefix and suffix taken from the tokenizer's chat template.
 
     Args:
-        tokenizer: the model's tokenizer; without a chat template the prefix is its BOS token (if it has one), system message
-            and task line, and the suffix a line break.
-        context: the text to compress, `str` or text parts.
+        tokenizer: the model's tokenizer or processor; without a chat template the prefix is its BOS token (if it has one),
+            system message and task line, and the suffix a line break.
+        context: the text to compress, `str`, text parts, or a user's message with them; see `images.build_context` for more.
         config: gives task line, system message and arguments of the template.
 
     Returns:
@@ -90,7 +92,9 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, context: Any, config: KVzip
 
     Source: section 8.3.4; the wording of the prompts is the reference code's.
     """
-    if isinstance(context, list | tuple | dict):
+    if isinstance(context, dict) and context.get("role") == "user":
+        context = as_message(context)["content"]
+    elif isinstance(context, list | tuple | dict):
         context = said(context)
     if not isinstance(context, str):
         raise TypeError(
@@ -112,7 +116,7 @@ def build_prompt(tokenizer: PreTrainedTokenizerBase, context: Any, config: KVzip
 
 
 def question_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt_suffix: torch.Tensor, question: str, config: KVzipConfig | None = None
+    tokenizer: AnyTokenizer, prompt_suffix: torch.Tensor, question: str, config: KVzipConfig | None = None
 ) -> torch.Tensor:
     """Ids of a question asked right after the context: `"\\n\\n"`, the question, the suffix. 1-D int64.
 
@@ -127,7 +131,7 @@ def question_ids(
 
 
 def conversation_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: KVzipPrompt, messages: list[Message], config: KVzipConfig
+    tokenizer: AnyTokenizer, prompt: KVzipPrompt, messages: list[Message], config: KVzipConfig
 ) -> torch.Tensor:
     """Ids of a conversation about the context, up to the start of the next answer. 1-D int64.
 
@@ -166,7 +170,7 @@ def conversation_ids(
 
 
 def question_rows(
-    tokenizer: PreTrainedTokenizerBase, prompt: KVzipPrompt, question: Any, config: KVzipConfig
+    tokenizer: AnyTokenizer, prompt: KVzipPrompt, question: Any, config: KVzipConfig
 ) -> list[torch.Tensor]:
     """Ids of one question or of a batch, each 1-D int64.
 
@@ -209,12 +213,16 @@ def _around(tokenizer: Any, config: KVzipConfig, later: list[Message]) -> tuple[
     chat = config.chat
     chat.check(tokenizer, later)
     task = chat.hide(tokenizer, config.task_line)
-    if not getattr(tokenizer, "chat_template", None):
+    if not getattr(template_owner(tokenizer), "chat_template", None):
         system = f"{chat.hide(tokenizer, config.system)}\n\n" if config.system else ""
         ends = [f"\n\n{one['content'].strip()}\n" if one["role"] != "assistant" else one["content"] for one in later]
-        return (getattr(tokenizer, "bos_token", None) or "") + system + task, "".join(["\n", *ends])
+        begin = getattr(tokenizer_of(tokenizer), "bos_token", None) or ""
+        return begin + system + task, "".join(["\n", *ends])
     messages = chat.begun(tokenizer, [{"role": "user", "content": task + _SENTINEL}, *later])
     rendered = chat.render(tokenizer, messages, add_generation_prompt=True)
+    if rendered.count(_SENTINEL) != 1 and tokenizer_of(tokenizer) is not tokenizer:  # some processors read parts only
+        parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+        rendered = chat.render(tokenizer, parts, add_generation_prompt=True)
     if rendered.count(_SENTINEL) != 1:
         raise ValueError("the chat template does not repeat the user's message once; build a KVzipPrompt by hand")
     checked = [message for message in messages if message["role"] == "system"] + [

@@ -1,4 +1,7 @@
-"""A context read into a full cache, piece by piece, without masks: what is scored and evicted afterwards."""
+"""A context read into a full cache, piece by piece, without masks: what is scored and evicted afterwards.
+
+One that holds images is read in one piece, by the whole model and under its own masks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .._compat import cache_keyword, decoder_of, input_device, layer_kinds, takes_positions, text_config
+from .._compat import (
+    CACHE_NAMES,
+    cache_keyword,
+    causal_model_of,
+    decoder_of,
+    input_device,
+    last_logits,
+    layer_kinds,
+    takes_positions,
+    text_config,
+)
 from ..errors import UnsupportedModelError
 from ..progress import bar
 from ..routing.attach import attach
@@ -16,8 +29,9 @@ from ..routing.cache import RoutedCache
 from ..routing.dispatch import maskless, tag
 from .attention import attend, merge
 from .config import KVzipConfig
+from .images import ContextImages
 from .prompt import KVzipPrompt
-from .rules import AttentionRules, no_autocast, same_dtype
+from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +50,7 @@ class PrefilledContext:
         cache: full keys and values of prefix and context, batch 1.
         scored_layers: indices of the layers that attend globally; other layers are neither scored nor evicted.
         latent: the model caches one latent a token and expands it to keys and values of all heads (MLA).
+        embeddings: (1, n, width), what the decoder read, where the context holds images; None for text.
     """
 
     model: PreTrainedModel
@@ -43,6 +58,7 @@ class PrefilledContext:
     cache: DynamicCache
     scored_layers: list[int]
     latent: bool = False
+    embeddings: torch.Tensor | None = None
 
     @property
     def n_prefix(self) -> int:
@@ -91,32 +107,33 @@ def check_supported(model: Any) -> list[int]:
 
 @torch.no_grad()
 def read_context(
-    model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, user: str = USER, progress: bool = True
+    model: Any,
+    prompt: KVzipPrompt,
+    config: KVzipConfig,
+    *,
+    images: ContextImages | None = None,
+    user: str = USER,
+    progress: bool = True,
 ) -> PrefilledContext:
     """`prefill` of a model that `check_supported` accepts, proven or not.
 
     Args:
-        model, prompt, config, progress: as `prefill`.
+        model, prompt, config, images, progress: as `prefill`.
         user: on whose behalf the model is attached.
 
     Returns:
         The full cache.
     """
     scored_layers = check_supported(model)
-    decoder = decoder_of(model)
     attach(model, user)
     plain = DynamicCache(config=text_config(model))
     full: list[Any] = plain.layers
-    cache = OwnCache([_PrefillLayer() if i in scored_layers else layer for i, layer in enumerate(full)])
-    ids = prompt.ids.to(input_device(model))[None]
-    step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
-    start = 0
-    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
-        for piece in ids.split(step, dim=1):
-            decoder(input_ids=piece, use_cache=True, **{name: cache}, **positions(decoder, start, piece))
-            start += piece.shape[1]
-            shown.update(piece.shape[1])
-    read: list[Any] = cache.layers
+    read = [_PrefillLayer(images is not None) if i in scored_layers else layer for i, layer in enumerate(full)]
+    ids, embeddings = prompt.ids.to(input_device(model))[None], None
+    if images is None:
+        _read_text(decoder_of(model), ids, OwnCache(read), config.prefill_chunk_size, progress)
+    else:
+        embeddings = _read_images(causal_model_of(model), ids, read, images)
     for index, layer in enumerate(read):
         if index in scored_layers:
             full[index].lazy_initialization(layer.keys, layer.values)
@@ -124,7 +141,16 @@ def read_context(
         else:
             full[index] = layer
     latent = any(read[index].latent for index in scored_layers)
-    return PrefilledContext(model, prompt, plain, scored_layers, latent)
+    return PrefilledContext(model, prompt, plain, scored_layers, latent, embeddings)
+
+
+def _read_text(decoder: Any, ids: torch.Tensor, cache: OwnCache, step: int, progress: bool) -> None:
+    start, name = 0, cache_keyword(decoder.forward)
+    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
+        for piece in ids.split(step, dim=1):
+            decoder(input_ids=piece, use_cache=True, **{name: cache}, **positions(decoder, start, piece))
+            start += piece.shape[1]
+            shown.update(piece.shape[1])
 
 
 def positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -140,10 +166,69 @@ class OwnCache(RoutedCache):
     atomic = False
 
 
+class _ImageCache(OwnCache):
+    """The cache of one forward of a whole model; remembers what the decoder is given, which holds the images.
+
+    Args:
+        layers: see `RoutedCache`.
+        model: for messages.
+    """
+
+    def __init__(self, layers: list[Any], model: Any) -> None:
+        super().__init__(layers)
+        self.embeddings: torch.Tensor | None = None
+        self.refusal = f"KVzip cannot compress images for {type(model).__name__}"
+
+    def handed_on(self, kwargs: dict[str, Any]) -> None:
+        """Keep the embeddings.
+
+        Raises:
+            UnsupportedModelError: the decoder reads more of the images, or otherwise, than a repeat input can say.
+        """
+        given, where = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
+        if given is None:
+            raise UnsupportedModelError(f"{self.refusal}: its decoder reads ids, so no images. Use a multimodal model")
+        plain = torch.arange(given.shape[1], device=given.device)
+        if where is not None and not bool((where.to(plain.device) == plain).all()):
+            raise UnsupportedModelError(
+                f"{self.refusal}: it does not count positions token by token where there are images, and a cache of evicted "
+                "pairs goes on behind the last token. Use a plain cache; text alone is compressed"
+            )
+        known = {"inputs_embeds", "position_ids", "attention_mask", "cache_position", *CACHE_NAMES}
+        more = sorted(name for name, value in kwargs.items() if name not in known and _holds_tensors(value))
+        if more:
+            raise UnsupportedModelError(
+                f"{self.refusal}: beside embeddings its decoder reads {', '.join(more)}, which scoring cannot repeat. Use a "
+                "plain cache; text alone is compressed"
+            )
+        self.embeddings = given.detach()
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensors, value)))
+
+
+def _read_images(model: Any, ids: torch.Tensor, layers: list[Any], images: ContextImages) -> torch.Tensor:
+    cache = _ImageCache(layers, model)
+    given = images.on(ids.device, model.dtype)
+    model(input_ids=ids, use_cache=True, **given, **{cache_keyword(model.forward): cache}, **last_logits(model))
+    if cache.embeddings is None:
+        raise UnsupportedModelError(f"{cache.refusal}: it has no decoder of its own. Use a plain cache")
+    return cache.embeddings
+
+
 class _PrefillLayer(DynamicLayer):
-    """One global layer while the context comes in pieces: a piece sees itself causally, and all before it."""
+    """One global layer while the context comes in pieces: a piece sees itself causally, and all before it.
+
+    Args:
+        masked: the piece sees of itself what the model's own mask says.
+    """
 
     latent = False
+
+    def __init__(self, masked: bool = False) -> None:
+        super().__init__()
+        self.masked = masked
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -172,9 +257,11 @@ class _PrefillLayer(DynamicLayer):
             )
         self.latent = expanded
         before = keys.shape[2] - rows
+        seen, causal = tail_mask(mask, rows, rows, 0, query.device) if self.masked else (None, rows > 1)
         with no_autocast(query.device):
             query, keys, values = same_dtype(query, keys, values)
-            result = attend(query, keys[:, :, before:], values[:, :, before:], causal=rows > 1, **rules.options)
+            new = keys[:, :, before:], values[:, :, before:]
+            result = attend(query, *new, mask=seen, causal=causal, **rules.options)
             if before:
                 result = merge(attend(query, keys[:, :, :before], values[:, :, :before], **rules.options), result)
             return rules.with_sinks(result)[0]

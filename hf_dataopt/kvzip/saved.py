@@ -23,7 +23,7 @@ from .prompt import KVzipPrompt
 from .proof import Proof, prove
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 _FILE = "cache.safetensors"
 _IDS = ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
@@ -96,7 +96,7 @@ def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = N
 def load_cache(
     source: str | Path,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -106,7 +106,7 @@ def load_cache(
     Args:
         source: folder or Hub name.
         model: the model that made it.
-        tokenizer: lets `inputs` take questions as text.
+        tokenizer: or the processor; lets `inputs` take questions as text.
         revision, token: of the Hub.
 
     Returns:
@@ -122,7 +122,10 @@ def load_cache(
     try:
         config = KVzipConfig.from_json_string(json.dumps(about["config"]))
         prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
-        if bool((prompt.ids < 0).any() | (prompt.ids >= text_config(model).vocab_size).any()):
+        ids = prompt.ids[
+            prompt.ids != (getattr(model.config, "image_token_id", None) or -1)
+        ]  # may lie outside the vocabulary
+        if bool((ids < 0).any() | (ids >= text_config(model).vocab_size).any()):
             raise ValueError("token ids outside the vocabulary")
         layers = [
             _layer(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])

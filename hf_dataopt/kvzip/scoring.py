@@ -50,7 +50,8 @@ def score_context(
 
     Source: Eq. 8.2; chunks and repeat prompts of section 8.3.4.
     Differs: the softmax runs over prefix, chunk and repeat input as in the reference code (Eq. 8.2 says all keys:
-        `softmax_keys="all"`), in float32 whatever the model's dtype, with the model's own logit scale.
+        `softmax_keys="all"`), in float32 whatever the model's dtype, with the model's own logit scale. Images are repeated
+        by the embeddings that were read, and causally, also where the model reads them in both directions (Gemma 3).
     Cost: with m = chunk size, the linear layers of (1 + prompt / m) forwards over the context and O(n^2) attention
         (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length.
     """
@@ -69,9 +70,38 @@ def score_context(
             with contextlib.suppress(_AllScored):
                 ids = ids.to(input_device(model))[None]
                 where = positions(decoder, prompt.ids.numel(), ids)
-                decoder(input_ids=ids, use_cache=True, **{name: cache}, **where)
+                given = repeated(prefilled, start, end, ids)
+                decoder(**given, use_cache=True, **{name: cache}, **where)
             shown.update(end - start)
     return scores
+
+
+def repeated(prefilled: PrefilledContext, start: int, end: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the decoder is given for the repeat input of one chunk.
+
+    Args:
+        prefilled: the full cache.
+        start, end: the chunk, in context tokens.
+        ids: (1, q) int64, its repeat input.
+
+    Returns:
+        `input_ids`; or, for a context with images, `inputs_embeds` (1, q, width), in which all that repeats the context is
+        embedded as it was read.
+    """
+    if prefilled.embeddings is None:
+        return {"input_ids": ids}
+    prompt, length = prefilled.prompt, ids.shape[1]
+    first = prompt.next_repeat_ids.numel() if start else 0
+    overlap = length - first - prompt.suffix_ids.numel() - (end - start) if start else 0
+    places = [(first, start - overlap, start), (length - (end - start), start, end)]
+    words = ids.clone()
+    for at, a, b in places:
+        words[:, at : at + b - a] = 0  # placeholders may lie outside the vocabulary
+    embedded = decoder_of(prefilled.model).get_input_embeddings()(words)
+    read = prefilled.embeddings[:, prefilled.n_prefix :].to(embedded)
+    for at, a, b in places:
+        embedded[:, at : at + b - a] = read[:, a:b]
+    return {"inputs_embeds": embedded}
 
 
 def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:

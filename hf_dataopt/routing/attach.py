@@ -129,7 +129,10 @@ class _Open:
             PENDING.set(None)
         if self._outermost and CURRENT.get() is not None:
             CURRENT.set(None)
-        if cache is None or cache.opened_by is not None:
+        if cache is None:
+            return None
+        if cache.opened_by is not None:
+            cache.handed_on(kwargs)
             return None
         tokens = tokens_in(args, kwargs)
         if tokens is None:

@@ -88,6 +88,9 @@ class RoutedCache(Cache):
         view._read(tokens)
         return view
 
+    def handed_on(self, kwargs: dict[str, Any]) -> None:
+        """Look at what the whole model of a call hands to its decoder."""
+
     def close(self) -> RoutedCache:
         """Let the finished view's origin stand where the view stands.
 

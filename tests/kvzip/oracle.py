@@ -118,9 +118,17 @@ def masked_logits(
 
 
 def written_out_scores(
-    model: PreTrainedModel, full: DynamicCache, prompt: KVzipPrompt, config: KVzipConfig, layers: list[int]
+    model: PreTrainedModel,
+    full: DynamicCache,
+    prompt: KVzipPrompt,
+    config: KVzipConfig,
+    layers: list[int],
+    embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Eq. 8.2 (scored layers, cached heads, context tokens): the most attention of any query that repeats the context."""
+    """Eq. 8.2 (scored layers, cached heads, context tokens): the most attention of any query that repeats the context.
+
+    `embed` makes embeddings (q, width) of a repeat input, where ids do not tell all.
+    """
     n_prefix, n = prompt.prefix_ids.numel(), prompt.ids.numel()
     heads = full.layers[layers[0]].keys.shape[1]
     scores = torch.zeros(len(layers), heads, n - n_prefix)
@@ -136,5 +144,6 @@ def written_out_scores(
 
         cache = copy.deepcopy(full)
         with torch.no_grad(), _looking(model, cache, look):
-            model(ids[None], **{cache_keyword(model): cache})
+            given = {"input_ids": ids[None]} if embed is None else {"inputs_embeds": embed(ids)[None]}
+            model(**given, **{cache_keyword(model): cache})
     return scores
