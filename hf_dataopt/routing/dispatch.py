@@ -8,6 +8,7 @@ out are tagged with that layer, and everything else stands in a ContextVar. Noth
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -64,8 +65,8 @@ class AttentionCall(Protocol):
 
 
 CURRENT: ContextVar[AttentionCall | None] = ContextVar("hf_dataopt_attention_call", default=None)
-# (layer, index) whose keys a cache handed out last; reset at the start of every call of an attached model
-PENDING: ContextVar[tuple[Any, int] | None] = ContextVar("hf_dataopt_pending_layer", default=None)
+# (weak reference to a layer, index) whose keys a cache handed out last; reset at the start of every call of an attached model
+PENDING: ContextVar[tuple[weakref.ref[Any], int] | None] = ContextVar("hf_dataopt_pending_layer", default=None)
 _MASKLESS: ContextVar[bool] = ContextVar("hf_dataopt_maskless", default=False)
 
 
@@ -101,11 +102,13 @@ def tag(key: torch.Tensor, layer: Any) -> torch.Tensor:
             made other keys and values out of those it was handed (MLA expands latents).
 
     Returns:
-        The same tensor. `layer.waiting` is True until the dispatcher has seen it.
+        An alias of the tensor: the layer holds the tensor itself, and must not hold itself by way of the mark. `layer.waiting`
+        is True until the dispatcher has seen it.
     """
-    setattr(key, _TAG, layer)
+    marked = key.view_as(key)
+    setattr(marked, _TAG, layer)
     layer.waiting = True
-    return key
+    return marked
 
 
 @contextmanager
@@ -148,9 +151,10 @@ def _attention(
 def _pending(module: Any) -> Any:
     """The cache layer that this attention module updated and that nobody has answered for yet."""
     pending = PENDING.get()
-    if pending is None or not pending[0].waiting or getattr(module, "layer_idx", None) != pending[1]:
+    if pending is None or getattr(module, "layer_idx", None) != pending[1]:
         return None
-    return pending[0]
+    layer = pending[0]()
+    return layer if layer is not None and layer.waiting else None
 
 
 def _mask(plain: str, **kwargs: Any) -> Any:
