@@ -16,6 +16,7 @@ import torch
 
 from .._compat import causal_model_of, chunked_attention, input_device, layer_kinds, text_config
 from ..errors import UnsupportedModelError
+from ..evaluation_mode import evaluating
 from ..seeding import generator
 from ..versions import describe
 from .config import CCMConfig
@@ -93,7 +94,8 @@ def prove(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof 
         if key not in _PROOFS:
             token = _PROVING.set(True)
             try:
-                _PROOFS[key] = _in_evaluation(base, lambda: _probe(base, config, memory))
+                with evaluating(base):
+                    _PROOFS[key] = _probe(base, config, memory)
             finally:
                 _PROVING.reset(token)
         proof = _PROOFS[key]
@@ -103,18 +105,6 @@ def prove(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof 
             f"{proof.refusal} ({describe()})"
         )
     return proof
-
-
-def _in_evaluation(model: Any, probe: Callable[[], Proof]) -> Proof:
-    """`probe()` without dropout; every module's mode is afterwards what it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        return probe()
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _probe(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof:

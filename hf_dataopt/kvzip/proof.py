@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from .._compat import cache_keyword, causal_model_of, input_device, text_config
 from ..errors import UnsupportedModelError
+from ..evaluation_mode import evaluating
 from ..routing.attach import attached, detach
 from ..routing.cache import RoutedCache
 from ..seeding import generator
@@ -69,7 +70,8 @@ def prove(model: Any) -> Proof:
     key = (type(base), base.config.to_json_string(use_diff=False), str(base.config._attn_implementation), base.dtype)
     with _LOCK:
         if key not in _PROOFS:
-            _PROOFS[key] = probe(base)
+            with evaluating(base):
+                _PROOFS[key] = probe(base)
         proof = _PROOFS[key]
     if proof.refusal is not None:
         raise UnsupportedModelError(

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .._compat import cache_keyword, decoder_of, input_device, layer_kinds, takes_positions, text_config
 from ..errors import UnsupportedModelError
+from ..evaluation_mode import evaluating
 from ..progress import bar
 from ..routing.attach import attach
 from ..routing.cache import RoutedCache
@@ -95,7 +96,8 @@ def read_context(model: Any, prompt: KVzipPrompt, config: KVzipConfig, *, progre
     ids = prompt.ids.to(input_device(model))[None]
     step, name = config.prefill_chunk_size, cache_keyword(decoder.forward)
     start = 0
-    with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
+    shown_bar = bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step)
+    with shown_bar as shown, maskless(), evaluating(model):
         for piece in ids.split(step, dim=1):
             decoder(input_ids=piece, use_cache=True, **{name: cache}, **positions(decoder, start, piece))
             start += piece.shape[1]

@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, text_config
+from ..evaluation_mode import evaluating
 from ..positions import positions_alike
 from ..progress import bar
 from ..routing.attach import attach
@@ -60,7 +61,8 @@ def score_context(
     first = layers[prefilled.scored_layers[0]].keys
     scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
     chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
-    with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown, maskless():
+    shown_bar = bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress)
+    with shown_bar as shown, maskless(), evaluating(model):
         for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
             cache = _ReplayCache(prefilled, config, start, end, scores)
             with contextlib.suppress(_AllScored):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from hf_dataopt import KVzipCache, KVzipConfig
@@ -138,11 +139,18 @@ class TestProof:
         model = tiny_model("llama")
         before = dict(vars(model))
         for _ in range(2):
-            with pytest.raises(
-                UnsupportedModelError, match=r"LlamaForCausalLM \(llama\) would not be exact: .* move"
-            ):
+            with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM \(llama\) would not be exact: .* move"):
                 KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, progress=False)
         assert dict(vars(model)) == before
+
+    def test_dropout_has_no_part_in_it(self) -> None:
+        settings = {"vocab_size": 264, "n_embd": 32, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.5, "embd_pdrop": 0.5}
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)).train()
+        model.transformer.h[0].eval()
+        modes = [module.training for module in model.modules()]
+        made = [KVzipCache.from_context(model, byte_tokenizer(), "The key is blue. " * 3, 0.5) for _ in range(2)]
+        assert [module.training for module in model.modules()] == modes
+        assert made[0].stored_lengths == made[1].stored_lengths
 
     def test_running_out_of_memory_is_no_verdict(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(proof, "_PROOFS", {})
