@@ -70,14 +70,26 @@ def takes_positions(module: Any) -> bool:
     return "position_ids" in _parameters(module)
 
 
-def _parameters(module: Any) -> frozenset[str]:
+def named_arguments(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A forward's arguments with all but the first under their names, as far as its signature names them."""
+    names = _parameters(module)[1 : len(args) + 1]  # without self
+    if len(args) < 2 or len(names) < len(args) or set(names) & set(kwargs):
+        return args, kwargs  # the forward itself says what is wrong
+    return args[:1], {**dict(zip(names[1:], args[1:], strict=True)), **kwargs}
+
+
+def _parameters(module: Any) -> tuple[str, ...]:
     kind: Any = type(module)
     return _parameters_of(kind)
 
 
 @functools.cache
-def _parameters_of(kind: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _parameters_of(kind: Any) -> tuple[str, ...]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    found = inspect.signature(kind.forward).parameters.values()
+    return tuple(parameter.name for parameter in found if parameter.kind not in variadic)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 from peft import LoraModel
 from torch import nn
 
-from .._compat import decoder_of, lora_classes, peft_tables, text_config
+from .._compat import decoder_of, lora_classes, named_arguments, peft_tables, text_config
 from ..routing.attach import attach, cache_in, detach, tokens_in
 from ..routing.dispatch import CURRENT
 from .attention import Call, build_layout, current_call, rows_of, skip_positions
@@ -226,6 +226,7 @@ class _Reader:
         """Before the decoder: find the compression tokens, replace their ids, and say what attention has to know."""
         if CURRENT.get() is not None:  # whatever an interrupted call left in this thread
             CURRENT.set(None)
+        args, kwargs = named_arguments(module, args, kwargs)
         found = self.active(module)
         cache = cache_in(args, kwargs)
         memory = cache if isinstance(cache, MemoryCache) else None
