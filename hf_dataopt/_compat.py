@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -268,6 +270,25 @@ def input_device(model: Any) -> torch.device:
             return torch.device(where if not isinstance(where, int) else f"cuda:{where}")
     device: torch.device = table.weight.device  # type: ignore[assignment]
     return torch.device("cpu") if device.type == "meta" else device
+
+
+@contextmanager
+def loaded(module: Any) -> Iterator[None]:
+    """Weights of one module that accelerate keeps on disk or another device: its own forward would load them, we read them."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
+def is_spread(model: Any) -> bool:
+    """Whether accelerate brings weights of the model where they are needed: those on "meta" are somewhere else."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def layer_kinds(config: Any) -> list[str]:
