@@ -321,12 +321,6 @@ class KVzipCache(RoutedCache):
         self.layers = self.pristine_layers
         self.read_ids = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KVzipCache:
-        """An independent cache with the same tail; the compressed context, which never changes, stays shared."""
-        other = copy.copy(self)
-        other.layers, other.read_ids = copy.deepcopy(self.layers, memo), copy.deepcopy(self.read_ids, memo)
-        return other
-
     @property
     def pristine_layers(self) -> list[Any]:
         """The layers as they stood right after compression; their tensors are shared."""

@@ -284,6 +284,13 @@ class RoutedCache(Cache):
         other.opened_by = other.origin = None
         return other
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoutedCache:
+        """An independent cache with the same tail, for the same models; a compressed context never changes and stays shared."""
+        other = copy.copy(self)
+        other.layers, other.read_ids = copy.deepcopy(self.layers, memo), copy.deepcopy(self.read_ids, memo)
+        other._models = weakref.WeakSet(memo.get(id(model), model) for model in self._models)
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_models"} | {"opened_by": None, "origin": None}
 

@@ -129,6 +129,22 @@ def test_copies_of_a_cache_are_forks() -> None:
     assert torch.equal(logits(model, cache, ids), expected)
 
 
+def test_copies_of_a_memory_s_fork_are_forks() -> None:
+    one = CompressedContextMemory(adapted())
+    one.append([5, 6, 7, 8])
+    inputs = one.inputs([9, 10, 11])
+    started, model = inputs["past_key_values"], one.model
+    with torch.no_grad():
+        model(**inputs)
+        further = {"input_ids": torch.tensor([[12, 13]]), "attention_mask": torch.ones(1, started.get_seq_length() + 2)}
+        twins = [copy.copy(started), copy.deepcopy(started)]
+        model_twin, third = copy.deepcopy((model, started))
+        expected = model(**further, **held(started)).logits
+        for twin in twins:
+            assert torch.equal(model(**further, **held(twin)).logits, expected)
+        assert torch.equal(model_twin(**further, **held(third)).logits, expected)
+
+
 @pytest.mark.parametrize("form", ["bool", "additive", "whole length"])
 def test_ready_masks_are_read(form: str) -> None:
     model, cache = compressed()
