@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,14 +72,26 @@ def takes_positions(module: Any) -> bool:
     return "position_ids" in _parameters(module)
 
 
-def _parameters(module: Any) -> frozenset[str]:
+def named_arguments(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A forward's arguments with all but the first under their names, as far as its signature names them."""
+    names = _parameters(module)[1 : len(args) + 1]  # without self
+    if len(args) < 2 or len(names) < len(args) or set(names) & set(kwargs):
+        return args, kwargs  # the forward itself says what is wrong
+    return args[:1], {**dict(zip(names[1:], args[1:], strict=True)), **kwargs}
+
+
+def _parameters(module: Any) -> tuple[str, ...]:
     kind: Any = type(module)
     return _parameters_of(kind)
 
 
 @functools.cache
-def _parameters_of(kind: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _parameters_of(kind: Any) -> tuple[str, ...]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    found = inspect.signature(kind.forward).parameters.values()
+    return tuple(parameter.name for parameter in found if parameter.kind not in variadic)
 
 
 @functools.cache
@@ -276,6 +290,25 @@ def _device_of(module: Any) -> torch.device:
                 return torch.device(f"cuda:{where}" if isinstance(where, int) else where)
     weight = next(module.parameters(), None)
     return torch.device("cpu") if weight is None or weight.device.type == "meta" else weight.device
+
+
+@contextmanager
+def loaded(module: Any) -> Iterator[None]:
+    """Weights of one module that accelerate keeps on disk or another device: its own forward would load them, we read them."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
+def is_spread(model: Any) -> bool:
+    """Whether accelerate brings weights of the model where they are needed: those on "meta" are somewhere else."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def layer_kinds(config: Any) -> list[str]:

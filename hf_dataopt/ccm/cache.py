@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from .._compat import cache_keyword, causal_model_of, decoder_of
 from ..errors import DroppedTokensError
 from ..routing.cache import RoutedCache
+from ..routing.verdicts import evaluating
 
 _ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
 
@@ -197,14 +198,8 @@ def read_behind(
         The model's output.
     """
     held = {cache_keyword(causal_model_of(model).forward): cache.belongs_to(model)}
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
+    with evaluating(model):
         return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **held, **options)
-    finally:
-        if was_training:
-            model.train()
 
 
 def _copies(users: int, rows: int) -> int:

@@ -169,9 +169,18 @@ class CompressedContextMemory:
     def _take_in(self, rows: Sequence[list[int] | None]) -> None:
         new = torch.tensor([row is not None for row in rows], device=self.steps.device)
         cache = self._compress(rows)
-        self._update(cache.kept, cache.sink, new)
-        self._text = self._text + torch.tensor([len(row or []) for row in rows], device=self._text.device)
-        self.steps = self.steps + new.long()
+        before = {name: value for name, value in vars(self).items() if name != "_layers"}
+        # a layer of a growing memory holds its old slots: two memories at a time would be too many
+        kept, size = list(self._layers) if self.config.merges else None, self._sinks + self._held.shape[1]
+        started = bool(self._layers)
+        try:
+            self._update(cache.kept, cache.sink, new)
+            self._text = self._text + torch.tensor([len(row or []) for row in rows], device=self._text.device)
+            self.steps = self.steps + new.long()
+        except BaseException:  # an interrupt, out of memory
+            shorter = [(keys[:, :, :size], values[:, :, :size]) for keys, values in self._layers] if started else []
+            self.__dict__.update(before | {"_layers": shorter if kept is None else kept})
+            raise
 
     def _compress(self, rows: Sequence[list[int] | None]) -> CompressingCache:
         """One forward of [c(t) COMP] behind the memory it may see (Eq. 7.1)."""
@@ -210,7 +219,7 @@ class CompressedContextMemory:
         weights = [self.config.update_weight(step + 1) for step in self.steps.tolist()]
         weight = (torch.tensor(weights, device=new.device) * new)[:, None, None, None]
         fresh = (self.steps == 0)[:, None, None, None]
-        started, size = bool(self._layers), self._sinks + self._held.shape[1]
+        started = bool(self._layers)
 
         def grown(old: torch.Tensor, h: torch.Tensor, sink: torch.Tensor | None) -> torch.Tensor:
             anew = fresh.to(h.device)
@@ -221,16 +230,10 @@ class CompressedContextMemory:
             behind = [_average(memory, h, weight.to(h.device))] if self.config.merges else [memory, h]
             return torch.cat([*first, *behind], 2)
 
-        before = list(self._layers) if self.config.merges or not started else None  # a grown layer holds its old slots
         self._layers = list(self._layers if started else found)
-        try:
-            for index, (keys, values) in enumerate(found):
-                old, sink = self._layers[index], sinks[index] if sinks else (None, None)
-                self._layers[index] = grown(old[0], keys, sink[0]), grown(old[1], values, sink[1])
-        except BaseException:
-            shorter = [(keys[:, :, :size], values[:, :, :size]) for keys, values in self._layers]
-            self._layers = shorter if before is None else before
-            raise
+        for index, (keys, values) in enumerate(found):
+            old, sink = self._layers[index], sinks[index] if sinks else (None, None)
+            self._layers[index] = grown(old[0], keys, sink[0]), grown(old[1], values, sink[1])
         merged = self.config.merges and started
         self._held = self._held | slots if merged else torch.cat([self._held, slots], 1)
         self._count_peak(0, self.nbytes + _nbytes(found) + _nbytes(sinks))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .._compat import causal_model_of, chunked_attention, input_device, layer_kinds, text_config
+from .._compat import causal_model_of, chunked_attention, input_device, is_spread, layer_kinds, text_config
 from ..errors import UnsupportedModelError
 from ..routing.verdicts import Verdicts
 from ..seeding import generator
@@ -82,7 +82,7 @@ def prove(model: Any, config: CCMConfig, memory: Callable[[Any], Any]) -> Proof 
     base = causal_model_of(model)
     if _PROVING.get():
         return None
-    if any(weight.device.type == "meta" for weight in base.parameters()) and not hasattr(base, "hf_device_map"):
+    if any(weight.device.type == "meta" for weight in base.parameters()) and not is_spread(base):
         return None
     settings = (config.memory, config.num_comp_tokens, config.sink, config.merge_weight, str(config.target_modules))
 

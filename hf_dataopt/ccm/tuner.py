@@ -13,7 +13,7 @@ import torch
 from peft import LoraModel
 from torch import nn
 
-from .._compat import decoder_of, lora_classes, peft_tables, text_config
+from .._compat import decoder_of, loaded, lora_classes, named_arguments, peft_tables, text_config
 from ..routing.attach import attach, cache_in, detach, tokens_in
 from ..routing.dispatch import CURRENT
 from .attention import Call, build_layout, current_call, rows_of, skip_positions
@@ -101,7 +101,8 @@ class CCMModel(LoraModel):
         embedding = model.get_input_embeddings()
         if not hasattr(embedding, EMBEDDINGS):
             setattr(embedding, EMBEDDINGS, nn.ParameterDict())
-        start = _first_rows(embedding.weight.detach(), config) * float(getattr(embedding, "embed_scale", 1.0))
+        with loaded(embedding):
+            start = _first_rows(embedding.weight.detach(), config) * float(getattr(embedding, "embed_scale", 1.0))
         getattr(embedding, EMBEDDINGS)[adapter_name] = nn.Parameter(start, requires_grad=not config.inference_mode)
         self._hook(model, embedding)
 
@@ -230,6 +231,7 @@ class _Reader:
         """Before the decoder: find the compression tokens, replace their ids, and say what attention has to know."""
         if CURRENT.get() is not None:  # whatever an interrupted call left in this thread
             CURRENT.set(None)
+        args, kwargs = named_arguments(module, args, kwargs)
         found = self.active(module)
         cache = cache_in(args, kwargs)
         memory = cache if isinstance(cache, MemoryCache) else None
@@ -321,8 +323,10 @@ class _Reader:
             return output + call.linked.to(output.dtype)
         if call is None or call.comp is None or call.comp.shape != output.shape[:-1]:
             return None
-        rows = getattr(module, EMBEDDINGS)[call.adapter].to(output.dtype)
-        return torch.where((call.comp >= 0)[..., None], rows[call.comp.clamp(min=0)], output)
+        trained = getattr(module, EMBEDDINGS)
+        with loaded(trained):
+            rows = trained[call.adapter].to(output.dtype)[call.comp.clamp(min=0)]
+        return torch.where((call.comp >= 0)[..., None], rows, output)
 
     @staticmethod
     def _wrap_checkpointing(decoder: Any) -> None:

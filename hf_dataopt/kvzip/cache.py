@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._compat import causal_model_of, copied_layer, decoder_of, expand_states, has_states, layer_tensors
+from ..errors import DroppedTokensError
 from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
@@ -243,16 +244,16 @@ class KVzipCache(RoutedCache):
         """As `RoutedCache.view`; layers that are kept whole learn of the batch and of its padding.
 
         Raises:
-            ValueError: a mask that hides tokens of the context, or a padded batch on layers in which padding would change what
-                a token sees.
+            DroppedTokensError: a mask that hides tokens of the context.
+            ValueError: a padded batch on layers in which padding would change what a token sees.
         """
         view = super().view(module, tokens, attention_mask)
         flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         padding = Padding.of(attention_mask) if flat and not bool(attention_mask.all()) else None
         if padding is not None and not bool(padding.real[:, : self.ids.shape[1]].all()):
-            raise ValueError(
-                "the attention mask hides tokens of the compressed context, whose pairs are no longer apart; pass ones for the "
-                "context, or compress the context without them"
+            raise DroppedTokensError(
+                "the attention mask hides tokens of the compressed context, whose pairs are no longer apart; pad between "
+                "context and question, as `cache.inputs([...])` does"
             )
         for layer in view.layers:
             if has_states(layer):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from .._compat import causal_model_of, decoder_of, takes_positions, text_config
+from .._compat import causal_model_of, decoder_of, named_arguments, takes_positions, text_config
 from .cache import RoutedCache
 from .dispatch import CURRENT, PENDING, route, unroute
 
@@ -134,6 +134,7 @@ class _Open:
         if cache.opened_by is not None:
             cache.handed_on(kwargs)
             return None
+        args, kwargs = named_arguments(module, args, kwargs)
         tokens = tokens_in(args, kwargs)
         if tokens is None:
             return None
@@ -183,6 +184,11 @@ class CheckedPrompts:
     def __call__(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         cache = cache_in(args, kwargs, RoutedCache)
         if cache is not None:
+            if kwargs.get("use_cache") is False:
+                raise ValueError(
+                    "generate(use_cache=False) would read the whole text again behind the cache at every step; leave use_cache "
+                    "out, or pass no cache"
+                )
             cache.prepare(input_ids, kwargs)
             if cache.counts_positions and kwargs.get("inputs_embeds") is None and takes_positions(self._model()):
                 n_new = kwargs.get("next_sequence_length") or input_ids.shape[1]

@@ -41,6 +41,7 @@ class RoutedCache(Cache):
         # (B, n) int64, what was read behind `known_ids`; False once something came in that has no ids
         self.read_ids: torch.Tensor | None | bool = None
         self._handed: int | None = None
+        self._expected: int | None = None
         self._models: weakref.WeakSet[Any] = weakref.WeakSet()
 
     # -- what subclasses say of themselves ------------------------------------------------------------------------
@@ -85,6 +86,7 @@ class RoutedCache(Cache):
         self.check_call(tokens.shape[1], attention_mask)
         view = copy.copy(self) if self.atomic else self
         view.opened_by, view.origin, view._handed = module, self if self.atomic else None, None
+        view._expected = self.get_seq_length() + tokens.shape[1] if self.atomic else None
         view._read(tokens)
         return view
 
@@ -98,14 +100,14 @@ class RoutedCache(Cache):
             The cache that the view was made of.
 
         Raises:
-            ValueError: the model wrote no keys, or those of the last layer never reached our attention.
+            ValueError: keys of the last layer never reached our attention, or the model left the cache out.
         """
-        if self._handed is None:
-            raise ValueError(
-                "the model read and wrote no cache in this forward (activation checkpointing in training mode drops it); call "
-                "`model.eval()` or `model.gradient_checkpointing_disable()`"
-            )
         self._check_answered()
+        if self._expected is not None and self.get_seq_length() != self._expected:
+            raise ValueError(
+                "the model did not write its tokens into the cache, so it saw nothing of what is in there; layers leave caches "
+                "out under gradient checkpointing: `model.gradient_checkpointing_disable()` or `model.eval()`"
+            )
         origin = self if self.origin is None else self.origin  # by identity: a cache without layers is falsy
         self.origin = self.opened_by = None
         origin.__dict__.update(self.__dict__)
@@ -205,7 +207,14 @@ class RoutedCache(Cache):
         Raises:
             DroppedTokensError: full prompts that do not begin with the cache's tokens.
         """
-        if kwargs.get("inputs_embeds") is not None or not kwargs.get("is_first_iteration") or self.known_ids is None:
+        if kwargs.get("inputs_embeds") is not None or self.known_ids is None:
+            return
+        if not kwargs.get("is_first_iteration"):
+            # up to 5.22, `prefill_chunk_size` cuts full prompts from their start, whatever the cache holds
+            if kwargs.get("next_sequence_length") is None and self._starts_again(input_ids):
+                raise DroppedTokensError(
+                    f"generate would read the context again behind itself; leave prefill_chunk_size out here ({describe()})"
+                )
             return
         mask, past = kwargs.get("attention_mask"), self.get_seq_length()
         if kwargs.get("next_sequence_length") is not None:  # full prompts, in transformers' own opinion
@@ -215,6 +224,11 @@ class RoutedCache(Cache):
                 kwargs["next_sequence_length"] = input_ids.shape[1] - past
             elif mask is not None:
                 self.check_prompt(input_ids)
+
+    def _starts_again(self, input_ids: torch.Tensor) -> bool:
+        known = self.known_ids
+        n = min(input_ids.shape[1], 0 if known is None else known.shape[1])
+        return n > 0 and known is not None and bool((input_ids[:, :n].cpu() == known[:, :n]).all())
 
     def positions(self, n_new: int, attention_mask: Any) -> torch.Tensor:
         """Positions (B or 1, n_new) int64 of the next tokens: padding takes none."""

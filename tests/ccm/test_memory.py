@@ -227,6 +227,43 @@ def test_an_update_that_fails_midway_is_taken_back(
     assert torch.equal(one.logits(QUESTION), remembering(one.model, [*TURNS[:turns], TURNS[2]]).logits(QUESTION))
 
 
+@pytest.mark.parametrize("memory", ["concat", "merge"])
+def test_an_interrupt_at_any_line_of_an_append_is_taken_back(memory: str) -> None:
+    model = adapted(memory=memory, sink=True)
+    lines = 0
+
+    def appended(stop: int) -> CompressedContextMemory:
+        """A memory whose third turn was interrupted at line `stop` of memory.py."""
+        one, count = remembering(model, TURNS[:2]), 0
+
+        def trace(frame: Any, event: str, arg: Any) -> Any:
+            nonlocal count, lines
+            if not frame.f_code.co_filename.endswith("memory.py"):
+                return None
+            count += event == "line"
+            lines = count if stop < 0 else lines
+            if count == stop and event == "line":
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            one.append(TURNS[2])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        return one
+
+    whole, before = appended(-1), remembering(model, TURNS[:2])
+    expected = {one.steps.item(): one.logits(QUESTION) for one in (before, whole)}
+    assert lines > 60
+    for stop in range(lines - 45, lines + 1, 2):  # behind the forward
+        one = appended(stop)
+        assert one.tokens_seen == (before if one.steps.item() == 2 else whole).tokens_seen
+        assert torch.equal(one.logits(QUESTION), expected[one.steps.item()])
+
+
 def test_what_is_done_to_a_fork_leaves_the_memory() -> None:
     one = remembering(adapted())
     before = one.logits(QUESTION)

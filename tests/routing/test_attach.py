@@ -14,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_dataopt import KVzipCache
+from hf_dataopt import CompressedContextMemory, KVzipCache
 from hf_dataopt.kvzip.reading import USER
 from hf_dataopt.routing.attach import attach, attached, detach
 from hf_dataopt.routing.dispatch import RoutedName, routed
 
+from ..ccm.models import adapted
 from ..conftest import REPO
 from ..models import byte_tokenizer, tiny_model
 from .shared import CONTEXTS, GREEDY, QUESTION, compressed, logits, question_ids
@@ -214,6 +215,21 @@ def test_models_that_accelerate_has_spread(where: str, tmp_path: Path) -> None:
     assert where != "disk" or spread.model.layers[0].mlp.up_proj.weight.device.type == "meta"
     cache = KVzipCache.from_context(spread, byte_tokenizer(), CONTEXTS[0], keep_ratio=0.5, progress=False)
     assert answers(spread, cache) == expected
+
+
+@pytest.mark.parametrize("where", ["disk", "cpu"])
+def test_adapters_on_models_that_accelerate_has_spread(where: str, tmp_path: Path) -> None:
+    from accelerate import cpu_offload, disk_offload
+
+    at_hand = adapted()
+    away = disk_offload(adapted(), str(tmp_path)) if where == "disk" else cpu_offload(adapted(), torch.device("cpu"))
+    assert where != "disk" or away.get_base_model().model.layers[0].mlp.up_proj.weight.device.type == "meta"
+    found = []
+    for model in (at_hand, away):
+        memory = CompressedContextMemory(model)
+        memory.append([5, 6, 7, 8])
+        found.append(memory.logits([9, 10]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
 
 
 def test_under_peft_before_and_after() -> None:

@@ -130,6 +130,22 @@ def test_copies_of_a_cache_are_forks() -> None:
     assert torch.equal(logits(model, cache, ids), expected)
 
 
+def test_copies_of_a_memory_s_fork_are_forks() -> None:
+    one = CompressedContextMemory(adapted())
+    one.append([5, 6, 7, 8])
+    inputs = one.inputs([9, 10, 11])
+    started, model = inputs["past_key_values"], one.model
+    with torch.no_grad():
+        model(**inputs)
+        further = {"input_ids": torch.tensor([[12, 13]]), "attention_mask": torch.ones(1, started.get_seq_length() + 2)}
+        twins = [copy.copy(started), copy.deepcopy(started)]
+        model_twin, third = copy.deepcopy((model, started))
+        expected = model(**further, **held(started)).logits
+        for twin in twins:
+            assert torch.equal(model(**further, **held(twin)).logits, expected)
+        assert torch.equal(model_twin(**further, **held(third)).logits, expected)
+
+
 @pytest.mark.parametrize("form", ["bool", "additive", "whole length"])
 def test_ready_masks_are_read(form: str) -> None:
     model, cache = compressed()
@@ -151,6 +167,73 @@ def test_ready_masks_are_read(form: str) -> None:
     for bad, words in ((hidden, "hides tokens"), (visible[..., 1:], "covers"), (per_head, "one mask for all")):
         with pytest.raises(ValueError, match=words):
             model(ids, attention_mask=bad, **held(cache.fork()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_arguments_by_position(family: str) -> None:
+    model, cache = compressed(family)
+    ids, fork, n = question_ids(cache), cache.fork(), cache.get_seq_length()
+    expected = logits(model, cache.fork(), ids)
+    mask, positions = torch.ones(1, n + ids.shape[1], dtype=torch.int64), torch.arange(n, n + ids.shape[1])[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids, None, None, fork).logits, expected)
+        assert fork.get_seq_length() == mask.shape[1]
+        assert torch.equal(model(ids, mask, positions, cache.fork(), return_dict=False)[0], expected)
+        hidden = model.model(ids, mask, None, cache.fork())[0]
+        assert torch.equal(hidden, model.model(ids, **held(cache.fork()))[0])
+    with pytest.raises(DroppedTokensError, match="mask covers"):
+        model(ids, mask[:, 1:], None, cache.fork())
+    one = CompressedContextMemory(adapted(family))
+    one.append([5, 6, 7])
+    inputs = one.inputs([8, 9])
+    given = (inputs["input_ids"], inputs["attention_mask"], None, inputs["past_key_values"])
+    with torch.no_grad():
+        assert torch.equal(one.model.get_base_model()(*given).logits, one.logits([8, 9]))
+
+
+def test_a_mask_that_hides_the_context_is_refused() -> None:
+    model, cache = compressed()
+    for column in (0, 5, cache.ids.shape[1] - 1):
+        inputs = cache.inputs(QUESTION)
+        inputs["attention_mask"][0, column] = 0
+        with pytest.raises(DroppedTokensError, match="hides tokens"):
+            model.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_generate_without_use_cache_is_refused(family: str) -> None:
+    model, cache = compressed(family)
+    with pytest.raises(ValueError, match="use_cache=False"):
+        model.generate(**cache.inputs(QUESTION), use_cache=False, max_new_tokens=3)
+    ids = question_ids(cache)
+    with torch.no_grad():  # one forward with a cache has it read
+        assert torch.equal(model(ids, use_cache=False, **held(cache.fork())).logits, logits(model, cache.fork(), ids))
+
+
+def test_prefill_in_pieces_is_right_or_refused() -> None:
+    model, cache = compressed()
+    expected = model.generate(**cache.inputs(QUESTION), max_new_tokens=6, **GREEDY)
+    try:
+        found = model.generate(**cache.inputs(QUESTION), prefill_chunk_size=7, max_new_tokens=6, **GREEDY)
+    except DroppedTokensError:
+        return  # up to 5.22 transformers reads the whole prompt
+    assert torch.equal(found, expected)
+
+
+def test_layers_that_leave_the_cache_out_are_noticed() -> None:
+    model, cache = compressed()
+    ids, fork = question_ids(cache), cache.fork()
+    expected = logits(model, cache.fork(), ids)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(ValueError, match="did not write its tokens"):
+        model(ids, **held(fork))
+    assert fork.get_seq_length() == cache.get_seq_length()
+    model.gradient_checkpointing_disable()
+    output = model(ids, labels=ids, **held(fork))
+    output.loss.backward()
+    torch.testing.assert_close(output.logits, expected, atol=1e-4, rtol=0)
+    assert all(weight.grad is not None for weight in model.model.layers.parameters())
 
 
 def test_no_future_warning_reaches_a_user() -> None:

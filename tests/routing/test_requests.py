@@ -159,5 +159,5 @@ def test_views_forks_and_models_die_at_once(family: str) -> None:
 def test_a_forward_that_drops_the_cache_is_an_error() -> None:
     model, cache = compressed()
     model.train().gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="wrote no cache"):
+    with pytest.raises(ValueError, match="did not write its tokens"):
         model(question_ids(cache), **held(cache.fork()))
