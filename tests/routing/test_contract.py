@@ -275,15 +275,6 @@ def test_embeddings_instead_of_ids() -> None:
     assert found[0].tolist() == expected[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_masks_that_hide_the_context_are_refused() -> None:
-    model, cache = compressed()
-    ids, n = question_ids(cache), cache.get_seq_length()
-    mask = torch.ones(1, n + ids.shape[1], dtype=torch.int64)
-    mask[0, 4] = 0
-    with pytest.raises(ValueError, match="hides tokens of the compressed context"):
-        model(ids, attention_mask=mask, **held(cache.fork()))
-
-
 def test_a_padded_forward_answers_as_its_rows() -> None:
     for family in ("llama", "gemma3"):
         model, cache = compressed(family)
@@ -296,19 +287,6 @@ def test_a_padded_forward_answers_as_its_rows() -> None:
         for row, question in zip(both, (QUESTION, "No?"), strict=True):
             alone = logits(model, cache.fork(), question_ids(cache, question))[0]
             torch.testing.assert_close(row[-len(alone) :], alone, atol=1e-4, rtol=0)
-
-
-def test_a_memory_s_fork_can_be_copied() -> None:
-    one = CompressedContextMemory(adapted())
-    one.append([5, 6, 7, 8])
-    expected = one.logits([9, 10])
-    for twin in (copy.deepcopy(one.inputs([9, 10])), one.inputs([9, 10])):
-        inputs = twin | {"past_key_values": copy.copy(twin["past_key_values"])}
-        with torch.no_grad():
-            assert torch.equal(one.model(**inputs).logits, expected)
-    model, inputs = copy.deepcopy((one.model, one.inputs([9, 10])))
-    with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, expected)
 
 
 def test_virtual_tokens_before_every_prompt_are_refused() -> None:
