@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,10 @@ def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: i
     base, tokenizer = load_demo_model(name)
     if adapter is not None:
         return load_adapter(base, adapter), tokenizer
-    return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval(), tokenizer
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.24 for a property by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval(), tokenizer
 
 
 def converse(

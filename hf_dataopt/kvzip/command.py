@@ -146,10 +146,10 @@ def answer(
     from .cache import KVzipCache
     from .prefill import prefill
     from .prompt import build_prompt
-    from .reading import check_supported
+    from .proof import prove
     from .scoring import score_context
 
-    check_supported(model)
+    prove(model)  # once per class, no part of compressing
     start = time.perf_counter()
     prefilled = prefill(model, build_prompt(tokenizer, context, config), config)
     prefilled_at = time.perf_counter()
