@@ -18,3 +18,7 @@ class MissingExtraError(ImportError):
 
 class HubError(RuntimeError):
     """A call to the Hub failed; where it was an upload, the repository holds what it held before."""
+
+
+class FolderInUseError(RuntimeError):
+    """Another job is writing to the same output folder. Nothing was read or written there."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..checkpoint import PassCheckpoint
+from ..checkpoint import PassCheckpoint, locked
 from ..progress import bar
 from ..seeding import generator as seeded
 from .baselines import random_rows
@@ -85,7 +86,9 @@ class DatasetCondenser:
         Args:
             dataset: images or arrays (C, H, W) of one size, and labels.
             image_column, label_column: names.
-            output_dir: folder for the checkpoint after each outer iteration and, at the end, `preview.png`.
+            output_dir: folder for the checkpoint after each outer iteration and, at the end, `preview.png`. A damaged
+                checkpoint, other data, other settings or fewer outer iterations start afresh, with a warning. One job
+                at a time: the folder is locked.
             callback: called with the outer iteration and its mean matching loss.
 
         Returns:
@@ -95,19 +98,21 @@ class DatasetCondenser:
         Raises:
             ValueError: columns, sizes or labels do not fit, or a class has too few images.
             TypeError: not a `datasets.Dataset`, e.g. a dictionary of splits.
+            FolderInUseError: another job writes to `output_dir`.
 
         Source: Algorithm 5.
         """
-        data = self._read(dataset, image_column, label_column)
         folder = Path(output_dir) if output_dir is not None else None
-        classes = distributed.shard(len(data.class_names))
-        with reused_memory(self.device.type == "cpu"):
-            images = self._optimise(data, list(classes), folder, callback)
-        images = _gather(images, list(classes), len(data.class_names))
-        low, high = self.config.clamp_low, self.config.clamp_high
-        images = images.clamp_(float(data.images.min()) if low is None else low, high)
-        if folder is not None and distributed.is_main_process():
-            save_preview(images, folder / "preview.png", self.config.images_per_class)
+        with nullcontext() if folder is None else locked(folder):
+            data = self._read(dataset, image_column, label_column)
+            classes = distributed.shard(len(data.class_names))
+            with reused_memory(self.device.type == "cpu"):
+                images = self._optimise(data, list(classes), folder, callback)
+            images = _gather(images, list(classes), len(data.class_names))
+            low, high = self.config.clamp_low, self.config.clamp_high
+            images = images.clamp_(float(data.images.min()) if low is None else low, high)
+            if folder is not None and distributed.is_main_process():
+                save_preview(images, folder / "preview.png", self.config.images_per_class)
         labels = torch.arange(len(data.class_names)).repeat_interleave(self.config.images_per_class)
         return to_dataset(
             images.flatten(0, 1),
@@ -241,10 +246,9 @@ class DatasetCondenser:
         state, done = ImageState.start(whole[classes].clone()), 0
         self.losses = []
         kept: dict[str, Tensor] = {}
-        found = checkpoint.load()
+        found = checkpoint.load(config.outer_iterations, {"images": state.images, "velocity": state.velocity})
         if found is not None:
             done, kept = found
-            kept = {name: value.clone() for name, value in kept.items()}
             state = ImageState(kept.pop("images"), kept.pop("velocity"), [0] * len(classes))
             self.losses = kept.pop("losses").tolist()
             logger.info("continuing after %d outer iterations", done)
@@ -270,18 +274,26 @@ class DatasetCondenser:
                     checkpoint.save(outer + 1, {**values, **theta.tensors(outer)}, force=True)
         return state.images
 
-    def _key(self, data: LabelledImages) -> str:
+    def _key(self, data: LabelledImages) -> dict[str, str]:
         """What a checkpoint depends on: settings, data, split over processes, torch's arithmetic on this device."""
         settings = {
             name: value
             for name, value in asdict(self.config).items()
             if name not in _FREE and not name.startswith("evaluation_")
         }
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(data.images.numpy().data)
-        digest.update(data.labels.numpy().data)
-        about = [settings, digest.hexdigest(), distributed.rank(), distributed.world_size(), self.device.type]
-        return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(json.dumps([list(data.images.shape), data.class_names]).encode(), digest_size=16)
+        for part in (data.images, data.labels, data.mean, data.std):
+            digest.update(part.contiguous().numpy().data)
+        network = self._build(data, seeded(self.config.seed, worker=_NETWORK))
+        parts = [(name, type(module).__name__) for name, module in network.named_modules()]
+        shapes = [(name, list(value.shape)) for name, value in network.state_dict().items()]
+        return {
+            "data": digest.hexdigest(),
+            "network": hashlib.blake2b(json.dumps([parts, shapes]).encode(), digest_size=16).hexdigest(),
+            "settings": json.dumps(settings, sort_keys=True),
+            "process": f"{distributed.rank()}-of-{distributed.world_size()}",
+            "device": self.device.type,
+        }
 
     def _recipe(self, data: LabelledImages, image_column: str, label_column: str) -> str:
         config = self.config
