@@ -66,15 +66,19 @@ def test_killed_jobs_end_in_the_same_bits(name: str, jobs: Jobs, tmp_path: Path)
     assert status == 0, jobs.errors.read_text()[-2000:]
     expected = (tmp_path / "straight" / "result").read_bytes()
     rng, counts = random.Random(0), Counter[str]()
-    for number in range(KILLS):
+    for number in range(10 * KILLS):
         folder = tmp_path / str(number)
         status, _ = jobs.run(name, folder, kill_after=rng.uniform(0.05, 0.95) * seconds)
+        if status == 0:  # done before: the machine is faster than it was
+            seconds *= 0.9
+            continue
         counts["killed"] += status == -signal.SIGKILL
         counts["lock left behind and taken over"] += bool(list(folder.rglob(LOCK)))
         status, _ = jobs.run(name, folder)
         assert status == 0, jobs.errors.read_text()[-2000:]
         counts["same bits"] += (folder / "result").read_bytes() == expected
         counts["leftovers"] += len([one for one in folder.glob("out/**/*") if one.suffix == ".tmp" or one.name == LOCK])
+        if counts["killed"] == KILLS:
+            break
     print(f"\n{name}: {KILLS} kills within {seconds:.2f} s: {dict(counts)}")
-    assert counts["same bits"] == KILLS and not counts["leftovers"]
-    assert counts["killed"] > KILLS / 2
+    assert counts["killed"] == counts["same bits"] == KILLS and not counts["leftovers"]
