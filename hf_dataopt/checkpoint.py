@@ -171,7 +171,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     number decides. The same thread may lock a folder again. Of a job on several processes the main one locks.
 
     Args:
-        folder: made if missing.
+        folder: made if missing, and gone again if nothing was put into it then.
 
     Raises:
         FolderInUseError: another job is writing there.
@@ -181,6 +181,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
         return
     folder = Path(folder)
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     place, me = folder.resolve(), (os.getpid(), threading.get_ident())
     with _held_guard:
@@ -203,6 +204,9 @@ def locked(folder: str | Path) -> Iterator[None]:
                     os.ftruncate(file, 0)  # where an open file cannot be unlinked, an empty one is free
                     (place / LOCK).unlink()
                 os.close(file)
+                if new:
+                    with suppress(OSError):
+                        place.rmdir()
 
 
 def _take(path: Path) -> int:

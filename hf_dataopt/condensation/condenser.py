@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..checkpoint import PassCheckpoint, locked
+from ..decoding import OnError, check_on_error
 from ..progress import bar
 from ..seeding import generator as seeded
 from .baselines import random_rows
@@ -52,6 +53,8 @@ class DatasetCondenser:
         network (`Callable`, optional): factory (channels, classes, (height, width)) -> classifier for the matching
             instead of the configured one; any module or transformers model that maps (n, C, H, W) to logits.
         device (`str`, optional): default the process's own: CUDA if there is one, else CPU.
+        on_error (`str`, default `"raise"`): `"skip"` leaves rows without a readable image or a class out; `skipped` then
+            says which of the data set read last, and why.
 
     Source: chapter 6, Algorithm 5; defaults from the reference code where text and code differ.
     Differs: see `IDCConfig`; stored values are clamped at the end (the reference saves them as they are).
@@ -64,13 +67,25 @@ class DatasetCondenser:
     """
 
     def __init__(
-        self, config: IDCConfig | None = None, *, network: NetworkFactory | None = None, device: str | None = None
+        self,
+        config: IDCConfig | None = None,
+        *,
+        network: NetworkFactory | None = None,
+        device: str | None = None,
+        on_error: OnError = "raise",
     ) -> None:
+        check_on_error(on_error)
+        self.on_error: OnError = on_error
         self.config = config or IDCConfig()
         self.network = network or factory_of(self.config)
         self.device = torch.device(device) if device else _own_device()
         self.losses: list[float] = []
         self._data: tuple[tuple[str, ...], LabelledImages] | None = None
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Reason by row, of the rows of the last training set that were left out."""
+        return self._data[1].skipped if self._data else {}
 
     def condense(
         self,
@@ -175,11 +190,14 @@ class DatasetCondenser:
             mean=torch.tensor(recipe["mean"]),
             std=torch.tensor(recipe["std"]),
         )
-        real = read_images(test, *columns, like=known)
+        reading: dict[str, Any] = {"like": known, "on_error": self.on_error}
+        if recipe.get("image_size") is not None:
+            reading["size"] = known.size[0]
+        real = read_images(test, *columns, **reading)
         formation = MultiFormation.from_dataset(condensed).formation
         factories = networks or {self.config.network: self.network}
         sets = {"condensed": (form(stored, formation), form_labels(labels, formation))}
-        data = read_images(train, *columns, like=known) if train is not None else self._data[1] if self._data else None
+        data = read_images(train, *columns, **reading) if train is not None else self._data[1] if self._data else None
         if data is not None:
             rows = random_rows(data, len(stored) // len(known.class_names), self.config.seed)
             sets["random"] = (data.pixels(rows), data.labels[rows])
@@ -197,7 +215,10 @@ class DatasetCondenser:
             )
         key = (dataset._fingerprint, image_column, label_column)
         if self._data is None or self._data[0] != key:
-            data = read_images(dataset, image_column, label_column)
+            data = read_images(dataset, image_column, label_column, size=self.config.image_size, on_error=self.on_error)
+            if data.skipped:
+                row, why = next(iter(data.skipped.items()))
+                logger.warning("%d rows are left out, the first: row %d %s", len(data.skipped), row, why)
             channels = data.images.shape[1]
             sides = data.size[1:] if self.config.axis == "time" else data.size
             if min(sides) < self.config.factor:
@@ -309,6 +330,7 @@ class DatasetCondenser:
             outer_iterations=config.outer_iterations,
             seed=config.seed,
             method="IDC, chapter 6",
+            **({} if config.image_size is None else {"image_size": config.image_size}),
         )
 
 

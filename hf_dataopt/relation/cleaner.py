@@ -109,7 +109,9 @@ class RelationCleaner:
             raise ValueError(f"on_error is {on_error!r}; give 'raise' or 'skip'")
         _check_dataset(dataset)
         views = _views(features_column, probs_column)
-        with nullcontext() if output_dir is None else locked(output_dir):
+        folder = None if output_dir is None else Path(output_dir)
+        work = None if folder is None else folder / "unfinished"
+        with nullcontext() if work is None else locked(work):
             skipped: dict[int, str] = {}
             if on_error == "skip":
                 dataset, skipped = _without_unfit(dataset, label_column, views, self.config)
@@ -118,13 +120,12 @@ class RelationCleaner:
                 graphs = graphs_of(dataset, views, labels.codes, self.config)
             except ValueError as error:
                 raise _with_row(error, dataset, label_column, views, self.config) from error
-            folder = None if output_dir is None else Path(output_dir)
-            report = self._fit(graphs, labels, label_column, views, folder, quiet)
+            report = self._fit(graphs, labels, label_column, views, work, quiet)
             if skipped:
                 report.summary["skipped"] = summary_of(skipped)
             if folder is not None and distributed.is_main_process():
                 report.save(folder)
-                shutil.rmtree(folder / "unfinished", ignore_errors=True)
+                shutil.rmtree(work or "", ignore_errors=True)
             return report
 
     def _fit(
@@ -133,7 +134,7 @@ class RelationCleaner:
         labels: Labels,
         label_column: str,
         views: list[tuple[str, str]],
-        folder: Path | None,
+        work: Path | None,
         quiet: bool,
     ) -> RelationReport:
         """The story of the chapter on graphs that were read and checked."""
@@ -141,7 +142,6 @@ class RelationCleaner:
         if not quiet:
             for line in _estimate(graphs, config):
                 say(line)
-        work = None if folder is None else folder / "unfinished"
         reference = reference_rows(len(graphs[0]), config)
         found = [_score(graph, reference, _Work(work, str(k), quiet)) for k, graph in enumerate(graphs)]
         noise = [result.noise for result in found]
@@ -387,9 +387,8 @@ def _with_row(
     if not unfit:
         return error
     row, why = next(iter(unfit.items()))
-    return ValueError(
-        f"{error} (row {row} {why}; on_error='skip' leaves such rows out: {len(unfit)} of {len(dataset)})"
-    )
+    first = "" if f"row {row} " in str(error) else f"row {row} {why}; "
+    return ValueError(f"{error} ({first}on_error='skip' leaves such rows out, {len(unfit)} of {len(dataset)})")
 
 
 def _check_dataset(dataset: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..decoding import read_picture
 from ..errors import MissingExtraError
 from .report import RelationReport
 
@@ -82,6 +83,8 @@ def facts(report: RelationReport) -> list[tuple[str, str]]:
     """Numbers at the top of the page and on the card."""
     first, cut = report.summary["checkpoints"][0], report.summary.get("cut")
     asked = [("cut", f"{cut['rule']} {cut['value']:g}")] if cut else []
+    skipped = report.summary.get("skipped", {}).get("reasons", {})
+    asked += [("rows left out", ", ".join(f"{count:,}: {why}" for why, count in skipped.items()))] if skipped else []
     return [
         ("rows", f"{len(report):,}"),
         ("classes", f"{len(report.label_names):,}"),
@@ -157,10 +160,18 @@ class _Shown:
         self.report = report
         self.dataset = dataset if self.column is None else dataset.select_columns([self.column]).with_format(None)
         if self.is_image:
-            self.dataset = self.dataset.cast_column(self.column, Image())  # decodes where decoding was switched off
+            self.dataset = self.dataset.cast_column(self.column, Image(decode=False))
 
     def value(self, row: int) -> Any:
-        return None if self.column is None else self.dataset[row][self.column]
+        if self.column is None:
+            return None
+        value = self.dataset[row][self.column]
+        if not self.is_image or value is None:
+            return value
+        try:
+            return read_picture(value)
+        except ValueError:  # features may be there for a picture that cannot be shown
+            return None
 
     def item(self, row: int, relation: float | None = None) -> Item:
         value, image, text = self.value(row), None, None

@@ -183,7 +183,7 @@ def test_no_damage_changes_a_result(
         counts["started afresh, file named" if named else "nothing lost"] += 1
         counts["silently wrong"] += found != expected and not named
         counts["wrong"] += found != expected
-        assert not list(folder.rglob("*.tmp")) and not (folder / LOCK).exists()
+        assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(LOCK))
         shutil.rmtree(folder)
     print(f"\n{name}: {DAMAGES} damaged checkpoints of {len(files)} files: {dict(counts)}")
     assert counts["wrong"] == 0
@@ -245,19 +245,26 @@ with locked(sys.argv[1]):
 """
 
 
-def test_one_writer_a_folder(tmp_path: Path) -> None:
-    call = [sys.executable, "-c", HOLD, str(tmp_path)]
+@pytest.mark.parametrize(("name", "place"), [("relation", "unfinished"), ("condensation", "")])
+def test_one_writer_a_folder(name: str, place: str, tmp_path: Path) -> None:
+    job, lock = JOBS[name][0], tmp_path / place / LOCK
+    call = [sys.executable, "-c", HOLD, str(lock.parent)]
     holder = subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    for job in (relation, condensation):
-        with pytest.raises(FolderInUseError, match=f"written by process {holder.pid} on host"):
-            job(tmp_path)
-    assert os.listdir(tmp_path) == [LOCK]
+    with pytest.raises(FolderInUseError, match=f"written by process {holder.pid} on host"):
+        job(tmp_path)
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [lock]
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert json.loads((tmp_path / LOCK).read_text())["pid"] == holder.pid  # left behind, and taken over
-    condensation(tmp_path)
-    assert not (tmp_path / LOCK).exists()
+    assert json.loads(lock.read_text())["pid"] == holder.pid  # left behind, and taken over
+    assert job(tmp_path) == job(None)
+    assert not lock.exists()
+
+
+def test_refused_data_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no column|not 'y'"):
+        RelationCleaner().fit(ROWS, "y", output_dir=tmp_path / "r" / "s", quiet=True)
+    assert not (tmp_path / "r" / "s" / "unfinished").exists()
 
 
 def test_a_thread_may_lock_twice_another_may_not(tmp_path: Path) -> None:
