@@ -193,9 +193,10 @@ class FeatureExtractor:
         return value
 
     def _count(self, what: str, more: int, message: str, detail: Any) -> None:
-        if more and not self.counts[what]:
-            logger.warning(f"some {message}; counted in .counts[{what!r}]", detail)
-        self.counts[what] += int(more)
+        if more:
+            if not self.counts[what]:
+                logger.warning(f"some {message}; counted in .counts[{what!r}]", detail)
+            self.counts[what] += int(more)
 
 
 _KEYS = {"image": "pixel_values", "text": "input_ids", "audio": "input_values"}

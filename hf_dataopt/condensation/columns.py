@@ -125,7 +125,7 @@ def _read_column(
     """Images of the rows that are not known to be unfit, and which others hold none."""
     from datasets import Image
 
-    plain = dataset.with_format(None)
+    plain = dataset.select_columns([column]).with_format(None)
     pictures = isinstance(plain.features[column], Image)
     if pictures:  # decoded here, row by row
         plain = plain.cast_column(column, Image(decode=False))
@@ -169,7 +169,7 @@ def _read_labels(
     dataset: Dataset, column: str, names: list[str] | None, on_error: OnError
 ) -> tuple[Tensor, list[str], dict[int, str]]:
     """Class numbers (-1 where there is none), class names, and which rows have no class."""
-    values = dataset.with_format(None)[:][column]
+    values = dataset.select_columns([column]).with_format(None)[:][column]
     given = [value for value in values if value is not None]
     own = getattr(dataset.features[column], "names", None)
     if given and all(isinstance(value, str) for value in given):
