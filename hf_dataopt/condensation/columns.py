@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..decoding import OnError, read_rows
+from ..decoding import OnError, read_picture, read_rows
 from ..errors import BadRowError
 from .multi_formation import RECIPE_COLUMN, alike, is_image, read_element, to_images
 
@@ -127,13 +127,14 @@ def _read_column(
 
     plain = dataset.select_columns([column]).with_format(None)
     pictures = isinstance(plain.features[column], Image)
+    mode = getattr(plain.features[column], "mode", None)
     if pictures:  # decoded here, row by row
         plain = plain.cast_column(column, Image(decode=False))
     found: list[NDArray[Any]] = []
     skipped: dict[int, str] = {}
 
     def read(value: Any) -> NDArray[Any]:
-        element = read_element(value)
+        element = read_element(read_picture(value, mode) if pictures and mode in ("L", "RGB") else value)
         if size is not None:
             element = resized(element, size)
         # 8-bit images stay 8-bit

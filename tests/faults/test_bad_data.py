@@ -204,6 +204,11 @@ def test_a_folder_of_photos_is_condensed_at_a_size() -> None:
     assert condenser.evaluate(condensed, data, seeds=1)["condensed"][0].images == 8
 
 
+def test_a_column_that_asks_for_a_mode_gets_it() -> None:
+    data = _folder(_photos(), [k % 2 for k in range(24)]).cast_column("image", Image(mode="L"))
+    assert read_images(data, size=8).images.shape == (24, 1, 8, 8)
+
+
 def test_resizing_keeps_the_middle() -> None:
     image = np.zeros((1, 20, 40), np.float32)
     image[:, :, 10:30] = 1
