@@ -151,7 +151,8 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
 
 
 def summary(report: Any, kept: int) -> dict[str, Any]:
-    """Counts, settings and the worst rows, ready for JSON."""
+    """Counts, settings and the worst rows, ready for JSON; rows by their numbers in the dataset that was given."""
+    numbers = report.rows
     return {
         "rows": len(report),
         "label_errors": int(report.is_label_error.sum()),
@@ -161,7 +162,7 @@ def summary(report: Any, kept: int) -> dict[str, Any]:
         "summary": report.summary,
         "worst": [
             {
-                "row": int(row),
+                "row": int(numbers[row]),
                 "label": report.label_names[report.labels[row]],
                 "suggested": report.label_names[report.suggested_label[row]],
                 "score": float(report.label_noise_score[row]),

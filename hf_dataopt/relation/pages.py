@@ -20,7 +20,7 @@ MAPS = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One row as it is shown."""
+    """One row as it is shown, by its number in the dataset that was given to `fit`."""
 
     row: int
     label: str
@@ -157,7 +157,7 @@ class _Shown:
         texts = [name for name in texts if name != report.label_column]
         self.column = column or next((name for name, image in kinds.items() if image), next(iter(texts), None))
         self.is_image = bool(self.column and kinds.get(self.column))
-        self.report = report
+        self.report, self.numbers = report, report.rows
         self.dataset = dataset if self.column is None else dataset.select_columns([self.column]).with_format(None)
         if self.is_image:
             self.dataset = self.dataset.cast_column(self.column, Image(decode=False))
@@ -180,7 +180,7 @@ class _Shown:
         elif value is not None:
             text = str(value)
             text = text if len(text) <= 220 else text[:217] + "..."
-        return Item(row, self.report.label_names[self.report.labels[row]], image, text, relation)
+        return Item(int(self.numbers[row]), self.report.label_names[self.report.labels[row]], image, text, relation)
 
     def items(self, rows: Any, relations: Any) -> list[Item]:
         values = [None] * len(rows) if relations is None else [float(value) for value in relations]

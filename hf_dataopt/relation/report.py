@@ -86,6 +86,12 @@ class RelationReport:
         """What pickling and `datasets` hashing see: scores and settings, never the graph over the dataset."""
         return {**self.__dict__, "_graphs": None}
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) numbers that the fitted rows have in the dataset that was given to `fit`."""
+        skipped = self.summary.get("skipped", {}).get("rows", [])
+        return np.setdiff1d(np.arange(len(self) + len(skipped)), skipped)
+
     def fitted(self, dataset: Any) -> Any:
         """The rows of a dataset that this report is about: all, without those that `fit(on_error="skip")` left out.
 
@@ -95,7 +101,7 @@ class RelationReport:
         skipped = self.summary.get("skipped", {}).get("rows", [])
         if not skipped or len(dataset) != len(self) + len(skipped):
             return dataset
-        return dataset.select(np.setdiff1d(np.arange(len(dataset)), skipped))
+        return dataset.select(self.rows)
 
     def annotate(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, Any]:
         """The five columns of a batch, looked up: for `dataset.map(report.annotate, batched=True, with_indices=True)`.

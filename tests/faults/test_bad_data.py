@@ -7,6 +7,7 @@ an error names the row.
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 from hf_dataopt import decoding
+from hf_dataopt.cli import main
 from hf_dataopt.condensation.columns import read_images, resized
 from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.multi_formation import stack
 from hf_dataopt.errors import BadRowError
 from hf_dataopt.features import FeatureExtractor
 from hf_dataopt.relation.cleaner import RelationCleaner
+from hf_dataopt.relation.pages import write_page
 from hf_dataopt.relation.report import RelationReport
 
 from ..models import byte_tokenizer
@@ -283,6 +286,10 @@ def test_relation_leaves_bad_rows_out_and_counts_them(tmp_path: Path, caplog: py
     clean = RelationCleaner().fit(case.dataset().select(good), quiet=True)
     np.testing.assert_allclose(report.label_noise_score, clean.label_noise_score, rtol=1e-5)
     fitted = report.fitted(data)
+    assert report.rows.tolist() == good.tolist() and fitted["label"][:] == [data["label"][k] for k in good.tolist()]
+    worst = int(report.worst(1)[0])
+    page = write_page(report, fitted, tmp_path / "page.html", count=1).read_text()
+    assert f"row {good[worst]}" in page and "rows left out" in page
     annotated = fitted.map(report.annotate, batched=True, with_indices=True)
     assert annotated["is_label_error"][:] == report.is_label_error.tolist()
     again = RelationReport.load(tmp_path, fitted)
@@ -297,6 +304,21 @@ def test_relation_errors_name_the_row(row: int) -> None:
     place = row - sum(other < row for other in reasons)
     with pytest.raises(ValueError, match=f"row {place} "):
         RelationCleaner().fit(chosen, quiet=True)
+
+
+def test_clean_skips_broken_pictures_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = _photos(30)
+    cells[4] = {"bytes": b"junk", "path": None}
+    _folder(cells, [k % 2 for k in range(30)]).save_to_disk(tmp_path / "d")
+    config = tf.ViTConfig(image_size=16, patch_size=8, **{**SMALL, "num_labels": 2})
+    tf.ViTForImageClassification(config).save_pretrained(tmp_path / "m")
+    tf.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "m")
+    call = ["clean", str(tmp_path / "d"), "--model", str(tmp_path / "m"), "--out", str(tmp_path / "out"), "--json"]
+    assert main(call) == 1
+    assert "row 4 holds an image that cannot be decoded" in capsys.readouterr().err
+    assert main([*call, "--on-error", "skip"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rows"] == 29 and result["summary"]["skipped"]["rows"] == [4]
 
 
 def test_negative_numbers_are_no_classes_unless_they_are_texts() -> None:
