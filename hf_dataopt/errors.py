@@ -18,3 +18,21 @@ class MissingExtraError(ImportError):
 
 class HubError(RuntimeError):
     """A call to the Hub failed; where it was an upload, the repository holds what it held before."""
+
+
+class FolderInUseError(RuntimeError):
+    """Another job is writing to the same output folder. Nothing was read or written there."""
+
+
+class BadRowError(ValueError):
+    """A row of a data set cannot be read.
+
+    Args:
+        row: its number.
+        why: what is wrong, as in "holds no image".
+        what: what the number counts.
+    """
+
+    def __init__(self, row: int, why: str, what: str = "row") -> None:
+        super().__init__(f"{what} {row} {why} (on_error='skip' leaves such rows out and counts them)")
+        self.row, self.why = row, why

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from . import decoding
+from .decoding import OnError
+from .positions import positions_of
+
+logger = logging.getLogger(__name__)
 _AUTO = {
     "image": "AutoModelForImageClassification",
     "text": "AutoModelForSequenceClassification",
@@ -30,13 +38,22 @@ class FeatureExtractor:
         revision: Hub revision, for names.
         dtype: "float32", "bfloat16" or "float16" for the forward pass; outputs are float32.
         suffix: put behind both column names, to keep the columns of several checkpoints apart.
+        on_error: "skip" gives rows that cannot be read NaN in both columns, which `RelationCleaner.fit(on_error="skip")`
+            leaves out; `skipped` says why. "raise" ends at the first one and names it.
+
+    Attributes:
+        skipped: reason by row, of the rows that this process could not read (numbers of the dataset where `map` was given
+            `with_indices=True`, else of the batch).
+        counts: rows "skipped", texts "truncated" to the model's length, "empty" texts, of this process.
 
     Raises:
         ValueError: unknown modality or dtype, missing column, or a model without a head of `num_labels` outputs.
+        BadRowError: a row cannot be read.
 
     Source: section 5.2 (features and predicted probabilities).
     Differs: a name hashes by name, revision, dtype, processor and column in `datasets`; a model object hashes with its
-        weights (about 20 ms per million parameters and call).
+        weights (about 20 ms per million parameters and call). Sounds of different length are padded where the processor
+        makes an attention mask, else run by length: what a row gets never hangs on its neighbours.
     Cost: one forward pass a row.
 
     Example:
@@ -53,40 +70,59 @@ class FeatureExtractor:
         revision: str | None = None,
         dtype: str = "float32",
         suffix: str = "",
+        on_error: OnError = "raise",
     ) -> None:
         if modality not in _AUTO:
             raise ValueError(f"modality is {modality!r}; give one of {', '.join(_AUTO)}")
         if dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype is {dtype!r}; give 'float32', 'bfloat16' or 'float16'")
-        self.model, self.processor, self.column = model, processor, column
+        decoding.check_on_error(on_error)
+        self.model, self.processor, self.column, self.on_error = model, processor, column, on_error
         self.modality, self.revision, self.dtype, self.suffix = modality, revision, dtype, suffix
         self._loaded: torch.nn.Module | None = None
         self._stored_processor: Callable[..., Any] | None = None
+        self.skipped: dict[int, str] = {}
+        self.counts: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model."""
-        return {**self.__dict__, "_loaded": None, "_stored_processor": None}
+        """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model, nor counts."""
+        fresh: dict[str, Any] = {"_loaded": None, "_stored_processor": None, "skipped": {}, "counts": Counter()}
+        return {**self.__dict__, **fresh}
 
     @torch.inference_mode()
-    def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, np.ndarray]:
-        """Features (n, d) and probs (n, C), float32, of one batch; `rank` picks the GPU where there is one."""
+    def __call__(self, batch: Mapping[str, Any], *where: Any, rank: int | None = None) -> dict[str, np.ndarray]:
+        """Features (n, d) and probs (n, C), float32, of one batch.
+
+        Args:
+            batch: holds the column.
+            where: what `map` adds: row numbers (`with_indices=True`), for messages, and a rank (`with_rank=True`).
+            rank: picks the GPU where there is one.
+        """
         if self.column not in batch:
             raise ValueError(f"the batch has columns {list(batch)}, not {self.column!r}; set column=")
         model = self._ready()
+        rank = next((int(one) for one in where if np.ndim(one) == 0 and one is not None), rank)
+        rows = next((one for one in where if np.ndim(one) == 1), None)
         if torch.cuda.is_available() and (rank is not None or isinstance(self.model, str)):
             model.to(torch.device("cuda", (rank or 0) % torch.cuda.device_count()))
+        values = decoding.column_values(batch, self.column)
+        head = _head(model)
+        features = np.full((len(values), head.in_features), np.nan, np.float32)
+        probs = np.full((len(values), head.out_features), np.nan, np.float32)
         caught: list[tuple[torch.Tensor, torch.Tensor]] = []
-        handle = _head(model).register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output)))
+        handle = head.register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output)))
         modes = [(module, module.training) for module in model.modules()]
         try:
-            logits = model.eval()(**self._inputs(batch[self.column], model)).logits
+            model.eval()
+            for places, inputs in self._inputs(values, model, rows):
+                logits = model(**inputs).logits
+                features[places] = _pooled(*caught[-1], logits).float().cpu().numpy()
+                probs[places] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
         finally:
             handle.remove()
             for module, mode in modes:
                 module.training = mode
-        probs = torch.softmax(logits.float(), dim=-1)
-        features = _pooled(*caught[-1], logits).float().cpu().numpy()
-        return {f"features{self.suffix}": features, f"probs{self.suffix}": probs.cpu().numpy()}
+        return {f"features{self.suffix}": features, f"probs{self.suffix}": probs}
 
     def _ready(self) -> Any:
         if self._loaded is None:
@@ -103,35 +139,117 @@ class FeatureExtractor:
             self._loaded = model
         return self._loaded
 
-    def _inputs(self, values: Any, model: Any) -> dict[str, torch.Tensor]:
-        processor = self.processor or self._stored_processor
+    def _inputs(
+        self, values: Any, model: Any, rows: Sequence[int] | None = None
+    ) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
+        """Positions in the batch and the model's inputs for them, in as few groups as can be."""
+        processor: Any = self.processor or self._stored_processor
+        read, options = self._reader(processor, model)
+        name = "row" if rows is not None else "row of the batch"
+        found, places, skipped = decoding.read_rows(values, read, rows=rows, on_error=self.on_error, what=name)
+        self.skipped |= skipped
+        self._count("skipped", len(skipped), "rows cannot be read and get NaN (%s)", next(iter(skipped.items()), None))
+        groups = []
+        for group in _groups(found, together=self.modality != "audio" or _pads(processor)):
+            part = [found[k] for k in group]
+            if processor is None:
+                made = {_KEYS[self.modality]: torch.from_numpy(decoding.stacked(part, [places[k] for k in group]))}
+            else:
+                made = dict(processor(part, return_tensors="pt", **options))
+            dtype, device = getattr(torch, self.dtype), model.device
+            inputs = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in made.items()}
+            groups.append(([places[k] for k in group], inputs))
+        return groups
+
+    def _reader(self, processor: Any, model: Any) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        """What reads one cell, and what the processor is told."""
         if processor is None:
-            key = {"image": "pixel_values", "text": "input_ids", "audio": "input_values"}[self.modality]
-            made = {key: torch.as_tensor(np.asarray(values))}
-        else:
-            options: dict[str, Any] = {}
-            if self.modality == "text":
-                options = {"padding": True, "truncation": True}
-            elif self.modality == "audio":
-                values, rate = _waveforms(values, getattr(processor, "sampling_rate", None))
-                options = {"sampling_rate": rate}
-            elif getattr(model.config, "num_channels", 3) == 3:
-                values = [one.convert("RGB") if hasattr(one, "convert") else one for one in values]
-            made = dict(processor(values, return_tensors="pt", **options))
-        dtype, device = getattr(torch, self.dtype), model.device
-        return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in made.items()}
+            return (_ids if self.modality == "text" else decoding.read_array), {}
+        if self.modality == "audio":
+            rate = getattr(processor, "sampling_rate", None)
+            options = {"sampling_rate": rate, **({"padding": True} if _pads(processor) else {})}
+            return (lambda value: decoding.read_sound(value, rate)), options
+        if self.modality == "image":
+            mode = {1: "L", 3: "RGB"}.get(getattr(model.config, "num_channels", 3))
+            return (lambda value: _picture(value, mode)), {}
+        limit = _text_limit(processor, model)
+        options = {"padding": True, "truncation": True, **({"max_length": limit} if limit else {})}
+        return (lambda value: self._text(value, processor, limit)), options
+
+    def _text(self, value: Any, tokenizer: Any, limit: int | None) -> Any:
+        """A text with at least one token; too long and empty ones are counted."""
+        if value is None:
+            raise ValueError("holds no text")
+        if not isinstance(value, str) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+            return value
+        length = len(tokenizer(value, truncation=False, verbose=False)["input_ids"])
+        if not length:
+            raise ValueError("holds an empty text, which has no tokens")
+        self._count("empty", not value.strip(), "texts are empty (%s)", None)
+        if limit is not None:
+            self._count(
+                "truncated", length > limit, "texts are longer than the model takes and are cut to %s tokens", limit
+            )
+        return value
+
+    def _count(self, what: str, more: int, message: str, detail: Any) -> None:
+        if more:
+            if not self.counts[what]:
+                logger.warning(f"some {message}; counted in .counts[{what!r}]", detail)
+            self.counts[what] += int(more)
 
 
-def _waveforms(values: Any, expected: int | None) -> tuple[list[Any], int | None]:
-    """Samples of an audio batch and their rate: what `Audio` columns decode to (dictionaries or decoders), or bare arrays."""
-    plain = (np.ndarray, list, tuple, torch.Tensor)
-    rates = {int(one["sampling_rate"]) for one in values if not isinstance(one, plain)}
-    if rates - {expected}:
-        raise ValueError(
-            f"the audio has sampling rates {sorted(rates)}, the model needs {expected}; cast the column: "
-            f"dataset.cast_column(column, Audio({expected}))"
-        )
-    return [np.asarray(one if isinstance(one, plain) else one["array"]) for one in values], expected
+_KEYS = {"image": "pixel_values", "text": "input_ids", "audio": "input_values"}
+
+
+def _picture(value: Any, mode: str | None) -> Any:
+    """A picture in the model's mode, 16-bit arrays as pictures too; other arrays as they are."""
+    if isinstance(value, np.ndarray | list | torch.Tensor):
+        array = np.asarray(value)
+        if array.dtype == np.uint16:
+            return (decoding.read_array(array) / 257).round().astype(np.uint8)
+        decoding.read_array(array)
+        return array
+    return decoding.read_picture(value, mode)
+
+
+def _ids(value: Any) -> np.ndarray:
+    """A row of token numbers."""
+    decoding.read_array(value)
+    return np.asarray(value)
+
+
+def _groups(found: list[Any], *, together: bool) -> list[list[int]]:
+    """Positions that go through the model at once: all, or those of one length."""
+    if together:
+        return [list(range(len(found)))] if found else []
+    by_length: dict[int, list[int]] = {}
+    for k, one in enumerate(found):
+        by_length.setdefault(len(one), []).append(k)
+    return list(by_length.values())
+
+
+def _pads(processor: Any) -> bool:
+    """Whether sounds of different length may share a batch: padded to a fixed length, or with an attention mask."""
+    if processor is None:
+        return True
+    try:
+        padding = inspect.signature(processor.__call__).parameters.get("padding")
+    except (TypeError, ValueError):
+        padding = None
+    if padding is None or padding.default not in (False, None):
+        return True
+    return bool(getattr(processor, "return_attention_mask", False))
+
+
+def _text_limit(tokenizer: Any, model: Any) -> int | None:
+    """Tokens that tokenizer and model both take; positions kept for padding (RoBERTa) are none."""
+    limits = [getattr(tokenizer, "model_max_length", None), positions_of(model.config)]
+    table = next((m for n, m in model.named_modules() if n.endswith("position_embeddings")), None)
+    if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None and limits[1] is not None:
+        limits[1] -= table.padding_idx + 1
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
+    return min(known, default=None)
 
 
 def _load_processor(model: Any, modality: str, revision: str | None) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .decoding import column_values, is_picture, read_array, read_picture, read_rows, stacked
+
 _KEYS = ("pixel_values", "input_values", "input_features")
 
 
@@ -209,12 +211,12 @@ class SaliencyExtractor:
             if name not in batch:
                 raise ValueError(f"the batch has columns {list(batch)}, not {name!r}; set column= or label_column=")
         weight = next(self.model.parameters())
-        values = batch[self.column]
-        made = (
-            {self.key: torch.as_tensor(np.asarray(values))}
-            if self.processor is None
-            else dict(self.processor(values, return_tensors="pt"))
-        )
+        values = column_values(batch, self.column)
+        if self.processor is None:
+            made = {self.key: torch.from_numpy(stacked(*read_rows(values, read_array, what="row of the batch")[:2]))}
+        else:
+            shown = read_rows(values, lambda value: read_picture(value) if is_picture(value) else value)[0]
+            made = dict(self.processor(shown, return_tensors="pt"))
         inputs = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for k, v in made.items()}
         labels = torch.as_tensor(np.asarray(batch[self.label_column])).to(weight.device)
         return {self.output: input_saliency(self.model, inputs, labels).cpu().numpy()}

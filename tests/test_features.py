@@ -9,7 +9,7 @@ import transformers as tf
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from hf_dataopt.features import FeatureExtractor, _head, _waveforms
+from hf_dataopt.features import FeatureExtractor, _head
 
 E = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGES = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
@@ -105,17 +105,6 @@ def test_map_caches_by_name_and_fields(tmp_path: object) -> None:
     assert one._fingerprint == again._fingerprint and one.cache_files == again.cache_files
     other = data.map(FeatureExtractor(f"{tmp_path}/m", suffix="_2"), batched=True)
     assert other._fingerprint != one._fingerprint and "features_2" in other.column_names
-
-
-def test_audio_rates_are_checked() -> None:
-    class Decoder:  # as `datasets` decodes an Audio column
-        def __getitem__(self, key: str) -> object:
-            return {"array": np.ones(4, np.float32), "sampling_rate": 16_000}[key]
-
-    arrays, rate = _waveforms([Decoder(), {"array": [0.0, 1.0], "sampling_rate": 16_000}], 16_000)
-    assert rate == 16_000 and [len(one) for one in arrays] == [4, 2]
-    with pytest.raises(ValueError, match="cast_column"):
-        _waveforms([Decoder()], 44_100)
 
 
 def test_hash_follows_the_fields_and_not_the_call() -> None:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .multi_formation import RECIPE_COLUMN, is_image, stack, to_images
+from ..decoding import OnError, read_picture, read_rows
+from ..errors import BadRowError
+from .multi_formation import RECIPE_COLUMN, alike, is_image, read_element, to_images
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +29,7 @@ class LabelledImages:
         labels: (n,) int64 in [0, classes).
         class_names: one per class.
         mean, std: per channel, of the values in [0, 1] (images) or as they are (arrays).
+        skipped: reason by row of the data set, of the rows that were left out.
     """
 
     images: Tensor
@@ -33,6 +37,7 @@ class LabelledImages:
     class_names: list[str]
     mean: Tensor
     std: Tensor
+    skipped: dict[int, str] = field(default_factory=dict)
     rows_of_class: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +69,9 @@ def read_images(
     label_column: str = "label",
     like: LabelledImages | None = None,
     class_names: list[str] | None = None,
+    *,
+    size: int | None = None,
+    on_error: OnError = "raise",
 ) -> LabelledImages:
     """Read a data set into memory.
 
@@ -72,21 +80,27 @@ def read_images(
         image_column, label_column: names.
         like: take classes and normalisation from this (a test set from its training set).
         class_names: order of the classes, instead of the label column's own.
+        size: side of the square that images are brought to (shorter side resized, middle cut out); None: all have one
+            size. Grey ones among colour become colour.
+        on_error: "skip" leaves rows out that hold no image or no label of a class.
 
     Returns:
-        The images.
+        The images; `skipped` says which rows were left out.
 
     Raises:
         ValueError: a missing column, no rows, unequal sizes, NaN, a label out of range or a class without images.
+        BadRowError: a row cannot be read.
     """
     for name in (image_column, label_column):
         if name not in dataset.column_names:
             raise ValueError(f"no column {name!r}; the data set has {', '.join(dataset.column_names)}")
     if len(dataset) == 0:
         raise ValueError("the data set is empty; give at least one image per class")
-    images = _read_column(dataset, image_column)
     names = like.class_names if like is not None else class_names
-    labels, names = _read_labels(dataset, label_column, names)
+    labels, names, unlabelled = _read_labels(dataset, label_column, names, on_error)
+    images, unread = _read_column(dataset, image_column, unlabelled, size, on_error)
+    skipped = dict(sorted((unlabelled | unread).items()))
+    labels = labels[np.setdiff1d(np.arange(len(dataset)), list(skipped))]
     if like is None:
         if len(names) < 2:
             raise ValueError(f"found one class only ({names}); gradients are matched by class, give at least two")
@@ -96,45 +110,89 @@ def read_images(
         mean, std = _statistics(images)
     else:
         mean, std = like.mean, like.std
+        if images.shape[1] == 1 and like.images.shape[1] == 3:
+            images = images.expand(-1, 3, -1, -1).contiguous()
         if images.shape[1:] != like.images.shape[1:]:
             raise ValueError(
                 f"images have shape {tuple(images.shape[1:])}, the training images {tuple(like.images.shape[1:])}; resize"
             )
-    return LabelledImages(images=images, labels=labels, class_names=names, mean=mean, std=std)
+    return LabelledImages(images=images, labels=labels, class_names=names, mean=mean, std=std, skipped=skipped)
 
 
-def _read_column(dataset: Dataset, column: str) -> Tensor:
-    parts = []
-    plain = dataset.with_format(None)
+def _read_column(
+    dataset: Dataset, column: str, known: dict[int, str], size: int | None, on_error: OnError
+) -> tuple[Tensor, dict[int, str]]:
+    """Images of the rows that are not known to be unfit, and which others hold none."""
+    from datasets import Image
+
+    plain = dataset.select_columns([column]).with_format(None)
+    pictures = isinstance(plain.features[column], Image)
+    mode = getattr(plain.features[column], "mode", None)
+    if pictures:  # decoded here, row by row
+        plain = plain.cast_column(column, Image(decode=False))
+    found: list[NDArray[Any]] = []
+    skipped: dict[int, str] = {}
+
+    def read(value: Any) -> NDArray[Any]:
+        element = read_element(read_picture(value, mode) if pictures and mode in ("L", "RGB") else value)
+        if size is not None:
+            element = resized(element, size)
+        # 8-bit images stay 8-bit
+        return (element * 255).round().astype(np.uint8) if pictures or is_image(value) else element
+
     for start in range(0, len(plain), _CHUNK):
+        rows = [row for row in range(start, min(start + _CHUNK, len(plain))) if row not in known]
         values = plain[start : start + _CHUNK][column]
-        part = stack(values)
-        parts.append((part * 255).round().to(torch.uint8) if is_image(values[0]) else part)
-        if parts[-1].shape[1:] != parts[0].shape[1:] or parts[-1].dtype != parts[0].dtype:
-            raise ValueError(
-                f"images have different shapes, e.g. {tuple(parts[0].shape[1:])} and {tuple(part.shape[1:])}; resize them"
-            )
-    return torch.cat(parts)
+        part, _, unread = read_rows([values[row - start] for row in rows], read, rows=rows, on_error=on_error)
+        found, skipped = found + part, skipped | unread
+    if not found:
+        raise ValueError(f"no row of {column!r} can be read, the first: {next(iter((known | skipped).values()))}")
+    if len({one.dtype for one in found}) > 1:
+        raise ValueError(f"{column!r} holds images and arrays; give one kind")
+    return torch.from_numpy(alike(found)), skipped
 
 
-def _read_labels(dataset: Dataset, column: str, names: list[str] | None) -> tuple[Tensor, list[str]]:
-    values = dataset.with_format(None)[:][column]
+def resized(element: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """The middle square of an image (C, H, W) after its shorter side was brought to `size`: antialiased, bilinear."""
+    import torch.nn.functional as F
+
+    height, width = element.shape[1:]
+    scale = size / min(height, width)
+    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    image = torch.from_numpy(element)[None]
+    if target != (height, width):
+        image = F.interpolate(image, size=target, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return image[0, :, top : top + size, left : left + size].numpy()
+
+
+def _read_labels(
+    dataset: Dataset, column: str, names: list[str] | None, on_error: OnError
+) -> tuple[Tensor, list[str], dict[int, str]]:
+    """Class numbers (-1 where there is none), class names, and which rows have no class."""
+    values = dataset.select_columns([column]).with_format(None)[:][column]
+    given = [value for value in values if value is not None]
     own = getattr(dataset.features[column], "names", None)
-    if isinstance(values[0], str):
-        names = names or sorted(set(values))
-        unknown = sorted(set(values) - set(names))
-        if unknown:
-            raise ValueError(f"labels {unknown[:5]} are not among the classes {names[:5]} ...")
-        return torch.tensor([names.index(value) for value in values]), names
-    labels = np.asarray(values)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers or strings, got {labels.dtype} of shape {labels.shape}")
-    names = names or own or [str(label) for label in range(int(labels.max()) + 1)]
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(
-            f"labels must be in [0, {len(names)}), got {labels.min()} .. {labels.max()}; drop unlabelled rows"
-        )
-    return torch.from_numpy(labels.astype(np.int64)), list(names)
+    if given and all(isinstance(value, str) for value in given):
+        names = names or sorted(set(given))
+        place = {name: label for label, name in enumerate(names)}
+        labels = np.array([place.get(value, -1) for value in values])
+        wrong = f"labels {sorted(set(given) - set(names))[:5]} are not among the classes {names[:5]} ..."
+    else:
+        numbers = np.asarray(given)
+        if not given or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise ValueError(f"labels must be integers or strings, got {numbers.dtype} of shape {numbers.shape}")
+        names = names or own or [str(label) for label in range(int(numbers.max()) + 1)]
+        labels = np.array([-1 if value is None or not 0 <= value < len(names) else value for value in values])
+        wrong = f"labels must be in [0, {len(names)}), got {numbers.min()} .. {numbers.max()}; drop unlabelled rows"
+    unfit = {
+        int(row): "has no label" if values[row] is None else f"has label {values[row]!r}, which is no class"
+        for row in np.flatnonzero(labels < 0)
+    }
+    if unfit and on_error == "raise":
+        row, why = next(iter(unfit.items()))
+        raise BadRowError(row, why if values[row] is None else f"{why}: {wrong}")
+    return torch.from_numpy(labels.astype(np.int64)), list(names), unfit
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate", action="store_true", help="train networks on the result and on random real images"
     )
     parser.add_argument("--seeds", type=int, default=3, help="scoring runs")
+    parser.add_argument(
+        "--size", "--image-size", dest="image_size", type=int, help="side in pixels that all images are brought to"
+    )
+    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     add_push_arguments(parser, "the result")
     parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
     group = parser.add_argument_group("settings (see IDCConfig)")
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     test = load(args.test or args.dataset, "test") if args.evaluate else None
     from .condenser import DatasetCondenser
 
-    condenser = DatasetCondenser(config, device=args.device)
+    condenser = DatasetCondenser(config, device=args.device, on_error=args.on_error)
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     cost = condenser.estimate(train, **columns)
     args.console.print(str(cost))
@@ -87,6 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "classes": len(condensed) // config.images_per_class,
         "outer_iterations": config.outer_iterations,
         "losses": condenser.losses,
+        "skipped": dict(Counter(condenser.skipped.values())),
         "config": config.to_json_string(),
     }
     from ..distributed import is_main_process
@@ -117,6 +123,8 @@ def config_from(args: argparse.Namespace) -> IDCConfig:
     from .config import IDCConfig
 
     changes = {name: getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}
+    if args.image_size is not None:
+        changes["image_size"] = args.image_size
     make = getattr(IDCConfig, args.preset) if args.preset else IDCConfig
     config: IDCConfig = make(**changes, seed=args.seed)
     return config
@@ -174,6 +182,8 @@ def show(result: dict[str, Any], console: Any) -> None:
     for name in ("folder", "preview", "repository"):
         if name in result:
             console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
+    if result.get("skipped"):
+        console.print(f"rows left out: {sum(result['skipped'].values())}")
     if result["losses"]:
         console.print(f"matching loss {result['losses'][0]:.4g} -> {result['losses'][-1]:.4g}")
     if result.get("scores"):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..checkpoint import PassCheckpoint
+from ..checkpoint import PassCheckpoint, locked
+from ..decoding import OnError, check_on_error
 from ..progress import bar
 from ..seeding import generator as seeded
 from .baselines import random_rows
@@ -51,6 +53,8 @@ class DatasetCondenser:
         network (`Callable`, optional): factory (channels, classes, (height, width)) -> classifier for the matching
             instead of the configured one; any module or transformers model that maps (n, C, H, W) to logits.
         device (`str`, optional): default the process's own: CUDA if there is one, else CPU.
+        on_error (`str`, default `"raise"`): `"skip"` leaves rows without a readable image or a class out; `skipped` then
+            says which of the data set read last, and why.
 
     Source: chapter 6, Algorithm 5; defaults from the reference code where text and code differ.
     Differs: see `IDCConfig`; stored values are clamped at the end (the reference saves them as they are).
@@ -63,13 +67,25 @@ class DatasetCondenser:
     """
 
     def __init__(
-        self, config: IDCConfig | None = None, *, network: NetworkFactory | None = None, device: str | None = None
+        self,
+        config: IDCConfig | None = None,
+        *,
+        network: NetworkFactory | None = None,
+        device: str | None = None,
+        on_error: OnError = "raise",
     ) -> None:
+        check_on_error(on_error)
+        self.on_error: OnError = on_error
         self.config = config or IDCConfig()
         self.network = network or factory_of(self.config)
         self.device = torch.device(device) if device else _own_device()
         self.losses: list[float] = []
         self._data: tuple[tuple[str, ...], LabelledImages] | None = None
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Reason by row, of the rows of the last training set that were left out."""
+        return self._data[1].skipped if self._data else {}
 
     def condense(
         self,
@@ -85,7 +101,9 @@ class DatasetCondenser:
         Args:
             dataset: images or arrays (C, H, W) of one size, and labels.
             image_column, label_column: names.
-            output_dir: folder for the checkpoint after each outer iteration and, at the end, `preview.png`.
+            output_dir: folder for the checkpoint after each outer iteration and, at the end, `preview.png`. A damaged
+                checkpoint, other data, other settings or fewer outer iterations start afresh, with a warning. One job
+                at a time: the folder is locked.
             callback: called with the outer iteration and its mean matching loss.
 
         Returns:
@@ -95,19 +113,21 @@ class DatasetCondenser:
         Raises:
             ValueError: columns, sizes or labels do not fit, or a class has too few images.
             TypeError: not a `datasets.Dataset`, e.g. a dictionary of splits.
+            FolderInUseError: another job writes to `output_dir`.
 
         Source: Algorithm 5.
         """
-        data = self._read(dataset, image_column, label_column)
         folder = Path(output_dir) if output_dir is not None else None
-        classes = distributed.shard(len(data.class_names))
-        with reused_memory(self.device.type == "cpu"):
-            images = self._optimise(data, list(classes), folder, callback)
-        images = _gather(images, list(classes), len(data.class_names))
-        low, high = self.config.clamp_low, self.config.clamp_high
-        images = images.clamp_(float(data.images.min()) if low is None else low, high)
-        if folder is not None and distributed.is_main_process():
-            save_preview(images, folder / "preview.png", self.config.images_per_class)
+        with nullcontext() if folder is None else locked(folder):
+            data = self._read(dataset, image_column, label_column)
+            classes = distributed.shard(len(data.class_names))
+            with reused_memory(self.device.type == "cpu"):
+                images = self._optimise(data, list(classes), folder, callback)
+            images = _gather(images, list(classes), len(data.class_names))
+            low, high = self.config.clamp_low, self.config.clamp_high
+            images = images.clamp_(float(data.images.min()) if low is None else low, high)
+            if folder is not None and distributed.is_main_process():
+                save_preview(images, folder / "preview.png", self.config.images_per_class)
         labels = torch.arange(len(data.class_names)).repeat_interleave(self.config.images_per_class)
         return to_dataset(
             images.flatten(0, 1),
@@ -170,11 +190,14 @@ class DatasetCondenser:
             mean=torch.tensor(recipe["mean"]),
             std=torch.tensor(recipe["std"]),
         )
-        real = read_images(test, *columns, like=known)
+        reading: dict[str, Any] = {"like": known, "on_error": self.on_error}
+        if recipe.get("image_size") is not None:
+            reading["size"] = known.size[0]
+        real = read_images(test, *columns, **reading)
         formation = MultiFormation.from_dataset(condensed).formation
         factories = networks or {self.config.network: self.network}
         sets = {"condensed": (form(stored, formation), form_labels(labels, formation))}
-        data = read_images(train, *columns, like=known) if train is not None else self._data[1] if self._data else None
+        data = read_images(train, *columns, **reading) if train is not None else self._data[1] if self._data else None
         if data is not None:
             rows = random_rows(data, len(stored) // len(known.class_names), self.config.seed)
             sets["random"] = (data.pixels(rows), data.labels[rows])
@@ -192,7 +215,10 @@ class DatasetCondenser:
             )
         key = (dataset._fingerprint, image_column, label_column)
         if self._data is None or self._data[0] != key:
-            data = read_images(dataset, image_column, label_column)
+            data = read_images(dataset, image_column, label_column, size=self.config.image_size, on_error=self.on_error)
+            if data.skipped:
+                row, why = next(iter(data.skipped.items()))
+                logger.warning("%d rows are left out, the first: row %d %s", len(data.skipped), row, why)
             channels = data.images.shape[1]
             sides = data.size[1:] if self.config.axis == "time" else data.size
             if min(sides) < self.config.factor:
@@ -241,10 +267,9 @@ class DatasetCondenser:
         state, done = ImageState.start(whole[classes].clone()), 0
         self.losses = []
         kept: dict[str, Tensor] = {}
-        found = checkpoint.load()
+        found = checkpoint.load(config.outer_iterations, {"images": state.images, "velocity": state.velocity})
         if found is not None:
             done, kept = found
-            kept = {name: value.clone() for name, value in kept.items()}
             state = ImageState(kept.pop("images"), kept.pop("velocity"), [0] * len(classes))
             self.losses = kept.pop("losses").tolist()
             logger.info("continuing after %d outer iterations", done)
@@ -270,18 +295,26 @@ class DatasetCondenser:
                     checkpoint.save(outer + 1, {**values, **theta.tensors(outer)}, force=True)
         return state.images
 
-    def _key(self, data: LabelledImages) -> str:
+    def _key(self, data: LabelledImages) -> dict[str, str]:
         """What a checkpoint depends on: settings, data, split over processes, torch's arithmetic on this device."""
         settings = {
             name: value
             for name, value in asdict(self.config).items()
             if name not in _FREE and not name.startswith("evaluation_")
         }
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(data.images.numpy().data)
-        digest.update(data.labels.numpy().data)
-        about = [settings, digest.hexdigest(), distributed.rank(), distributed.world_size(), self.device.type]
-        return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(json.dumps([list(data.images.shape), data.class_names]).encode(), digest_size=16)
+        for part in (data.images, data.labels, data.mean, data.std):
+            digest.update(part.contiguous().numpy().data)
+        network = self._build(data, seeded(self.config.seed, worker=_NETWORK))
+        parts = [(name, type(module).__name__) for name, module in network.named_modules()]
+        shapes = [(name, list(value.shape)) for name, value in network.state_dict().items()]
+        return {
+            "data": digest.hexdigest(),
+            "network": hashlib.blake2b(json.dumps([parts, shapes]).encode(), digest_size=16).hexdigest(),
+            "settings": json.dumps(settings, sort_keys=True),
+            "process": f"{distributed.rank()}-of-{distributed.world_size()}",
+            "device": self.device.type,
+        }
 
     def _recipe(self, data: LabelledImages, image_column: str, label_column: str) -> str:
         config = self.config
@@ -297,6 +330,7 @@ class DatasetCondenser:
             outer_iterations=config.outer_iterations,
             seed=config.seed,
             method="IDC, chapter 6",
+            **({} if config.image_size is None else {"image_size": config.image_size}),
         )
 
 

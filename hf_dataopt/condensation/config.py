@@ -35,7 +35,7 @@ _LEAST = {
     "checkpoint_every": 1,
     "seed": 0,
 }
-_OPTIONAL_LEAST = {"evaluation_epochs": 1}
+_OPTIONAL_LEAST = {"evaluation_epochs": 1, "image_size": 1}
 _RANGES = {
     "learning_rate": (0.0, 1e6),
     "learning_rate_size": (1.0, 1e6),
@@ -59,6 +59,8 @@ class IDCConfig(Settings):
         images_per_class (`int`, >= 1, default 10): stored elements of a class.
         factor (`int`, >= 1, default 2): multi-formation factor; 1 is IDC-I.
         formation, axis, pad_value: see `Formation`; `axis="time"` for spectrograms.
+        image_size (`int`, optional): side of the square that all images are brought to (shorter side resized, middle cut
+            out), for photos of different sizes; None: they have one size already.
         initialisation (`str`, default `"mix"`): `"random"` real images, `"herding"` those whose running mean of pixels
             stays closest to the class mean, `"mix"` factor^2 random images shrunk into one mosaic (equals random at
             factor 1), `"mix_herding"`, `"noise"`.
@@ -115,6 +117,7 @@ class IDCConfig(Settings):
     formation: Literal["single", "multi", "bound"] = "single"
     axis: Literal["image", "time"] = "image"
     pad_value: float = 0.5
+    image_size: int | None = None
     initialisation: Literal["random", "herding", "mix", "mix_herding", "noise"] = "mix"
     network: Literal["convnet", "resnet_ap"] = "convnet"
     width: float = 128

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..decoding import is_picture, read_array, read_image, read_rows
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -215,40 +217,47 @@ def _repeat(values: Any, order: list[int]) -> Any:
 
 
 def is_image(value: Any) -> bool:
-    """Whether a cell of the column is a PIL image."""
-    return hasattr(value, "getbands")
+    """Whether a cell of the column is a picture, and no array."""
+    return is_picture(value)
 
 
 def stack(values: list[Any]) -> Tensor:
-    """Images (as [0, 1]) or arrays of one size as float32 (n, C, H, W).
+    """Images (as [0, 1]) or arrays of one size as float32 (n, C, H, W); grey among colour gets three equal channels.
 
     Raises:
         ValueError: no values, unequal sizes, NaN, or a rank that is no image.
     """
     if not values:
         raise ValueError("got no images; give at least one row")
-    arrays = [_array(value) for value in values]
+    return torch.from_numpy(alike(read_rows(values, read_element)[0]))
+
+
+def read_element(value: Any) -> np.ndarray:
+    """One image (as [0, 1]) or array as float32 (C, H, W)."""
+    if is_image(value):
+        return read_image(value)
+    array = read_array(value)
+    if array.ndim not in (2, 3):
+        raise ValueError(f"holds an array of shape {array.shape}; an element must have shape (C, H, W) or (H, W)")
+    return array[None] if array.ndim == 2 else array
+
+
+def alike(arrays: list[np.ndarray]) -> np.ndarray:
+    """Elements of one size as one array (n, C, H, W), grey ones with as many channels as the others.
+
+    Raises:
+        ValueError: unequal sizes or other numbers of channels.
+    """
+    channels = {array.shape[0] for array in arrays}
+    if channels == {1, 3}:
+        arrays = [np.repeat(array, 3, axis=0) if array.shape[0] == 1 else array for array in arrays]
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
-        raise ValueError(f"images have {len(shapes)} different sizes, e.g. {sorted(shapes)[:3]}; resize them first")
-    images = torch.from_numpy(np.stack(arrays))
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError("images hold NaN or infinite values; remove or repair those rows")
-    return images
-
-
-def _array(value: Any) -> np.ndarray:
-    if is_image(value):
-        if value.mode not in ("L", "RGB"):
-            value = value.convert("L" if value.mode == "1" else "RGB")
-        pixels = np.asarray(value, np.float32) / np.float32(255)
-        return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    array = np.asarray(value, np.float32)
-    if array.ndim == 2:
-        return array[None]
-    if array.ndim != 3:
-        raise ValueError(f"an element must have shape (C, H, W) or (H, W), got {array.shape}")
-    return array
+        raise ValueError(
+            f"images have {len(shapes)} different sizes, e.g. {sorted(shapes)[:3]}; give IDCConfig(image_size=...), on the "
+            "command line --size, or resize them first"
+        )
+    return np.stack(arrays)
 
 
 def to_images(images: Tensor) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from ..saliency import main_input
 from .co_mixup import co_mixup
 from .co_mixup_config import CoMixupConfig
 from .config import PuzzleMixConfig
-from .live import SALIENCY_KEY, LiveMixing, LiveOptions, Mixer, as_images, process_rank
+from .live import SALIENCY_KEY, LiveMixing, LiveOptions, Mixer, as_images
 from .loss import soft_targets
 from .puzzle_mix import puzzle_mix
 from .result import MixResult
@@ -44,8 +45,8 @@ class _MixupCollator:
         self.column = saliency if isinstance(saliency, str) and saliency != "live" else None
         self.options = LiveOptions(saliency=None if isinstance(saliency, str) else saliency, **options)
         self.live: LiveMixing | None = None
-        self._generator: torch.Generator | None = None
-        self._epoch = 0
+        # shared, so that workers that live on see the epoch too
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._warned = False
         self._mixes_here = model is None
         # samples and unmixed samples of every process that collates; shared, so that workers' counts can be read here
@@ -110,8 +111,12 @@ class _MixupCollator:
         self.live.keep_result, self.live.last_result, self.live.last_inputs = keep, None, None
 
     def set_epoch(self, epoch: int) -> None:
-        """Start the random stream of an epoch; needed only to repeat the draws of a run that is resumed."""
-        self._epoch, self._generator = epoch, None
+        """Say which epoch it is.
+
+        With a model: starts the epoch's random stream; needed only to repeat the draws of a run that is resumed. Without:
+        makes equal batches of different epochs mix differently; needed only where the data are not shuffled.
+        """
+        self._epoch[0] = epoch
         if self.live is not None:
             self.live.set_epoch(epoch)
 
@@ -130,7 +135,7 @@ class _MixupCollator:
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to a spawned loader worker: never the model or its hooks."""
-        return {**self.__dict__, "live": None, "_generator": None}
+        return {**self.__dict__, "live": None}
 
     def __call__(self, features: list[Any]) -> dict[str, Any]:
         """One batch; mixed here only where there is no model and every row has a saliency map."""
@@ -165,24 +170,34 @@ class _MixupCollator:
             raise ValueError(
                 f"saliency has shape {tuple(maps.shape)} for inputs {tuple(batch[name].shape)}; give one map each"
             )
-        worker = get_worker_info()
-        place = 0 if worker is None else 1 + worker.id
-        if self._generator is None:
-            # a worker's own part of its seed changes with every pass over the data, as torch draws it anew
-            passes = self._epoch if worker is None else worker.seed - worker.id
-            self._generator = seeding.generator(self.options.seed, epoch=passes, rank=process_rank(), worker=place)
+        generator = batch_generator(self.options.seed, int(self._epoch), batch["labels"], maps)
         targets = soft_targets(batch["labels"], self.num_labels)
-        if (
-            self.options.probability < 1
-            and float(torch.rand((), generator=self._generator)) >= self.options.probability
-        ):
+        if self.options.probability < 1 and float(torch.rand((), generator=generator)) >= self.options.probability:
             return {**batch, "labels": targets}
         mixer = getattr(self.mixer, "spectrogram", self.mixer) if batch[name].ndim == 3 else self.mixer
-        result = mixer(images.float(), targets, maps, self._generator)
-        slot = place if place < _SLOTS else _SLOTS - 1
+        result = mixer(images.float(), targets, maps, generator)
+        worker = get_worker_info()
+        slot = 0 if worker is None else min(1 + worker.id, _SLOTS - 1)
         self._counts[slot] += torch.stack([torch.tensor(len(result.targets)), result.unmixed.sum().cpu()])
         batch[name] = result.images.to(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
         return {**batch, "labels": result.targets}
+
+
+def batch_generator(seed: int, epoch: int, labels: Tensor, maps: Tensor) -> torch.Generator:
+    """The random stream of a batch that is mixed from a column of maps.
+
+    It follows from seed, epoch and the batch's own labels and maps, and from nothing else: not from torch's global seed,
+    the number of loader workers or processes, nor from the batches before, so that a resumed run draws the same.
+
+    Args:
+        seed, epoch: numbers >= 0.
+        labels: (B,) or (B, classes).
+        maps: (B, H, W) or (B, time, mel) float32.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (labels, maps):
+        digest.update(part.detach().cpu().contiguous().numpy().data)
+    return seeding.generator(seed, epoch=epoch, worker=int.from_bytes(digest.digest(), "little"))
 
 
 class DataCollatorForPuzzleMix(_MixupCollator):
@@ -194,7 +209,7 @@ class DataCollatorForPuzzleMix(_MixupCollator):
 
     With `model=None` and a column of saliency maps, batches are mixed in the loader workers; then
     `Trainer(compute_loss_func=soft_target_loss, args with remove_unused_columns=False)`, and the evaluation data must not
-    have that column.
+    have that column. What a batch becomes depends on `seed`, the epoch set and the batch alone, however many workers there are.
 
     Args:
         model (`nn.Module`, optional): the classifier that Trainer trains (before or after DDP and `torch.compile` wrap it).

@@ -297,6 +297,7 @@ def _from_dataset(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+    from ..decoding import read_picture, read_rows
     from ..relation.command import read_dataset
 
     if args.model is None:
@@ -310,7 +311,8 @@ def _from_dataset(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     picked = dataset.shuffle(seed=args.seed).select(range(min(args.rows, len(dataset))))
     processor = AutoImageProcessor.from_pretrained(args.model)
     model = AutoModelForImageClassification.from_pretrained(args.model).eval()
-    made = processor([image.convert("RGB") for image in picked[args.image_column]], return_tensors="pt")
+    shown = read_rows(picked[args.image_column], lambda value: read_picture(value, "RGB"))[0]
+    made = processor(shown, return_tensors="pt")
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     scale = (tuple(mean), tuple(std)) if getattr(processor, "do_normalize", False) and mean and std else None
     return made["pixel_values"], torch.tensor(picked[args.label_column]), model, scale

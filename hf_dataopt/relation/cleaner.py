@@ -7,30 +7,34 @@ outlier score in `outlier.py`; what comes out, and why a row is flagged, in `rep
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .. import distributed
-from ..checkpoint import PassCheckpoint
+from ..checkpoint import PassCheckpoint, locked
 from ..progress import say
 from ..seeding import generator
 from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
 from .graph import RelationGraph
 from .label_noise import LabelNoise, find_label_noise, top_share
-from .labels import read_labels
+from .labels import Labels, read_labels
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows
 from .report import RelationReport
 from .rows import rows_of_column
 from .suggestion import suggest
+from .unfit import summary_of, unfit_rows
 
+logger = logging.getLogger(__name__)
 Index = NDArray[np.int64]
 
 
@@ -70,6 +74,7 @@ class RelationCleaner:
         features_column: str | Sequence[str] = "features",
         probs_column: str | Sequence[str] = "probs",
         output_dir: str | Path | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         quiet: bool = False,
     ) -> RelationReport:
         """Build the graph over all rows and score them.
@@ -80,7 +85,10 @@ class RelationCleaner:
             label_column: `ClassLabel`, integers or texts.
             features_column, probs_column: one name, or one per checkpoint: scores are then averaged (Table 5.5) and
                 relation maps drawn over the checkpoints (section 5.3.6).
-            output_dir: finished stripes are kept here, and a killed run goes on from them; the report is saved here.
+            output_dir: finished stripes are kept here, and a killed run goes on from them; the report is saved here. One
+                job at a time: the folder is locked.
+            on_error: "skip" leaves rows that cannot be related out and counts them in `report.summary["skipped"]`; the
+                report is then about `report.fitted(dataset)`.
             quiet: no estimate, no progress bars.
 
         Returns:
@@ -88,23 +96,53 @@ class RelationCleaner:
 
         Raises:
             ValueError: missing columns; rows of different length; NaN, infinite or zero features; `probs` that are no
-                probabilities; multi-label, regression, missing or single-class labels.
+                probabilities; multi-label, regression, missing, negative or single-class labels. The first row at fault
+                is named.
             TypeError: not a map-style `datasets.Dataset`.
+            FolderInUseError: another job writes to `output_dir`.
 
         Source: Algorithm 4, section 5.3.3; Table 5.5 for several checkpoints (plain mean of the scores).
         Cost: per checkpoint n^2 (d + C) operations for the sums (half of f f^T + p p^T), 2 n m (d + C) for the outlier
             scores against m rows, `max_memory_gb` of working memory; with `partition_size=k` n k (d + C).
         """
-        config = self.config
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r}; give 'raise' or 'skip'")
         _check_dataset(dataset)
-        labels = read_labels(dataset, label_column)
         views = _views(features_column, probs_column)
-        graphs = graphs_of(dataset, views, labels.codes, config)
+        folder = None if output_dir is None else Path(output_dir)
+        work = None if folder is None else folder / "unfinished"
+        with nullcontext() if work is None else locked(work):
+            skipped: dict[int, str] = {}
+            if on_error == "skip":
+                dataset, skipped = _without_unfit(dataset, label_column, views, self.config)
+            try:
+                labels = read_labels(dataset, label_column)
+                graphs = graphs_of(dataset, views, labels.codes, self.config)
+            except ValueError as error:
+                raise _with_row(error, dataset, label_column, views, self.config) from error
+            report = self._fit(graphs, labels, label_column, views, work, quiet)
+            if skipped:
+                report.summary["skipped"] = summary_of(skipped)
+            if folder is not None and distributed.is_main_process():
+                report.save(folder)
+                shutil.rmtree(work or "", ignore_errors=True)
+            return report
+
+    def _fit(
+        self,
+        graphs: list[RelationGraph],
+        labels: Labels,
+        label_column: str,
+        views: list[tuple[str, str]],
+        work: Path | None,
+        quiet: bool,
+    ) -> RelationReport:
+        """The story of the chapter on graphs that were read and checked."""
+        config = self.config
         if not quiet:
             for line in _estimate(graphs, config):
                 say(line)
-        work = None if output_dir is None else Path(output_dir) / "unfinished"
-        reference = reference_rows(len(dataset), config)
+        reference = reference_rows(len(graphs[0]), config)
         found = [_score(graph, reference, _Work(work, str(k), quiet)) for k, graph in enumerate(graphs)]
         noise = [result.noise for result in found]
         scores = np.mean([one.scores for one in noise], axis=0)
@@ -133,9 +171,6 @@ class RelationCleaner:
             summary={"checkpoints": [result.about for result in found], "processes": distributed.world_size()},
         )
         report.attach(graphs)
-        if output_dir is not None and distributed.is_main_process():
-            report.save(output_dir)
-            shutil.rmtree(work or "", ignore_errors=True)
         return report
 
 
@@ -154,17 +189,19 @@ class _Work:
     name: str
     quiet: bool
 
-    def keep(self, graph: RelationGraph, step: str, rows: Index | None = None) -> PassCheckpoint | None:
-        """A checkpoint for one pass over `graph`; another data set, setting or subset of rows starts afresh."""
+    def keep(self, graph: RelationGraph, step: str, *rows: Index) -> PassCheckpoint | None:
+        """A checkpoint for one pass over `graph`; another data set, setting or subsets of rows start afresh."""
         if self.folder is None:
             return None
         split = f"{distributed.rank()}-of-{distributed.world_size()}"
-        subset = "" if rows is None else hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
-        return PassCheckpoint(self.folder / f"{self.name}-{step}-{split}.safetensors", f"{graph.key} {split} {subset}")
+        subsets = " ".join(hashlib.blake2b(part.tobytes(), digest_size=16).hexdigest() for part in rows)
+        return PassCheckpoint(
+            self.folder / f"{self.name}-{step}-{split}.safetensors", {**graph.key, "process": split, "rows": subsets}
+        )
 
-    def votes(self, graph: RelationGraph, number: int, rows: Index) -> PassCheckpoint | None:
+    def votes(self, graph: RelationGraph, number: int, voters: Index, rows: Index) -> PassCheckpoint | None:
         """A checkpoint for the votes on some rows."""
-        return self.keep(graph, f"{number}-{int(rows[0])}", rows)
+        return self.keep(graph, f"{number}-{int(rows[0])}", voters, rows)
 
 
 def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
@@ -320,6 +357,38 @@ def _views(features: str | Sequence[str], probs: str | Sequence[str]) -> list[tu
             f"features_column names {len(left)} columns and probs_column {len(right)}; give one of each per checkpoint"
         )
     return list(zip(left, right, strict=True))
+
+
+def _unfit(dataset: Any, label_column: str, views: list[tuple[str, str]], config: RelationConfig) -> dict[int, str]:
+    """Rows at fault; none where the columns themselves are missing."""
+    wanted = {label_column, *(view[0] for view in views), *(view[1] for view in views if config.compatibility)}
+    return {} if wanted - set(dataset.column_names) else unfit_rows(dataset, label_column, views, config)
+
+
+def _without_unfit(
+    dataset: Any, label_column: str, views: list[tuple[str, str]], config: RelationConfig
+) -> tuple[Any, dict[int, str]]:
+    """The rows that can be related, and why the others cannot."""
+    skipped = _unfit(dataset, label_column, views, config)
+    if not skipped:
+        return dataset, {}
+    row, why = next(iter(skipped.items()))
+    logger.warning(
+        "%d of %d rows cannot be related and are left out, first row %d, which %s", len(skipped), len(dataset), row, why
+    )
+    return dataset.select(np.setdiff1d(np.arange(len(dataset)), list(skipped))), skipped
+
+
+def _with_row(
+    error: ValueError, dataset: Any, label_column: str, views: list[tuple[str, str]], config: RelationConfig
+) -> ValueError:
+    """The error, with the first row at fault where rows are at fault."""
+    unfit = _unfit(dataset, label_column, views, config)
+    if not unfit:
+        return error
+    row, why = next(iter(unfit.items()))
+    first = "" if f"row {row} " in str(error) else f"row {row} {why}; "
+    return ValueError(f"{error} ({first}on_error='skip' leaves such rows out, {len(unfit)} of {len(dataset)})")
 
 
 def _check_dataset(dataset: Any) -> None:

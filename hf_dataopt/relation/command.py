@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features-column", default="features", help="embeddings that are already there")
     parser.add_argument("--probs-column", default="probs", help="class probabilities that are already there")
     parser.add_argument("--label-column", default="label", help="the labels to check")
+    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     parser.add_argument("--temperature", type=float, default=4.0, help="t of Eq. 5.4")
     parser.add_argument(
         "--score", choices=["label_noise", "combined"], default="label_noise", help="Algorithm 4, or ours"
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         features_column=args.features_column,
         probs_column=args.probs_column,
         output_dir=out / "report",
+        on_error=args.on_error,
     )
     if args.noise_rate is not None:
         report = report.rethreshold(noise_rate=args.noise_rate)
@@ -87,7 +89,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cleaned = report.filter(source, outliers=args.drop_outliers)
     result = summary(report, len(cleaned))
     # every process of accelerate or torchrun comes here; one writes
-    return {**result, "paths": _write(args, report, dataset, cleaned, out)} if distributed.is_main_process() else result
+    if not distributed.is_main_process():
+        return result
+    return {**result, "paths": _write(args, report, report.fitted(dataset), cleaned, out)}
 
 
 def read_dataset(name: str, split: str, config: str | None = None) -> Any:
@@ -121,8 +125,8 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
         return dataset
     from ..features import FeatureExtractor
 
-    extractor = FeatureExtractor(args.model, column=args.column, modality=args.modality)
-    return dataset.map(extractor, batched=True, batch_size=args.batch_size, desc="Features")
+    extractor = FeatureExtractor(args.model, column=args.column, modality=args.modality, on_error=args.on_error)
+    return dataset.map(extractor, batched=True, with_indices=True, batch_size=args.batch_size, desc="Features")
 
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
@@ -147,7 +151,8 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
 
 
 def summary(report: Any, kept: int) -> dict[str, Any]:
-    """Counts, settings and the worst rows, ready for JSON."""
+    """Counts, settings and the worst rows, ready for JSON; rows by their numbers in the dataset that was given."""
+    numbers = report.rows
     return {
         "rows": len(report),
         "label_errors": int(report.is_label_error.sum()),
@@ -157,7 +162,7 @@ def summary(report: Any, kept: int) -> dict[str, Any]:
         "summary": report.summary,
         "worst": [
             {
-                "row": int(row),
+                "row": int(numbers[row]),
                 "label": report.label_names[report.labels[row]],
                 "suggested": report.label_names[report.suggested_label[row]],
                 "score": float(report.label_noise_score[row]),
@@ -207,6 +212,11 @@ def show(result: dict[str, Any], console: Any) -> None:
         f"{result['rows']:,} rows: {result['label_errors']:,} label errors, {result['outliers']:,} outliers, "
         f"{result['kept']:,} kept"
     )
+    if "skipped" in result["summary"]:
+        reasons = result["summary"]["skipped"]["reasons"]
+        console.print(
+            "left out: " + ", ".join(f"{count:,} rows: {why}" for why, count in reasons.items()), markup=False
+        )
     table = Table(title="Labels to look at first")
     for name in ("row", "label", "suggested", "score"):
         table.add_column(name)

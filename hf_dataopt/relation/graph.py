@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import distributed
-from ..checkpoint import PassCheckpoint, clone
+from ..checkpoint import PassCheckpoint
 from ..progress import bar
 from .config import RelationConfig
 from .kernel import base_kernel, normalise, power_, sign_
@@ -187,8 +187,8 @@ class RelationGraph:
             tile //= 2
         return min(tile, max(32, len(self.features)))
 
-    def _check_rows(self) -> tuple[NDArray[np.float32], str]:
-        """Inverse norms, and a key of the data that a resumed run compares."""
+    def _check_rows(self) -> tuple[NDArray[np.float32], dict[str, str]]:
+        """Inverse norms, and a key of data and settings that a resumed run compares."""
         count = len(self)
         inverse = np.empty(count, np.float32)
         read = np.empty((self.tile_rows, self.features.width), np.float32)
@@ -204,18 +204,19 @@ class RelationGraph:
             _refuse(~np.isfinite(norms), start, "features hold NaN or infinite values; drop or repair these rows")
             _refuse(norms == 0, start, "features are all zero: they have no direction; drop these rows")
             inverse[rows] = 1 / norms
-            digest.update(block[:, :: max(1, block.shape[1] // 8)].tobytes())
-            digest.update(norms.tobytes())
+            digest.update(block.data)
             if self.probs is not None and read_probs is not None:
                 block = read_probs[: len(rows)]
                 self.probs.take(rows, block)
                 total = block.sum(axis=1)
                 wrong = ~(np.abs(total - 1) < 0.02) | (block.min(axis=1) < 0)
                 _refuse(wrong, start, "probs are no probabilities (>= 0, sum 1); pass softmax outputs, not logits")
-                digest.update(block.tobytes())
+                digest.update(block.data)
         if self.labels is not None:
-            digest.update(self.labels.tobytes())
-        return inverse, f"{digest.hexdigest()} {count} {self.tile_rows} {self.config.to_json_string()}"
+            digest.update(np.ascontiguousarray(self.labels).data)
+        widths = [count, self.features.width, self.probs.width if self.probs else 0]
+        data = f"{digest.hexdigest()} {widths}"
+        return inverse, {"data": data, "settings": f"tiles of {self.tile_rows}, {self.config.to_json_string()}"}
 
     def _stripes(self, rows: Index) -> list[Index]:
         return [rows[start : start + self.tile_rows] for start in range(0, len(rows), self.tile_rows)]
@@ -250,9 +251,9 @@ class RelationGraph:
         stripes = self._stripes(self.order)
         mine = list(distributed.shard(len(stripes)))
         done, state = 0, {"sums": torch.zeros(len(self), dtype=torch.float64)}
-        found = checkpoint.load() if checkpoint else None
+        found = checkpoint.load(len(mine), state) if checkpoint else None
         if found:
-            done, state = found[0], clone(found[1])
+            done, state = found
         sums = state["sums"].numpy()
         row_slot, column_slot, buffers = _Slot(self), _Slot(self), self._buffers(self.tile_rows)
         with bar(sum(len(stripes) - s for s in mine), "Relation graph", unit="tile", disable=quiet) as progress:
@@ -373,7 +374,7 @@ class RelationGraph:
         stripes, columns = source._stripes(rows), self._stripes(subset)
         row_slot, column_slot, buffers = _Slot(source), _Slot(self), self._buffers(source.tile_rows)
         mine = list(range(len(stripes)) if alone else distributed.shard(len(stripes)))
-        done = job.resume()
+        done = job.resume(len(mine))
         with bar(len(mine), "Relation to a subset", unit="stripe", disable=job.quiet) as progress:
             progress.update(done)
             for finished, s in enumerate(mine[done:], start=done + 1):
@@ -401,9 +402,9 @@ class _Pass:
     checkpoint: PassCheckpoint | None
     quiet: bool
 
-    def resume(self) -> int:
-        """Stripes that an earlier run finished; its sums are copied in."""
-        found = self.checkpoint.load() if self.checkpoint else None
+    def resume(self, stripes: int) -> int:
+        """Those of `stripes` that an earlier run finished; its sums are copied in."""
+        found = self.checkpoint.load(stripes, {"sums": self.sums}) if self.checkpoint else None
         if found is None:
             return 0
         self.sums.copy_(found[1]["sums"])

@@ -32,7 +32,8 @@ def read_labels(dataset: Any, column: str) -> Labels:
         column: `ClassLabel`, integers, booleans or texts, one a row.
 
     Raises:
-        ValueError: no such column, missing labels, several labels a row, real numbers, or one class only.
+        ValueError: no such column, missing or negative labels (-1 is unlabelled), several labels a row, real numbers, or
+            one class only.
 
     Cost: the column is read once, n integers.
     """
@@ -73,6 +74,12 @@ def read_labels(dataset: Any, column: str) -> Labels:
             )
         found = Labels(codes, list(range(feature.num_classes)), list(feature.names))
     else:
+        if raw.dtype.kind == "i" and (raw < 0).any():
+            row = int(np.flatnonzero(raw < 0)[0])
+            raise ValueError(
+                f"row {row} has label {raw[row]} ({int((raw < 0).sum())} such rows); -1 stands for unlabelled rows: filter "
+                f"them out first. Where negative numbers are classes, dataset.cast_column({column!r}, Value('string'))"
+            )
         values, inverse = np.unique(raw.astype(str) if raw.dtype == object else raw, return_inverse=True)
         plain = [value.item() for value in values]
         found = Labels(inverse.astype(np.int64), plain, [str(value) for value in plain])

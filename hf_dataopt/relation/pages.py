@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..decoding import read_picture
 from ..errors import MissingExtraError
 from .report import RelationReport
 
@@ -19,7 +20,7 @@ MAPS = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One row as it is shown."""
+    """One row as it is shown, by its number in the dataset that was given to `fit`."""
 
     row: int
     label: str
@@ -82,6 +83,8 @@ def facts(report: RelationReport) -> list[tuple[str, str]]:
     """Numbers at the top of the page and on the card."""
     first, cut = report.summary["checkpoints"][0], report.summary.get("cut")
     asked = [("cut", f"{cut['rule']} {cut['value']:g}")] if cut else []
+    skipped = report.summary.get("skipped", {}).get("reasons", {})
+    asked += [("rows left out", ", ".join(f"{count:,}: {why}" for why, count in skipped.items()))] if skipped else []
     return [
         ("rows", f"{len(report):,}"),
         ("classes", f"{len(report.label_names):,}"),
@@ -154,13 +157,21 @@ class _Shown:
         texts = [name for name in texts if name != report.label_column]
         self.column = column or next((name for name, image in kinds.items() if image), next(iter(texts), None))
         self.is_image = bool(self.column and kinds.get(self.column))
-        self.report = report
+        self.report, self.numbers = report, report.rows
         self.dataset = dataset if self.column is None else dataset.select_columns([self.column]).with_format(None)
         if self.is_image:
-            self.dataset = self.dataset.cast_column(self.column, Image())  # decodes where decoding was switched off
+            self.dataset = self.dataset.cast_column(self.column, Image(decode=False))
 
     def value(self, row: int) -> Any:
-        return None if self.column is None else self.dataset[row][self.column]
+        if self.column is None:
+            return None
+        value = self.dataset[row][self.column]
+        if not self.is_image or value is None:
+            return value
+        try:
+            return read_picture(value)
+        except ValueError:  # features may be there for a picture that cannot be shown
+            return None
 
     def item(self, row: int, relation: float | None = None) -> Item:
         value, image, text = self.value(row), None, None
@@ -169,7 +180,7 @@ class _Shown:
         elif value is not None:
             text = str(value)
             text = text if len(text) <= 220 else text[:217] + "..."
-        return Item(row, self.report.label_names[self.report.labels[row]], image, text, relation)
+        return Item(int(self.numbers[row]), self.report.label_names[self.report.labels[row]], image, text, relation)
 
     def items(self, rows: Any, relations: Any) -> list[Item]:
         values = [None] * len(rows) if relations is None else [float(value) for value in relations]

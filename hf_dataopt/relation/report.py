@@ -86,6 +86,23 @@ class RelationReport:
         """What pickling and `datasets` hashing see: scores and settings, never the graph over the dataset."""
         return {**self.__dict__, "_graphs": None}
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) numbers that the fitted rows have in the dataset that was given to `fit`."""
+        skipped = self.summary.get("skipped", {}).get("rows", [])
+        return np.setdiff1d(np.arange(len(self) + len(skipped)), skipped)
+
+    def fitted(self, dataset: Any) -> Any:
+        """The rows of a dataset that this report is about: all, without those that `fit(on_error="skip")` left out.
+
+        Args:
+            dataset: the `datasets.Dataset` that was given to `fit`, or one without those rows already.
+        """
+        skipped = self.summary.get("skipped", {}).get("rows", [])
+        if not skipped or len(dataset) != len(self) + len(skipped):
+            return dataset
+        return dataset.select(self.rows)
+
     def annotate(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, Any]:
         """The five columns of a batch, looked up: for `dataset.map(report.annotate, batched=True, with_indices=True)`.
 
@@ -127,7 +144,7 @@ class RelationReport:
         """The dataset without flagged rows.
 
         Args:
-            dataset: the fitted `datasets.Dataset`, in the fitted order.
+            dataset: the fitted `datasets.Dataset`, in the fitted order; rows that the fit left out are dropped.
             label_errors: drop rows with `is_label_error`.
             outliers: drop rows with `is_outlier`; off, since a share of the rows is always marked.
 
@@ -137,6 +154,7 @@ class RelationReport:
         Raises:
             ValueError: another number of rows than was fitted.
         """
+        dataset = self.fitted(dataset)
         self._check_same(dataset)
         drop = (self.is_label_error & label_errors) | (self.is_outlier & outliers)
         return dataset.select(np.flatnonzero(~drop))

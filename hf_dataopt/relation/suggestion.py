@@ -21,7 +21,7 @@ def suggest(
     labels: Index,
     wanted: Mask | None = None,
     *,
-    keep: Callable[[RelationGraph, int, Index], PassCheckpoint | None] | None = None,
+    keep: Callable[[RelationGraph, int, Index, Index], PassCheckpoint | None] | None = None,
     quiet: bool = False,
     alone: bool = False,
 ) -> Index:
@@ -32,7 +32,7 @@ def suggest(
         noisy: (n,) the noisy set N, which has no vote.
         labels: (n,) label codes.
         wanted: (n,) rows to vote on, default N.
-        keep: makes the checkpoint of one graph's pass over some rows.
+        keep: makes the checkpoint of one graph's pass from its number, the voters and the rows.
         quiet: no progress bars.
         alone: this process does all of it; the others need not call.
 
@@ -50,7 +50,7 @@ def suggest(
     for block in np.array_split(rows, -(-len(rows) * classes // TABLE)):
         votes = np.zeros((len(block), classes))
         for k, graph in enumerate(graphs):
-            kept = keep(graph, k, block) if keep else None
+            kept = keep(graph, k, voters, block) if keep else None
             votes += graph.votes_against(voters, block, classes, checkpoint=kept, quiet=quiet, alone=alone)
         suggested[block] = np.where(votes.max(axis=1) > 0, votes.argmax(axis=1), labels[block])
     return suggested

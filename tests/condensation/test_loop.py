@@ -7,7 +7,6 @@ Invariants: images after an outer iteration = transcription's; classes together 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +32,6 @@ from hf_dataopt.condensation.networks import ConvNet, ResNetAP
 
 from ..conftest import REPO
 from ..reference import condensation as reference
-from .conftest import as_dataset, synthetic_images
 
 SMALL = IDCConfig(
     images_per_class=2,
@@ -200,28 +198,6 @@ condensed = DatasetCondenser(replace(SMALL, outer_iterations=4)).condense(
     as_dataset(*synthetic_images(90)), output_dir=sys.argv[1], callback=slow)
 condensed.save_to_disk(sys.argv[1] + "/out")
 """
-
-
-def test_killed_run_ends_in_the_same_pixels(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-
-    def start(folder: str, pause: float) -> subprocess.Popen[str]:
-        call = [sys.executable, "-c", _RUN, str(tmp_path / folder), str(pause)]
-        return subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment, cwd=REPO)
-
-    killed = start("killed", 1.0)
-    assert killed.stdout is not None
-    # the checkpoint of an outer iteration is written after its callback
-    while killed.stdout.readline() != "1\n":
-        assert killed.poll() is None
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert list((tmp_path / "killed").glob("checkpoint-*"))
-    again = start("killed", 0)
-    output, _ = again.communicate()
-    assert again.returncode == 0 and output.startswith("1\n")  # went on after outer iteration 0
-    straight = DatasetCondenser(replace(SMALL, outer_iterations=4)).condense(as_dataset(*synthetic_images(90)))
-    assert Dataset.load_from_disk(str(tmp_path / "killed" / "out"))["image"][:] == straight["image"][:]
 
 
 def test_two_processes_equal_one(train: Dataset, tmp_path: Path) -> None:

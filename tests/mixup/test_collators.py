@@ -10,11 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_dataopt.mixup.co_mixup_config import CoMixupConfig
-from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix
+from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix, batch_generator
 from hf_dataopt.mixup.config import PuzzleMixConfig
 from hf_dataopt.mixup.live import SALIENCY_KEY
 from hf_dataopt.mixup.puzzle_mix import puzzle_mix
-from hf_dataopt.seeding import generator
 
 from .models import batch, make, rows
 
@@ -40,7 +39,11 @@ def test_column_is_mixed_here_by_the_pure_function() -> None:
     found = in_workers(seed=3)(with_maps(6))
     plain = batch("vit", 6)
     expected = puzzle_mix(
-        plain["pixel_values"], torch.eye(10)[plain["labels"]], plain["pixel_values"][:, 0], PUZZLE, generator(3)
+        plain["pixel_values"],
+        torch.eye(10)[plain["labels"]],
+        plain["pixel_values"][:, 0],
+        PUZZLE,
+        batch_generator(3, 0, plain["labels"], plain["pixel_values"][:, 0]),
     )
     assert torch.equal(found["pixel_values"], expected.images) and torch.equal(found["labels"], expected.targets)
     assert set(found) == {"pixel_values", "labels"}
@@ -55,20 +58,33 @@ def test_rows_without_the_column_are_left_alone(caplog: pytest.LogCaptureFixture
         collator([*with_maps(2), *rows("vit", 1)])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_counts_and_streams_over_workers(workers: int) -> None:
+def test_no_number_of_workers_and_no_global_seed_changes_a_bit() -> None:
     data = with_maps(32)
     data[3]["map"] = data[3]["map"] * 0
     runs = []
-    for _ in range(2):
+    for number, options in enumerate(
+        [{}, {"num_workers": 1}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}]
+    ):
         collator = in_workers()
-        torch.manual_seed(1)  # as Trainer does; torch draws the workers' seeds from it, anew for every pass
-        loader = DataLoader(data, batch_size=8, collate_fn=collator, num_workers=workers)
-        runs.append([[part["labels"] for part in loader] for _ in range(2)])
+        torch.manual_seed(number)  # torch draws the workers' seeds from it
+        loader = DataLoader(data, batch_size=8, collate_fn=collator, **options)
+        passes = []
+        for epoch in range(2):
+            collator.set_epoch(epoch)
+            passes.append(list(loader))
+        runs.append(passes)
         assert collator.seen == 64
         assert collator.unmixed >= 2  # the blank one, twice; random permutations may add some that partner themselves
-    assert all(torch.equal(a, b) for p, q in zip(*runs, strict=True) for a, b in zip(p, q, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(*runs[0], strict=True))
+    for other in runs[1:]:
+        for one, two in zip(runs[0], other, strict=True):
+            for a, b in zip(one, two, strict=True):
+                assert all(torch.equal(a[name], b[name]) for name in a)
+    first, second = ([part["labels"] for part in one] for one in runs[0])
+    assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    # a run that goes on in the middle draws what the whole one drew
+    late = in_workers()
+    late.set_epoch(1)
+    assert torch.equal(late(data[16:24])["pixel_values"], runs[0][1][2]["pixel_values"])
 
 
 def test_spawned_workers_get_neither_model_nor_hooks() -> None:
@@ -82,10 +98,14 @@ def test_spawned_workers_get_neither_model_nor_hooks() -> None:
 
 def test_epochs_repeat() -> None:
     collator = in_workers()
-    first, second = collator(with_maps(8)), collator(with_maps(8))
-    assert not torch.equal(first["labels"], second["labels"])
+    first = collator(with_maps(8))
+    assert torch.equal(collator(with_maps(8))["labels"], first["labels"])
+    collator.set_epoch(1)
+    assert not torch.equal(collator(with_maps(8))["labels"], first["labels"])
+    assert not torch.equal(collator(with_maps(8, 1))["labels"], first["labels"])
     collator.set_epoch(0)
     assert torch.equal(collator(with_maps(8))["labels"], first["labels"])
+    assert not torch.equal(in_workers(seed=1)(with_maps(8))["labels"], first["labels"])
 
 
 def test_results_are_kept_when_asked() -> None:
