@@ -20,7 +20,7 @@ from hf_dataopt.mixup.collators import batch_generator
 from hf_dataopt.relation.cleaner import RelationCleaner
 from hf_dataopt.saliency import SaliencyExtractor
 
-from .faults.test_checkpoints import IMAGES, TINY
+from .faults.test_checkpoints import TINY, images
 from .relation.data import make
 
 
@@ -64,8 +64,8 @@ def test_no_global_seed_changes_a_fit_or_a_condensed_set() -> None:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         report = RelationCleaner(score="combined", partition_size=120).fit(data, quiet=True)
-        images = DatasetCondenser(TINY).condense(IMAGES)["image"][:]
-        found.append((report.label_noise_score.tobytes(), report.outlier_score.tobytes(), images))
+        pixels = DatasetCondenser(TINY).condense(images())["image"][:]
+        found.append((report.label_noise_score.tobytes(), report.outlier_score.tobytes(), pixels))
     assert found[0] == found[1]
 
 

@@ -19,11 +19,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_dataopt import checkpoint as module
 from hf_dataopt.checkpoint import LOCK, PassCheckpoint, locked
@@ -39,14 +41,20 @@ from ..conftest import REPO
 from ..relation.data import make
 
 DAMAGES = 56
-IMAGES = as_dataset(*synthetic_images(30))
-OTHER_IMAGES = as_dataset(*synthetic_images(30, seed=1))
-ROWS = make(n=220, d=8, rate=0.2).dataset()
-OTHER_ROWS = make(n=220, d=8, rate=0.2, seed=1).dataset()
 TINY = IDCConfig(
     images_per_class=1, width=4, depth=2, outer_iterations=3, inner_iterations=1, real_batch=4, network_images=8,
     network_batch=8, learning_rate=0.05, scale_learning_rate=False, storage="float32", reinitialise_every=3,
 )  # fmt: skip
+
+
+@cache  # not at import: threads that torch starts before a test says how many break the forks of other tests
+def images(seed: int = 0) -> Dataset:
+    return as_dataset(*synthetic_images(30, seed=seed))
+
+
+@cache
+def rows(seed: int = 0) -> Dataset:
+    return make(n=220, d=8, rate=0.2, seed=seed).dataset()
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +70,7 @@ class Killed(BaseException):
 def relation(folder: Path | None, *, other: bool = False, score: str = "label_noise") -> bytes:
     """Every number of a fit."""
     config = RelationConfig(score=score)  # type: ignore[arg-type]
-    report = RelationCleaner(config).fit(OTHER_ROWS if other else ROWS, output_dir=folder, quiet=True)
+    report = RelationCleaner(config).fit(rows(int(other)), output_dir=folder, quiet=True)
     arrays = (report.label_noise_score, report.outlier_score, report.suggested_label, report.is_label_error)
     return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
 
@@ -74,8 +82,8 @@ def combined(folder: Path | None, *, other: bool = False) -> bytes:
 def condensation(folder: Path | None, *, other: bool = False) -> bytes:
     """Every pixel and loss of a run."""
     condenser = DatasetCondenser(TINY)
-    images = condenser.condense(OTHER_IMAGES if other else IMAGES, output_dir=folder).with_format("numpy")["image"][:]
-    return np.asarray(images).tobytes() + np.asarray(condenser.losses).tobytes()
+    found = condenser.condense(images(int(other)), output_dir=folder).with_format("numpy")["image"][:]
+    return np.asarray(found).tobytes() + np.asarray(condenser.losses).tobytes()
 
 
 JOBS: dict[str, tuple[Callable[..., bytes], int]] = {  # the job, and after which write it is killed
@@ -209,19 +217,19 @@ def test_other_data_settings_and_counters_are_named(tmp_path: Path, caplog: pyte
 
 
 def test_fewer_iterations_than_were_done_start_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    DatasetCondenser(TINY).condense(IMAGES, output_dir=tmp_path)
+    DatasetCondenser(TINY).condense(images(), output_dir=tmp_path)
     short = replace(TINY, outer_iterations=1)
-    found = DatasetCondenser(short).condense(IMAGES, output_dir=tmp_path)
+    found = DatasetCondenser(short).condense(images(), output_dir=tmp_path)
     assert "3 steps, 1 are asked for" in caplog.text
-    assert found["image"][:] == DatasetCondenser(short).condense(IMAGES)["image"][:]
+    assert found["image"][:] == DatasetCondenser(short).condense(images())["image"][:]
 
 
 def test_another_network_starts_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def wide(channels: int, classes: int, size: tuple[int, int]) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size[0] * size[1], classes))
 
-    DatasetCondenser(replace(TINY, outer_iterations=1)).condense(IMAGES, output_dir=tmp_path)
-    DatasetCondenser(TINY, network=wide).condense(IMAGES, output_dir=tmp_path)
+    DatasetCondenser(replace(TINY, outer_iterations=1)).condense(images(), output_dir=tmp_path)
+    DatasetCondenser(TINY, network=wide).condense(images(), output_dir=tmp_path)
     assert "other network" in caplog.text
 
 
@@ -263,7 +271,7 @@ def test_one_writer_a_folder(name: str, place: str, tmp_path: Path) -> None:
 
 def test_refused_data_leave_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column|not 'y'"):
-        RelationCleaner().fit(ROWS, "y", output_dir=tmp_path / "r" / "s", quiet=True)
+        RelationCleaner().fit(rows(), "y", output_dir=tmp_path / "r" / "s", quiet=True)
     assert not (tmp_path / "r" / "s" / "unfinished").exists()
 
 
