@@ -82,16 +82,16 @@ def named_arguments(
     return args[:1], {**dict(zip(names[1:], args[1:], strict=True)), **kwargs}
 
 
+_PARAMETERS: dict[type, tuple[str, ...]] = {}  # not functools.cache: torch.compile warns about it
+
+
 def _parameters(module: Any) -> tuple[str, ...]:
     kind: Any = type(module)
-    return _parameters_of(kind)
-
-
-@functools.cache
-def _parameters_of(kind: Any) -> tuple[str, ...]:
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    found = inspect.signature(kind.forward).parameters.values()
-    return tuple(parameter.name for parameter in found if parameter.kind not in variadic)
+    if kind not in _PARAMETERS:
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        found = inspect.signature(kind.forward).parameters.values()
+        _PARAMETERS[kind] = tuple(parameter.name for parameter in found if parameter.kind not in variadic)
+    return _PARAMETERS[kind]
 
 
 @functools.cache
@@ -127,11 +127,9 @@ def attention_of(name: str, module: Any) -> Any:
     return found
 
 
-@functools.cache
 def _attention_tables() -> tuple[dict[str, Any], dict[str, Any]]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    return ALL_ATTENTION_FUNCTIONS._local_mapping, ALL_ATTENTION_FUNCTIONS._global_mapping
+    tables = sys.modules["transformers.modeling_utils"].ALL_ATTENTION_FUNCTIONS  # an import takes 20 microseconds
+    return tables._local_mapping, tables._global_mapping
 
 
 @functools.cache

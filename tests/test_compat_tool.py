@@ -118,7 +118,8 @@ def test_table_has_a_line_per_release_and_the_problems_below() -> None:
     lost = compat.Row(release="5.20", problems=["could not be set up: no network"])
     first, good, bad, *rest = compat.table([row(seconds=61.4), lost]).splitlines()
     assert first.split() == ["release", "transformers", "hub", *compat.GROUPS, "seconds"]
-    assert good.split()[:3] == ["5.17", "5.17.0", "1.33.0"] and good.count("3 / 0 / 1") == 5 and good.endswith(" 61")
+    assert good.split()[:3] == ["5.17", "5.17.0", "1.33.0"] and good.count("  3 / 0 / 1") == len(compat.GROUPS)
+    assert good.endswith(" 61")
     assert bad.split()[:4] == ["5.20", "?", "?", "-"]
     assert rest == ["(passed / failed / skipped)", "5.20: could not be set up: no network"]
 

@@ -163,7 +163,9 @@ def test_lists_and_dicts_are_walked() -> None:
     given_ = [{"role": "user", "content": "a<eos>", "n": 3, "parts": ["<bos>", {"<eos>": None}]}]
     hidden = hide(tokenizer, given_)
     assert "<eos>" not in hidden[0]["content"] and "<bos>" not in hidden[0]["parts"][0]
-    assert hidden[0]["role"] == "user" and hidden[0]["n"] == 3 and hidden[0]["parts"][1] == {"<eos>": None}
+    assert hidden[0]["role"] == "user" and hidden[0]["n"] == 3
+    assert "<eos>" not in str(hidden)  # nor in keys: templates print them
+    assert list(hidden[0]["parts"][1].values()) == [None]
     assert given_[0]["content"] == "a<eos>"
 
 
