@@ -18,14 +18,14 @@ from types import ModuleType
 from . import __version__, versions
 
 COMMANDS = {
-    "demo": "hf_dataopt.demo",
+    "demo": "hf_dataopt.demo.command",
     "mix": "hf_dataopt.mixup.command",
     "clean": "hf_dataopt.relation.command",
     "condense": "hf_dataopt.condensation.command",
     "ccm": "hf_dataopt.ccm.command",
     "kvzip": "hf_dataopt.kvzip.command",
-    "push": "hf_dataopt.push",
-    "info": "hf_dataopt.info",
+    "push": "hf_dataopt.publishing.push",
+    "info": "hf_dataopt.publishing.info",
 }
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 if TYPE_CHECKING:
     from .memory import CompressedContextMemory
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: int) -> tuple[Any, Any]:
     from peft import get_peft_model
 
-    from ..demo_model import load_demo_model
+    from ..text.demo_model import load_demo_model
     from .config import CCMConfig
     from .saved import load_adapter
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if not is_main_process():
         return result
-    from ..artifacts import push_folder
+    from ..publishing.artifacts import push_folder
     from .saved import save_condensed
 
     if test is not None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..artifacts import fetch, finish, push_saved
-from ..dataset_files import read_parquet, write_parquet
+from ..publishing.artifacts import fetch, push_saved
+from ..publishing.dataset_files import read_parquet, write_parquet
+from ..publishing.writer import finish
 from .multi_formation import read_recipe, stack
 from .preview import save_preview
 
@@ -108,7 +109,7 @@ def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any]
         condensed: from `DatasetCondenser.condense`.
         repo_id: Hub name.
         about: keyword arguments of `save_condensed`.
-        options: of `artifacts.push_folder`.
+        options: of `publishing.artifacts.push_folder`.
 
     Returns:
         URL of the commit, or of the pull request.

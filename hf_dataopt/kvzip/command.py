@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
@@ -188,7 +188,7 @@ def answer(
 def _load(name: str | None, dtype: str, device: str | None) -> tuple[Any, Any]:
     import torch
 
-    from ..demo_model import load_demo_model
+    from ..text.demo_model import load_demo_model
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from ..artifact_kinds import MODEL
-from ..artifacts import fetch, finish, looks_like_repo, push_saved
-from ..safe_files import read_tensors
+from ..publishing.artifacts import fetch, push_saved
+from ..publishing.kinds import MODEL
+from ..publishing.names import looks_like_repo
+from ..publishing.safe_files import read_tensors
+from ..publishing.writer import finish
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,7 +121,7 @@ def load_head_scores(
 
 
 def push_head_scores(scores: torch.Tensor, repo_id: str, *, model_id: str, **options: Any) -> str:
-    """Upload head scores in one commit; options as `artifacts.push_folder`."""
+    """Upload head scores in one commit; options as `publishing.artifacts.push_folder`."""
     return push_saved(lambda folder: save_head_scores(scores, folder, model_id=model_id), repo_id, **options)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .._compat import text_config
-from ..positions import warn_beyond_positions
+from ..text.positions import warn_beyond_positions
 from .config import KVzipConfig
 from .prompt import KVzipPrompt
 from .proof import prove

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..chat import Message, said
+from ..text.chat import Message, said
 from .config import FIRST_REPEAT_PROMPT, NEXT_REPEAT_PROMPT, KVzipConfig
 
 if TYPE_CHECKING:

@@ -11,29 +11,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._compat import chunked_attention, input_device, layer_kinds, linear_layer, linear_states, text_config, window_of
-from ..artifact_kinds import MODEL
-from ..artifacts import fetch, finish
-from ..safe_files import read_tensors
+from ..publishing.artifacts import fetch
+from ..publishing.identity import check_identity, identity
+from ..publishing.kinds import MODEL
+from ..publishing.safe_files import read_tensors
+from ..publishing.writer import finish
 from .attention import RaggedContext
-from .cache import KVzipCache
 from .config import KVzipConfig
-from .identity import check_identity
 from .layers import KVzipLayer, KVzipSlidingLayer
 from .prompt import KVzipPrompt
 from .proof import Proof, prove
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _FILE = "cache.safetensors"
 _IDS = ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
 
 
-def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = None) -> Path:
+def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) -> Path:
     """Write a cache as it stood after compression; what came after the context is left out.
 
     Args:
-        cache: from `from_context` or `from_scores`.
+        cache: a `KVzipCache` from `from_context` or `from_scores`.
         folder: made if missing.
         license: of the context, if it may be shared; otherwise the card names none.
 
@@ -96,28 +96,26 @@ def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = N
 def load_cache(
     source: str | Path,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> KVzipCache:
+) -> tuple[list[Any], KVzipPrompt, KVzipConfig, dict[str, Any]]:
     """Read what `save_cache` wrote, from a folder or the Hub.
 
     Args:
         source: folder or Hub name.
         model: the model that made it.
-        tokenizer: lets `inputs` take questions as text.
         revision, token: of the Hub.
 
     Returns:
-        The cache, on the model's device, ready for `generate`.
+        What a `KVzipCache` is made of: layers on the model's device, prompt, settings, and which model made it.
 
     Raises:
         ValueError: no cache there, tensors that do not fit together, or another model than the one that made it.
     """
     folder, about = fetch(source, "kvzip_cache", revision=revision, token=token)
     proof = prove(model)
-    check_identity(about.get("model"), model, f"the cache in {folder}")
+    check_identity(about.get("model"), identity(model), f"the cache in {folder}")
     tensors = read_tensors(folder / _FILE)
     try:
         config = KVzipConfig.from_json_string(json.dumps(about["config"]))
@@ -132,9 +130,7 @@ def load_cache(
         raise ValueError(
             f"{folder} holds no whole cache ({type(error).__name__}: {error}); get it again, or compress again"
         ) from error
-    cache = KVzipCache(layers, prompt, config, tokenizer, made_by=about["model"])
-    cache.attach(model)
-    return cache
+    return layers, prompt, config, about["model"]
 
 
 def _layer(

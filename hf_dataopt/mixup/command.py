@@ -297,7 +297,7 @@ def _from_dataset(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    from ..relation.command import read_dataset
+    from ..publishing.dataset_files import read_dataset
 
     if args.model is None:
         raise ValueError("--dataset needs --model: whose saliency shall be used?")

@@ -24,11 +24,11 @@ from ..seeding import generator
 from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
 from .graph import RelationGraph
+from .graphs import graphs_of
 from .label_noise import LabelNoise, find_label_noise, top_share
 from .labels import read_labels
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows
 from .report import RelationReport
-from .rows import rows_of_column
 from .suggestion import suggest
 
 Index = NDArray[np.int64]
@@ -276,21 +276,6 @@ def _suggest(graphs: list[RelationGraph], noisy: NDArray[np.bool_], labels: Inde
         kept = _Work(work.folder, f"{work.name}-{k}", True).votes
         suggested[part] = suggest(subs, noisy[part], labels[part], keep=kept, quiet=True)
     return suggested
-
-
-def graphs_of(
-    dataset: Any, columns: list[tuple[str, str]], labels: Index, config: RelationConfig
-) -> list[RelationGraph]:
-    """One graph per checkpoint over a dataset's columns, read where they lie."""
-    return [
-        RelationGraph(
-            rows_of_column(dataset, features),
-            rows_of_column(dataset, probs) if config.compatibility else None,
-            labels,
-            config,
-        )
-        for features, probs in columns
-    ]
 
 
 def _estimate(graphs: list[RelationGraph], config: RelationConfig) -> list[str]:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 HELP = "find label errors and outliers of a dataset, write it without them (neural relation graph)"
 EXAMPLES = [
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: neither `--out` nor `--push-to-hub`; a dataset that cannot be read; unfit columns.
     """
     from .. import distributed
+    from ..publishing.dataset_files import read_dataset
     from .cleaner import RelationCleaner
     from .config import RelationConfig
 
@@ -90,32 +91,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**result, "paths": _write(args, report, dataset, cleaned, out)} if distributed.is_main_process() else result
 
 
-def read_dataset(name: str, split: str, config: str | None = None) -> Any:
-    """A dataset from the Hub, from `save_to_disk`, or from a file.
-
-    Raises:
-        ValueError: nothing there, or no such split.
-    """
-    import datasets
-
-    path = Path(name)
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        found = datasets.load_from_disk(name)
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                raise ValueError(f"{name} has the splits {list(found)}, not {split!r}; set --split")
-            return found[split]
-        return found
-    kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-    if path.is_file():
-        if path.suffix not in kinds:
-            raise ValueError(
-                f"{name} is no {', '.join(kinds)} file; save the dataset with save_to_disk and name the folder"
-            )
-        return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-    return datasets.load_dataset(name, config, split=split)
-
-
 def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
     if args.model is None:
         return dataset
@@ -127,8 +102,8 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
     """Page and picture, then the artifact with its card; returns where they are."""
-    from ..artifacts import push_folder
     from ..errors import MissingExtraError
+    from ..publishing.artifacts import push_folder
     from .pages import draw_worst, write_page
 
     out.mkdir(parents=True, exist_ok=True)
@@ -170,8 +145,8 @@ def summary(report: Any, kept: int) -> dict[str, Any]:
 
 def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespace) -> Path:
     """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
-    from ..artifacts import finish
-    from ..dataset_files import write_parquet
+    from ..publishing.dataset_files import write_parquet
+    from ..publishing.writer import finish
     from .pages import facts
 
     local = Path(args.dataset).exists()

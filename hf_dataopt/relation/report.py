@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .config import RelationConfig
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
+from .graphs import graphs_of
 from .label_noise import select, top_share
 from .outlier import Reference, is_outlier
 
@@ -339,8 +340,6 @@ class RelationReport:
         except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no readable relation report ({type(error).__name__}: {error})") from error
         if dataset is not None:
-            from .cleaner import graphs_of
-
             report._check_same(dataset)
             report.attach(graphs_of(dataset, columns, report.labels, report.config))
         return report

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from hf_dataopt.artifact_kinds import KINDS
-from hf_dataopt.safe_files import read_yaml
+from hf_dataopt.publishing.kinds import KINDS
+from hf_dataopt.publishing.safe_files import read_yaml
 
 from .conftest import SHOWN, Published
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_dataopt.artifact_kinds import KINDS
+from hf_dataopt.publishing.kinds import KINDS
 
 from ..conftest import REPO
 
@@ -42,7 +42,7 @@ def test_cards_render_from_the_wheel(site: Path, tmp_path: Path) -> None:
     code = """
 import json, sys, torch, hf_dataopt
 from pathlib import Path
-from hf_dataopt import cards
+from hf_dataopt.publishing import cards
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
 folder = save_head_scores(torch.ones(2, 2), Path("scores"), model_id="a/model")
 assert torch.equal(load_head_scores(folder)[0], torch.ones(2, 2))

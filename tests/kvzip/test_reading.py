@@ -138,9 +138,7 @@ class TestProof:
         model = tiny_model("llama")
         before = dict(vars(model))
         for _ in range(2):
-            with pytest.raises(
-                UnsupportedModelError, match=r"LlamaForCausalLM \(llama\) would not be exact: .* move"
-            ):
+            with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM \(llama\) would not be exact: .* move"):
                 KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, progress=False)
         assert dict(vars(model)) == before
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_dataopt import KVzipCache, KVzipConfig
-from hf_dataopt.kvzip.identity import identity
+from hf_dataopt.publishing.identity import identity
 
 from ..models import byte_tokenizer, tiny_model
 from .conftest import CONTEXT

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+CARD = "README.md"
 MAX_JSON = 64 * 2**20
 MAX_CARD = 2**20
 MAX_HEADER = 16 * 2**20

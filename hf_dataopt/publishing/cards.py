@@ -31,7 +31,7 @@ def template(name: str) -> str:
     Raises:
         ValueError: no such template.
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     for folder in (here / "model_cards", here.parent / "model_cards"):
         path = folder / f"{name}.md.jinja"
         if path.is_file():
