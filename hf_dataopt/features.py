@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,9 @@ class FeatureExtractor:
         ValueError: unknown modality or dtype, missing column, or a model without a head of `num_labels` outputs.
 
     Source: section 5.2 (features and predicted probabilities).
-    Differs: a name hashes by name, revision, dtype, processor and column in `datasets`; a model object hashes with its
-        weights (about 20 ms per million parameters and call).
+    Differs: a name hashes by name, revision, dtype, processor and column in `datasets`, a folder also by its files' sizes and
+        times, since a checkpoint may be trained on; a model object hashes with its weights (about 20 ms per million
+        parameters and call).
     Cost: one forward pass a row.
 
     Example:
@@ -62,10 +64,11 @@ class FeatureExtractor:
         self.modality, self.revision, self.dtype, self.suffix = modality, revision, dtype, suffix
         self._loaded: torch.nn.Module | None = None
         self._stored_processor: Callable[..., Any] | None = None
+        self._stamp: list[tuple[str, int, int]] | None = None  # of the folder that was loaded
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model."""
-        return {**self.__dict__, "_loaded": None, "_stored_processor": None}
+        return {**self.__dict__, "_loaded": None, "_stored_processor": None, "_stamp": _stamp(self.model)}
 
     @torch.inference_mode()
     def __call__(self, batch: Mapping[str, Any], rank: int | None = None) -> dict[str, np.ndarray]:
@@ -89,7 +92,9 @@ class FeatureExtractor:
         return {f"features{self.suffix}": features, f"probs{self.suffix}": probs.cpu().numpy()}
 
     def _ready(self) -> Any:
-        if self._loaded is None:
+        stamp = _stamp(self.model)
+        if self._loaded is None or stamp != self._stamp:
+            self._stamp = stamp
             model, dtype = self.model, getattr(torch, self.dtype)
             if isinstance(model, str):
                 import transformers
@@ -120,6 +125,14 @@ class FeatureExtractor:
             made = dict(processor(values, return_tensors="pt", **options))
         dtype, device = getattr(torch, self.dtype), model.device
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in made.items()}
+
+
+def _stamp(model: Any) -> list[tuple[str, int, int]] | None:
+    """Names, sizes and times of the files in a model's folder; None for a Hub name (its revision tells) or an object."""
+    if not isinstance(model, str) or not Path(model).is_dir():
+        return None
+    found = ((path, path.stat()) for path in sorted(Path(model).iterdir()) if path.is_file())
+    return [(path.name, about.st_size, about.st_mtime_ns) for path, about in found]
 
 
 def _waveforms(values: Any, expected: int | None) -> tuple[list[Any], int | None]:

@@ -47,6 +47,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Sizes after every turn and the answer, ready for JSON.
     """
+    from ..publishing.writer import check_target
+
+    if args.save:
+        check_target(args.save, "context_memory")
     model, tokenizer = _load(args.model, args.adapter, args.memory, args.num_comp_tokens)
     turns: list[Any] = args.turn
     question: Any = args.question

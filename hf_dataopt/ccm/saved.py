@@ -12,6 +12,7 @@ from ..publishing.artifacts import fetch, push_saved
 from ..publishing.kinds import MODEL
 from ..publishing.names import hub_name
 from ..publishing.safe_files import read_json
+from ..publishing.writer import replacing
 from .active import ccm_config
 from .memory import CompressedContextMemory
 
@@ -30,7 +31,7 @@ def save_adapter(
 
     Args:
         model: `PeftModel` with an active CCM adapter.
-        folder: made if missing.
+        folder: made if missing; an adapter in it is replaced, other files are not touched: with some, it is refused.
         tokenizer: needed for `example`.
         example: contexts and a question; the answer is computed and put on the card.
         results: measured figures: `task`, `dataset`, `metric`, `value`, `baseline`, `seeds`; none is fine.
@@ -43,32 +44,32 @@ def save_adapter(
     Raises:
         ValueError: no active CCM adapter, an example without a tokenizer, or results that lack a field.
     """
-    config = ccm_config(model)
+    ccm_config(model)
     lacking = [row for row in results if set(_RESULT) - set(row)]
     if lacking:
         raise ValueError(f"every result needs {', '.join(_RESULT)}; got {sorted(lacking[0])}")
-    folder = Path(folder)
-    model.save_pretrained(str(folder))
-    settings = read_json(folder / "adapter_config.json")
-    code, answer = adapter_code(settings), None
-    base = causal_model_of(model)
-    code |= {"model": hub_name(base) or MODEL, "dtype": str(base.dtype).removeprefix("torch.")}
-    if example is not None:
-        if tokenizer is None:
-            raise ValueError("an example needs the tokenizer")
-        code |= {"contexts": list(example[0]), "question": example[1]}
-        answer = _answer(model, tokenizer, code)
-    return describe_adapter(
-        folder,
-        settings,
-        code,
-        answer=answer,
-        results=results,
-        license=license,
-        name=name,
-        base=hub_name(base),
-        r=config.r,
-    )
+    if example is not None and tokenizer is None:
+        raise ValueError("an example needs the tokenizer")
+    base, answer = causal_model_of(model), None
+    with replacing(folder, "ccm_adapter") as draft:
+        model.save_pretrained(str(draft))
+        settings = read_json(draft / "adapter_config.json")
+        code = adapter_code(settings)
+        code |= {"model": hub_name(base) or MODEL, "dtype": str(base.dtype).removeprefix("torch.")}
+        if example is not None:
+            code |= {"contexts": list(example[0]), "question": example[1]}
+            answer = _answer(model, tokenizer, code)
+        describe_adapter(
+            draft,
+            settings,
+            code,
+            answer=answer,
+            results=results,
+            license=license,
+            name=name,
+            base=hub_name(base),
+        )
+    return Path(folder)
 
 
 _RESULT = ("task", "dataset", "metric", "value", "baseline", "seeds")

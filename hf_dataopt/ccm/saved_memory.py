@@ -16,8 +16,9 @@ from ..publishing.artifacts import fetch
 from ..publishing.identity import check_identity
 from ..publishing.kinds import ADAPTER, MODEL
 from ..publishing.names import hub_name
-from ..publishing.safe_files import read_json, read_tensors
-from ..publishing.writer import finish
+from ..publishing.record import FORMAT, check_version
+from ..publishing.safe_files import check_finite, read_json, read_tensors
+from ..publishing.writer import finish, replacing
 from ..text.chat import ChatFormat
 from .active import written_by
 
@@ -38,36 +39,36 @@ def save_memory(
     """Write a memory's tensors and settings, who wrote it, and a card.
 
     Args:
-        folder: made if missing.
+        folder: made if missing; an earlier memory in it is replaced.
         kind: `"context_memory"` or `"streaming_memory"`.
         model: with the adapter that wrote it.
         tensors, settings: whatever the memory needs to go on.
         sizes: users, steps, tokens seen, bytes, for the card.
         adapter: Hub name of the adapter, for the code on the card.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     base = causal_model_of(model)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(folder / _WEIGHTS))
-    text = json.dumps({"written_by": written_by(model), **settings}, indent=2)
-    (folder / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"format_version": FORMAT, "written_by": written_by(model), **settings}, indent=2)
     users, steps, tokens, nbytes = sizes
-    finish(
-        folder,
-        kind,
-        about={"steps": steps, "tokens": tokens, "bytes": nbytes, "adapter": adapter},
-        metadata={"base_model": hub_name(base), "tags": ["compressed-context-memory"]},
-        code={
-            "model": hub_name(base) or MODEL,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "adapter": adapter or ADAPTER,
-        },
-        name="Streaming context memory" if kind == "streaming_memory" else "Compressed context memory",
-        base=hub_name(base) or "a model of its author's",
-        users=users,
-        steps=steps,
-        tokens=f"{tokens:,}",
-        nbytes=f"{nbytes:,}",
-    )
+    with replacing(folder, kind) as draft:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(draft / _WEIGHTS))
+        (draft / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+        finish(
+            draft,
+            kind,
+            about={"steps": steps, "tokens": tokens, "bytes": nbytes, "adapter": adapter},
+            metadata={"base_model": hub_name(base), "tags": ["compressed-context-memory"]},
+            code={
+                "model": hub_name(base) or MODEL,
+                "dtype": str(base.dtype).removeprefix("torch."),
+                "adapter": adapter or ADAPTER,
+            },
+            name="Streaming context memory" if kind == "streaming_memory" else "Compressed context memory",
+            base=hub_name(base) or "a model of its author's",
+            users=users,
+            steps=steps,
+            tokens=f"{tokens:,}",
+            nbytes=f"{nbytes:,}",
+        )
 
 
 def load_memory(
@@ -93,13 +94,16 @@ def load_memory(
     """
     folder, _ = fetch(source, kind, revision=revision, token=token)
     settings = read_json(folder / _SETTINGS)
+    check_version(settings.get("format_version", 1), folder / _SETTINGS)
     by = settings.get("written_by")
     if not isinstance(by, dict) or not {"weights", "adapter"} <= set(by):
         raise ValueError(f"{folder / _SETTINGS} does not say who wrote the memory; save it again with this version")
     check_identity(by, written_by(model), f"the memory in {folder}", "append the contexts again")
     tensors = read_tensors(folder / _WEIGHTS)
     try:
+        check_finite(tensors)
         _check(tensors, settings, shapes)
+        _check_history(settings, int(model.get_input_embeddings().weight.shape[0]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder} holds no whole memory ({type(error).__name__}: {error}); get it again, or append the contexts again"
@@ -155,8 +159,17 @@ def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: S
         raise ValueError(f"held has shape {tuple(tensors['held'].shape)}, needed is ({users}, {slots})")
     if any(tensors[name].dtype != torch.int64 or tensors[name].ndim != 1 for name in ("steps", "text")):
         raise ValueError("steps and text must be 1-D int64")
-    if len(history) != users or not all(isinstance(token, int) for row in history for token in row):
+    if not isinstance(history, list) or len(history) != users:
         raise ValueError(f"history must hold the token ids of {users} users")
+
+
+def _check_history(settings: Mapping[str, Any], vocabulary: int) -> None:
+    """Token ids of what was read, which a gist memory reads again."""
+    for row in settings.get("history", ()):
+        if not isinstance(row, list) or any(isinstance(token, bool) or not isinstance(token, int) for token in row):
+            raise ValueError(f"history must hold lists of token ids, got {row!r:.80}")
+        if row and not 0 <= min(row) <= max(row) < vocabulary:
+            raise ValueError(f"history holds ids from {min(row)} to {max(row)}, the model knows {vocabulary}")
 
 
 def read_chat(settings: Mapping[str, Any], source: Any) -> ChatFormat:

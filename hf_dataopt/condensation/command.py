@@ -72,7 +72,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: the data set cannot be read, or a setting is out of range.
     """
+    from ..distributed import is_main_process
+    from ..publishing.writer import check_target
+
     config = config_from(args)
+    if is_main_process():
+        check_target(Path(args.output_dir) / "artifact", "condensed_dataset")
     train = load(args.dataset, args.split)
     test = load(args.test or args.dataset, "test") if args.evaluate else None
     from .condenser import DatasetCondenser
@@ -89,8 +94,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "losses": condenser.losses,
         "config": config.to_json_string(),
     }
-    from ..distributed import is_main_process
-
     if not is_main_process():
         return result
     from ..publishing.artifacts import push_folder

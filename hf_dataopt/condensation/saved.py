@@ -11,7 +11,7 @@ import torch
 
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.dataset_files import read_parquet, write_parquet
-from ..publishing.writer import finish
+from ..publishing.writer import finish, replacing
 from .multi_formation import read_recipe, stack
 from .preview import save_preview
 
@@ -35,7 +35,7 @@ def save_condensed(
 
     Args:
         condensed: from `DatasetCondenser.condense`; without its recipe it is refused.
-        folder: made if missing.
+        folder: made if missing; an earlier save in it is replaced as a whole.
         config: settings, for the card.
         scores: rows of measured accuracies (`command.scores_as_rows`), for the card; none is fine.
         source: Hub name of the data set it was made from; a push takes over its licence.
@@ -51,43 +51,43 @@ def save_condensed(
     recipe = read_recipe(condensed)
     if "label_column" not in recipe:
         raise ValueError("the recipe names no label column; condense with DatasetCondenser")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = write_parquet(condensed, folder)
     plain = condensed.with_format(None)[:]
     labels = torch.tensor(plain[recipe["label_column"]])
     names = condensed.features[recipe["label_column"]].names
     found = [rows for rows in ((labels == label).nonzero()[:, 0] for label in range(len(names))) if len(rows)]
-    per_class = min(map(len, found))
-    shown = torch.cat([rows[:per_class] for rows in found])
-    save_preview(stack(plain[recipe["column"]])[shown], folder / "preview.png", per_class)
+    per_class = min(map(len, found), default=0)
     settings = config.to_json_string() if config is not None else "{}"
-    return finish(
-        folder,
-        "condensed_dataset",
-        about={
-            "rows": len(condensed),
-            "classes": len(names),
-            "recipe": dict(recipe),
-            "config": json.loads(settings),
-            "scores": [dict(row) for row in scores],
-        },
-        metadata={
-            "license": license,
-            "tags": ["dataset-condensation", "idc", "synthetic"],
-            "source_datasets": [source] if source else None,
-            **metadata,
-        },
-        origin=("dataset", source) if source else None,
-        name=name or "Condensed data set",
-        rows=f"{len(condensed):,}",
-        classes=f"{len(names):,}",
-        source=source,
-        recipe=json.dumps(recipe, indent=1),
-        scores=list(scores),
-        seed=recipe.get("seed", "not recorded"),
-        settings=settings,
-    )
+    with replacing(folder, "condensed_dataset") as draft:
+        metadata = write_parquet(condensed, draft)
+        shown = torch.cat([rows[:per_class] for rows in found])
+        save_preview(stack(plain[recipe["column"]])[shown], draft / "preview.png", per_class)
+        finish(
+            draft,
+            "condensed_dataset",
+            about={
+                "rows": len(condensed),
+                "classes": len(names),
+                "recipe": dict(recipe),
+                "config": json.loads(settings),
+                "scores": [dict(row) for row in scores],
+            },
+            metadata={
+                "license": license,
+                "tags": ["dataset-condensation", "idc", "synthetic"],
+                "source_datasets": [source] if source else None,
+                **metadata,
+            },
+            origin=("dataset", source) if source else None,
+            name=name or "Condensed data set",
+            rows=f"{len(condensed):,}",
+            classes=f"{len(names):,}",
+            source=source,
+            recipe=json.dumps(recipe, indent=1),
+            scores=list(scores),
+            seed=recipe.get("seed", "not recorded"),
+            settings=settings,
+        )
+    return Path(folder)
 
 
 def load_condensed(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Dataset:

@@ -14,8 +14,8 @@ from .._compat import chunked_attention, input_device, layer_kinds, linear_layer
 from ..publishing.artifacts import fetch
 from ..publishing.identity import check_identity, identity
 from ..publishing.kinds import MODEL
-from ..publishing.safe_files import read_tensors
-from ..publishing.writer import finish
+from ..publishing.safe_files import check_finite, read_tensors
+from ..publishing.writer import finish, replacing
 from .attention import RaggedContext
 from .config import KVzipConfig
 from .layers import KVzipLayer, KVzipSlidingLayer
@@ -34,7 +34,7 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
 
     Args:
         cache: a `KVzipCache` from `from_context` or `from_scores`.
-        folder: made if missing.
+        folder: made if missing; an earlier save in it is replaced as a whole.
         license: of the context, if it may be shared; otherwise the card names none.
 
     Returns:
@@ -45,8 +45,6 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
     """
     if cache.made_by is None:
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     layers: list[Any] = cache.pristine_layers
     tensors: dict[str, Tensor] = {name: getattr(cache.prompt, name).contiguous() for name in _IDS}
     windows: dict[str, Any] = {}
@@ -66,31 +64,33 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
             windows[str(index)] = layer.sliding_window
         else:
             tensors |= {f"state.{index}.{name}": state.contiguous() for name, state in linear_states(layer).items()}
-    save_file(tensors, str(folder / _FILE))
     name = cache.made_by["name"] or MODEL
-    return finish(
-        folder,
-        "kvzip_cache",
-        about={
-            "model": cache.made_by,
-            "config": json.loads(cache.config.to_json_string()),
-            "layers": len(layers),
-            "windows": windows,
-            "tokens": cache.ids.shape[1],
-            "bytes": cache.context_nbytes,
-            "full_bytes": cache.full_context_nbytes,
-        },
-        metadata={"license": license, "base_model": cache.made_by["name"], "tags": ["kv-cache", "kvzip"]},
-        code={"model": name, "dtype": cache.made_by["dtype"]},
-        name="Compressed KVzip cache",
-        base=name,
-        tokens=f"{cache.ids.shape[1]:,}",
-        nbytes=f"{cache.context_nbytes:,}",
-        full_nbytes=f"{cache.full_context_nbytes:,}",
-        share=f"{cache.context_nbytes / cache.full_context_nbytes:.1%}",
-        dtype=cache.made_by["dtype"],
-        settings=cache.config.to_json_string(),
-    )
+    with replacing(folder, "kvzip_cache") as draft:
+        save_file(tensors, str(draft / _FILE))
+        finish(
+            draft,
+            "kvzip_cache",
+            about={
+                "model": cache.made_by,
+                "config": json.loads(cache.config.to_json_string()),
+                "layers": len(layers),
+                "windows": windows,
+                "tokens": cache.ids.shape[1],
+                "bytes": cache.context_nbytes,
+                "full_bytes": cache.full_context_nbytes,
+            },
+            metadata={"license": license, "base_model": cache.made_by["name"], "tags": ["kv-cache", "kvzip"]},
+            code={"model": name, "dtype": cache.made_by["dtype"]},
+            name="Compressed KVzip cache",
+            base=name,
+            tokens=f"{cache.ids.shape[1]:,}",
+            nbytes=f"{cache.context_nbytes:,}",
+            full_nbytes=f"{cache.full_context_nbytes:,}",
+            share=f"{cache.context_nbytes / cache.full_context_nbytes:.1%}",
+            dtype=cache.made_by["dtype"],
+            settings=cache.config.to_json_string(),
+        )
+    return Path(folder)
 
 
 def load_cache(
@@ -118,6 +118,7 @@ def load_cache(
     check_identity(about.get("model"), identity(model), f"the cache in {folder}")
     tensors = read_tensors(folder / _FILE)
     try:
+        check_finite(tensors)
         config = KVzipConfig.from_json_string(json.dumps(about["config"]))
         prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
         if bool((prompt.ids < 0).any() | (prompt.ids >= text_config(model).vocab_size).any()):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .writer import finish
 from .kinds import MODEL
 from .names import looks_like_repo
 from .safe_files import read_json
+from .writer import finish
 
 SETTINGS = "adapter_config.json"
 _SHOWN = ("memory", "num_comp_tokens", "merge_weight", "sink", "conditional", "r", "lora_alpha", "target_modules")

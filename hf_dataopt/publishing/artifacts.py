@@ -6,6 +6,7 @@ Each room writes the files of its own kind (`writer.py`); `fetch` checks a folde
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +18,9 @@ from .adapters import adapter_about, describe_adapter
 from .hub import download, hub_errors, licence_of, patiently
 from .kinds import KINDS, PLACEHOLDER
 from .names import looks_like_repo
-from .record import ABOUT, read_about
-from .safe_files import CARD, check_safetensors, files_of, is_pickle, read_card, read_json
+from .record import ABOUT, belongs, check_files, inner_artifacts, list_files, read_about
+from .safe_files import CARD, check_parquet, check_safetensors, files_of, is_pickle, read_card, read_json
+from .writer import recover
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +52,30 @@ def fetch(
         The folder, checked, and its `hf_dataopt.json`.
 
     Raises:
-        ValueError: neither a folder nor a Hub name; names, links, sizes or headers that are refused; another kind.
+        ValueError: neither a folder nor a Hub name; names, links, sizes, hashes or headers that are refused; another kind.
         HubError: the repository cannot be read.
+
+    Cost: one pass over the files for their hashes.
     """
     folder = Path(source)
+    recover(folder.resolve())
     if not folder.is_dir():
+        if not KINDS[kind].repo_type:
+            raise ValueError(f"{str(source)!r:.200} is no folder; name the one that holds the {KINDS[kind].short}")
         folder = download(str(source), KINDS[kind].repo_type, revision=revision, token=token)
-    files = files_of(folder)
+    files_of(folder)
     about = about_of(folder)
     if about["kind"] != kind:
         raise ValueError(f"{folder} holds a {KINDS[about['kind']].title}, not a {KINDS[kind].title}; load it as that")
-    for path in files:
+    for path in belongs(folder, about):
         if path.suffix == ".safetensors":
             check_safetensors(path)
+        elif path.suffix == ".parquet":
+            check_parquet(path)
     missing = [name for name in KINDS[kind].needs if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}; get the whole artifact again")
+    check_files(folder, about)
     if (folder / CARD).is_file():
         read_card(folder / CARD)
     return folder, about
@@ -106,11 +116,9 @@ def push_folder(
         raise ValueError(f"{repo_id!r:.200} is no Hub name; give one such as me/name")
     about = about_of(folder)
     kind = KINDS[about["kind"]]
-    fetch(folder, about["kind"])
-    files = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
-    left_out = [name for name in files if is_pickle(name)]
-    if left_out:
-        logger.warning("not pushed, since they are pickles: %s", ", ".join(left_out))
+    if not kind.repo_type:
+        raise ValueError(f"a {kind.title} is not pushed alone; push the folder that it lies in")
+    files = _contents(folder, about)
     api = HfApi(token=token)
     name: dict[str, Any] = {"repo_id": repo_id, "repo_type": kind.repo_type}
     message = commit_message or f"Upload {kind.title}"
@@ -119,8 +127,7 @@ def push_folder(
         if revision is not None and not revision.startswith("refs/"):
             patiently(lambda: api.create_branch(**name, branch=revision, exist_ok=True))
         before: Any = patiently(lambda: api.repo_info(**name, revision=revision))
-        contents: dict[str, Any] = {path: at for path, at in files.items() if path not in left_out}
-        contents |= _records(folder, repo_id, about, token)
+        contents: dict[str, Any] = {**files, **_records(folder, repo_id, about, token)}
         # shards of an earlier push would be read as part of this data set
         stale = [one.rfilename for one in before.siblings or [] if one.rfilename not in contents]
         stale = [path for path in stale if path.startswith("data/") and path.endswith(".parquet")]
@@ -153,9 +160,27 @@ def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str
     Returns:
         URL of the commit, or of the pull request.
     """
-    with TemporaryDirectory() as folder:
-        save(Path(folder))
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "artifact"
+        save(folder)
         return push_folder(folder, repo_id, **options)
+
+
+def _contents(folder: Path, about: Mapping[str, Any]) -> dict[str, Path]:
+    """The files to upload, checked: those of the artifact and of the artifacts inside it, no pickles and nothing else."""
+    found: dict[str, Path] = {}
+    for place in [folder, *inner_artifacts(folder)]:
+        own = about if place == folder else read_about(place)
+        fetch(place, own["kind"])
+        found |= {path.relative_to(folder).as_posix(): path for path in belongs(place, own)}
+    pickles = [name for name in found if is_pickle(name)]
+    if pickles:
+        logger.warning("not pushed, since they are pickles: %s", ", ".join(pickles))
+    there = {path.relative_to(folder).as_posix() for path in files_of(folder)}
+    others = sorted(there - set(found))
+    if others:
+        logger.warning("not pushed, since no save has put them there: %s", ", ".join(others))
+    return {name: path for name, path in found.items() if name not in pickles}
 
 
 def _records(folder: Path, repo_id: str, about: Mapping[str, Any], token: str | bool | None) -> dict[str, bytes]:
@@ -171,7 +196,8 @@ def _records(folder: Path, repo_id: str, about: Mapping[str, Any], token: str | 
             base = settings.get("base_model_name_or_path")
             known = base if isinstance(base, str) and looks_like_repo(base) else None
             made = describe_adapter(Path(scratch), settings, about["code"], base=known, name=repo_id)
-            found[ABOUT], about = (made / ABOUT).read_bytes(), read_about(made)
+            about = {**read_about(made), "files": list_files(folder, skip=is_pickle)}
+            found[ABOUT] = (json.dumps(about, indent=2) + "\n").encode()
             if not card.is_file() or _PEFT_FORM in card.read_text(encoding="utf-8"):
                 card = made / CARD
         if card.is_file():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .record import ABOUT, belongs, read_about
+from .safe_files import read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -12,6 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHARD_BYTES = 500 * 2**20
+_MOST_PIXELS = 2**26
 
 
 def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[str, Any]:
@@ -59,26 +64,58 @@ def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[
 
 
 def read_parquet(folder: Path) -> Dataset:
-    """All rows of an artifact's `data/` folder, its files read one by one from there and from nowhere else.
+    """All rows of an artifact's `data/` folder: of the files that its record lists, or of all where it lists none.
 
     Raises:
         ValueError: no parquet files, or files that cannot be read.
     """
-    import pyarrow.parquet
     from datasets import Dataset, Features, concatenate_datasets
     from pyarrow.lib import ArrowException
 
-    paths = sorted((folder / "data").glob("*.parquet"))
+    about = read_about(folder) if (folder / ABOUT).is_file() else {"kind": "cleaned_dataset"}
+    data = folder / "data"
+    paths = sorted(path for path in belongs(folder, about) if path.parent == data and path.suffix == ".parquet")
     if not paths:
         raise ValueError(f"{folder / 'data'} holds no parquet files; get the whole artifact again")
     parts = []
     for path in paths:
+        table = read_table(path)
         try:
-            table = pyarrow.parquet.read_table(path)
-            parts.append(Dataset(table.cast(Features.from_arrow_schema(table.schema).arrow_schema)))
+            features = Features.from_arrow_schema(table.schema)
+            _check_media(table, features)
+            parts.append(Dataset(table.cast(features.arrow_schema)))
         except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no parquet file that can be read ({error!s:.200}); get it again") from error
     return concatenate_datasets(parts)
+
+
+def _check_media(table: Any, features: Any) -> None:
+    """Pictures and sounds lie in the file, not anywhere on this machine, and no picture is larger than it may be.
+
+    Raises:
+        ValueError: a row that names a path instead, that is no picture, or one with too many pixels.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    for name, feature in features.items():
+        kind = type(feature).__name__
+        if kind not in ("Image", "Audio", "Video"):
+            continue
+        for row, cell in enumerate(table[name].to_pylist() if kind == "Image" else table[name]):
+            value = cell if kind == "Image" else cell.as_py()
+            if value is None:
+                continue
+            if not isinstance(value, dict) or value.get("bytes") is None:
+                raise ValueError(f"row {row} of {name!r:.40} names a file of some other machine; embed it")
+            if kind != "Image":
+                continue
+            try:
+                with Image.open(io.BytesIO(value["bytes"])) as picture:
+                    width, height = picture.size
+            except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+                raise ValueError(f"row {row} of {name!r:.40} is no picture ({error!s:.80})") from error
+            if width * height > _MOST_PIXELS:
+                raise ValueError(f"row {row} of {name!r:.40} has {width} x {height} pixels, at most {_MOST_PIXELS:,}")
 
 
 def read_dataset(name: str, split: str, config: str | None = None) -> Any:

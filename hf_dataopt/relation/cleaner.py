@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .. import distributed
 from ..checkpoint import PassCheckpoint
 from ..progress import say
+from ..publishing.writer import check_target
 from ..seeding import generator
 from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
@@ -29,6 +30,7 @@ from .label_noise import LabelNoise, find_label_noise, top_share
 from .labels import read_labels
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows
 from .report import RelationReport
+from .saved import KIND, UNFINISHED
 from .suggestion import suggest
 
 Index = NDArray[np.int64]
@@ -97,13 +99,15 @@ class RelationCleaner:
         """
         config = self.config
         _check_dataset(dataset)
+        if output_dir is not None and distributed.is_main_process():
+            check_target(output_dir, KIND, besides=(UNFINISHED,))
         labels = read_labels(dataset, label_column)
         views = _views(features_column, probs_column)
         graphs = graphs_of(dataset, views, labels.codes, config)
         if not quiet:
             for line in _estimate(graphs, config):
                 say(line)
-        work = None if output_dir is None else Path(output_dir) / "unfinished"
+        work = None if output_dir is None else Path(output_dir) / UNFINISHED
         reference = reference_rows(len(dataset), config)
         found = [_score(graph, reference, _Work(work, str(k), quiet)) for k, graph in enumerate(graphs)]
         noise = [result.noise for result in found]

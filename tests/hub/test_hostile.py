@@ -36,6 +36,7 @@ from hf_dataopt.publishing.safe_files import check_names, check_safetensors, fil
 
 from ..kvzip.conftest import CONTEXT
 from ..models import byte_tokenizer, tiny_model
+from .damage import without_list
 from .everything import STREAM, TURNS, adapted
 
 OPENED: list[str] = []
@@ -502,6 +503,7 @@ def test_memories_and_caches_with_tensors_of_the_wrong_kind(tmp_path: Path) -> N
     for turn in TURNS:
         memory.append(turn)
     memory.save_pretrained(tmp_path)
+    without_list(tmp_path)
     tensors = load_file(tmp_path / "memory.safetensors")
     keys = "memory.0.keys"
     for name, value in (
@@ -557,6 +559,7 @@ def test_streams_with_sizes_of_the_wrong_kind(tmp_path: Path) -> None:
     stream = StreamingContextMemory(model, max_kv=40, compress_tokens=16, memory_size=6)
     stream.feed(STREAM)
     stream.save_pretrained(tmp_path)
+    without_list(tmp_path)
     settings = json.loads((tmp_path / "memory.json").read_text())
     for change in (
         {"max_kv": "40"},

@@ -15,6 +15,8 @@ from hf_dataopt.publishing.kinds import KINDS
 
 from ..conftest import REPO
 
+CARDS = [name for name, kind in KINDS.items() if kind.repo_type]
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_kind_has_a_template(site: Path) -> None:
     shipped = {path.name.removesuffix(".md.jinja") for path in (site / "hf_dataopt" / "model_cards").iterdir()}
-    assert shipped == set(KINDS) == {path.name.split(".")[0] for path in (REPO / "model_cards").iterdir()}
+    assert shipped == set(CARDS) == {path.name.split(".")[0] for path in (REPO / "model_cards").iterdir()}
 
 
 def test_cards_render_from_the_wheel(site: Path, tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ assert torch.equal(load_head_scores(folder)[0], torch.ones(2, 2))
 print(json.dumps([hf_dataopt.__file__, (folder / "README.md").read_text(), [cards.template(n) for n in sys.argv[1:]]]))
 """
     env = {**os.environ, "PYTHONPATH": str(site)}
-    call = [sys.executable, "-c", code, *KINDS]
+    call = [sys.executable, "-c", code, *CARDS]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     where, card, templates = json.loads(done.stdout)
