@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .._compat import causal_model_of
-from ..publishing.adapters import adapter_code, describe_adapter
+from ..publishing.adapters import SETTINGS, WEIGHTS, adapter_code, describe_adapter
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.kinds import MODEL
 from ..publishing.names import hub_name
-from ..publishing.safe_files import read_json
+from ..publishing.safe_files import check_finite, read_json, read_tensors
 from ..publishing.writer import replacing
 from .active import ccm_config
 from .memory import CompressedContextMemory
@@ -53,7 +53,7 @@ def save_adapter(
     base, answer = causal_model_of(model), None
     with replacing(folder, "ccm_adapter") as draft:
         model.save_pretrained(str(draft))
-        settings = read_json(draft / "adapter_config.json")
+        settings = read_json(draft / SETTINGS)
         code = adapter_code(settings)
         code |= {"model": hub_name(base) or MODEL, "dtype": str(base.dtype).removeprefix("torch.")}
         if example is not None:
@@ -106,9 +106,17 @@ def load_adapter(base: Any, source: str | Path, *, revision: str | None = None, 
     """`PeftModel.from_pretrained` of a CCM adapter, after its files were checked; weights in pickles are refused.
 
     Raises:
-        ValueError: no CCM adapter there.
+        ValueError: no CCM adapter there, one with NaN among its weights, or one that does not fit the model.
     """
     from peft import PeftModel
 
     folder, _ = fetch(source, "ccm_adapter", revision=revision, token=token)
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    read_json(folder / SETTINGS)
+    check_finite(read_tensors(folder / WEIGHTS))
+    try:
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+    except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"{folder} holds no adapter that fits this {type(base).__name__} ({type(error).__name__}: {error!s:.300}); load "
+            "its own base model, or get it again"
+        ) from error

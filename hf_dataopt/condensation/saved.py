@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.dataset_files import read_parquet, write_parquet
 from ..publishing.writer import finish, replacing
-from .multi_formation import read_recipe, stack
+from .multi_formation import RECIPE_COLUMN, read_recipe, stack
 from .preview import save_preview
 
 if TYPE_CHECKING:
@@ -98,8 +99,22 @@ def load_condensed(source: str | Path, *, revision: str | None = None, token: st
     """
     folder, _ = fetch(source, "condensed_dataset", revision=revision, token=token)
     condensed = read_parquet(folder)
-    read_recipe(condensed)
+    _check_rows(condensed, read_recipe(condensed))
     return condensed
+
+
+def _check_rows(condensed: Dataset, recipe: Mapping[str, Any]) -> None:
+    """Labels are classes, and stored arrays are finite; pictures are looked at where they are decoded."""
+    plain = condensed.with_format("numpy")
+    column = recipe.get("label_column", RECIPE_COLUMN)
+    names = getattr(condensed.features[column], "names", None) or ()
+    labels = np.asarray(plain.select_columns([column])[:][column])
+    if not len(labels) or labels.dtype.kind != "i" or not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(f"the labels of this condensed set are none of its {len(names)} classes; get it again")
+    if type(condensed.features[recipe["column"]]).__name__ != "Image":
+        for start in range(0, len(condensed), 100):
+            if not np.isfinite(np.asarray(plain[start : start + 100][recipe["column"]], np.float32)).all():
+                raise ValueError("this condensed set holds NaN or infinite values; get it again")
 
 
 def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any] | None = None, **options: Any) -> str:

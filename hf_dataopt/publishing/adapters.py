@@ -12,7 +12,7 @@ from .names import looks_like_repo
 from .safe_files import read_json
 from .writer import finish
 
-SETTINGS = "adapter_config.json"
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SHOWN = ("memory", "num_comp_tokens", "merge_weight", "sink", "conditional", "r", "lora_alpha", "target_modules")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,8 @@ _MAX_YAML, _MAX_SCALAR = 8 * 2**20, 512 * 2**10
 # a table may be this many times as large as its file, and always this large
 _MAX_RATIO, _LEAST_TABLE = 1_000, 256 * 2**20
 _ROWS = 256  # read at a time
+_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "U16": 2, "I16": 2, "F32": 4, "U32": 4, "I32": 4}
+_BYTES |= {"F64": 8, "U64": 8, "I64": 8, "C64": 8}
 # what torch, numpy and joblib would unpickle: never downloaded, never uploaded, never opened
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".dill")
 SAFE = (".safetensors", ".parquet", ".json", ".md", ".png", ".html", ".txt", ".jinja", ".model")
@@ -173,11 +176,22 @@ def check_safetensors(path: Path) -> dict[str, Any]:
         stops = [0, *(stop for _, stop in spans)]
         starts = [*(first for first, _ in spans), size - 8 - length]
         fits = stops == starts and all(a <= b for a, b in spans)
+        fits = fits and all(
+            _takes(entry) == entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values()
+        )
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} has a broken safetensors header ({type(error).__name__}); get it again") from error
     if not fits:
         raise ValueError(f"{path} has tensors that do not fit the file; get it again")
     return header
+
+
+def _takes(entry: Mapping[str, Any]) -> int:
+    """Bytes of a tensor by its dtype and shape."""
+    shape = entry["shape"]
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError("a shape that is none")
+    return math.prod(shape) * (1 if entry["dtype"].startswith("F8_") else _BYTES[entry["dtype"]])
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

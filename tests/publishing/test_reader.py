@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pictures
 from safetensors.numpy import load_file, save_file
 
 from hf_dataopt import MultiFormation, RelationCleaner, RelationReport
 from hf_dataopt.cli import _console, main
-from hf_dataopt.condensation.multi_formation import Formation
+from hf_dataopt.condensation.multi_formation import Formation, recipe_text
+from hf_dataopt.condensation.saved import load_condensed
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
 from hf_dataopt.progress import printable
 from hf_dataopt.publishing.dataset_files import read_parquet
@@ -36,9 +37,12 @@ from hf_dataopt.publishing.safe_files import (
     read_json,
     read_table,
 )
+from hf_dataopt.publishing.writer import finish, replacing
 
 from ..faults.saves import SAVES
 from ..hub.damage import without_list
+from ..hub.everything import adapted
+from ..models import tiny_model
 from ..relation.data import make
 
 
@@ -276,6 +280,44 @@ def test_pictures_are_in_the_file_and_not_too_large(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"row 1 of 'image'.*{words}"):
             read_parquet(_with_pictures(tmp_path / name, [fine, cell]))
+
+
+def test_adapters_with_nan_or_of_other_sizes(tmp_path: Path) -> None:
+    from hf_dataopt.ccm.saved import load_adapter, save_adapter
+
+    folder = without_list(save_adapter(adapted(tiny_model("llama")), tmp_path / "adapter"))
+    whole = load_file(folder / "adapter_model.safetensors")
+    name = next(iter(whole))
+    for changed, words in (
+        ({**whole, name: np.full_like(whole[name], np.nan)}, "NaN"),
+        ({**whole, name: np.zeros((3, 3), np.float32)}, "no adapter that fits"),
+    ):
+        save_file(changed, folder / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=words):
+            load_adapter(tiny_model("llama"), folder)
+
+
+def test_condensed_sets_with_nan_or_labels_of_no_class(tmp_path: Path) -> None:
+    def stored(value: float, label: int) -> Path:
+        features = Features({"image": Array3D((1, 8, 8), "float32"), "label": Value("int64")})
+        features["formation"] = ClassLabel(names=[recipe_text(Formation(), "image", label_column="label")])
+        images = np.full((2, 1, 8, 8), value, np.float32)
+        rows = Dataset.from_dict({"image": images, "label": [0, label], "formation": [0, 0]}, features=features)
+        shown = dict.fromkeys(("name", "rows", "classes", "source", "recipe", "seed", "settings"), "x")
+        with replacing(tmp_path / f"{value} {label}", "condensed_dataset") as draft:
+            features["label"] = ClassLabel(names=["a", "b"])
+            table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)
+            (draft / "data").mkdir()
+            pq.write_table(table, draft / "data" / "train-0.parquet")
+            finish(draft, "condensed_dataset", about={}, metadata={}, scores=[], **shown)
+        return tmp_path / f"{value} {label}"
+
+    assert len(load_condensed(stored(0.5, 1))) == 2
+    with pytest.raises(ValueError, match="NaN"):
+        load_condensed(stored(float("nan"), 1))
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match="none of its 2 classes"):
+            load_condensed(stored(0.5, label))
 
 
 # -- what a terminal gets to see
