@@ -36,7 +36,7 @@ from transformers import DynamicCache
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
 from hf_dataopt._compat import cache_keyword
-from hf_dataopt.demo_model import load_demo_model
+from hf_dataopt.text.demo_model import load_demo_model
 
 SLOTS = 2  # per context
 BASE_LR = 1e-3

@@ -36,7 +36,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM, StreamingContextMemory
 from hf_dataopt._compat import cache_keyword
 from hf_dataopt.ccm.cache import MemoryCache
-from hf_dataopt.demo_model import load_demo_model
+from hf_dataopt.text.demo_model import load_demo_model
 
 STEPS, TURN, SLOTS, NEW = 16, 16, 2, 8
 PARTS = ("training", "memory", "throughput", "streaming")

@@ -24,12 +24,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import cache_keyword
-from hf_dataopt.demo_model import load_demo_model
 from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt, question_ids
 from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.seeding import generator
+from hf_dataopt.text.demo_model import load_demo_model
 
 RATIOS = (0.7, 0.5, 0.3, 0.2, 0.1)
 # records per context, some 70 to 80 tokens each

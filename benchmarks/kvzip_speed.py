@@ -29,10 +29,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import cache_keyword
-from hf_dataopt.demo_model import load_demo_model
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
 from hf_dataopt.kvzip.scoring import score_context
+from hf_dataopt.text.demo_model import load_demo_model
 
 # kvpress 0.5.5's KVzip on the same model, one thread, from an earlier study (it needs transformers below 5.3)
 KVPRESS_COMPRESSION = {1024: 3.1, 2048: 4.5, 4096: 4.6}

@@ -20,9 +20,9 @@ from _report import show, write
 from transformers import DynamicCache, PreTrainedModel
 
 from hf_dataopt._compat import cache_keyword
-from hf_dataopt.demo_model import load_demo_model
 from hf_dataopt.kvzip.reading import USER
 from hf_dataopt.routing.attach import attach
+from hf_dataopt.text.demo_model import load_demo_model
 
 _TOKEN = torch.tensor([[17]])
 

@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from hf_dataopt import CCMConfig, CompressedContextMemory
-from hf_dataopt.demo_model import load_demo_model
+from hf_dataopt.text.demo_model import load_demo_model
 
 SMOKE_LINES = ["My name is Greta and I live in Trieste.", "My cat Bismarck is grey.", "/forget", "Who am I?"]
 

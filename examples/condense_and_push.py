@@ -16,9 +16,9 @@ from pathlib import Path
 from datasets import load_dataset
 
 from hf_dataopt import DatasetCondenser, MultiFormation
-from hf_dataopt.artifacts import push_folder
 from hf_dataopt.condensation.command import digits, digits_config, scores_as_rows
 from hf_dataopt.condensation.saved import load_condensed, save_condensed
+from hf_dataopt.publishing.artifacts import push_folder
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hf_dataopt import KVzipCache
-from hf_dataopt.demo_model import load_demo_model
+from hf_dataopt.text.demo_model import load_demo_model
 
 CONTEXT = """Package: amber-tools
 Version: 2.14.3-1

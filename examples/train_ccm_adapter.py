@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
 from hf_dataopt.ccm.saved import push_adapter
-from hf_dataopt.demo_model import load_demo_model
+from hf_dataopt.text.demo_model import load_demo_model
 
 FACTS = {"name": "ada bob cyd dan eve fay", "city": "oslo rome lima bern kyiv riga", "pet": "cat dog owl bee fox ant"}
 

@@ -6,7 +6,7 @@ Importing the package loads no heavy module; a public name loads its room on fir
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._plugin import install as _install
+from .ccm.plugin import install as _install
 
 __version__ = "0.1.0"
 

@@ -67,6 +67,25 @@ def cache_keyword(function: Any = None) -> str:
     return release if release in names else next((name for name in CACHE_NAMES if name in names), release)
 
 
+def positions_of(config: Any) -> int | None:
+    """Positions that a model was made for; None where its config does not say.
+
+    Args:
+        config: of the language model. A rotary embedding that was stretched (`factor` over
+            `original_max_position_embeddings`) counts with its stretched length; llama3's limit is already that.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        return None
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for part in (rope, *rope.values()) if isinstance(rope, dict) else ():
+        if isinstance(part, dict) and part.get("rope_type") != "llama3":
+            first, factor = part.get("original_max_position_embeddings"), part.get("factor")
+            if isinstance(first, int) and isinstance(factor, int | float):
+                limit = max(limit, int(first * factor))
+    return limit
+
+
 def takes_positions(module: Any) -> bool:
     """Whether a module's forward names `position_ids`."""
     return "position_ids" in _parameters(module)

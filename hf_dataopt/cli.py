@@ -11,21 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from . import __version__, versions
+from .progress import printable
 
 COMMANDS = {
-    "demo": "hf_dataopt.demo",
+    "demo": "hf_dataopt.demo.command",
     "mix": "hf_dataopt.mixup.command",
     "clean": "hf_dataopt.relation.command",
     "condense": "hf_dataopt.condensation.command",
     "ccm": "hf_dataopt.ccm.command",
     "kvzip": "hf_dataopt.kvzip.command",
-    "push": "hf_dataopt.push",
-    "info": "hf_dataopt.info",
+    "push": "hf_dataopt.publishing.push",
+    "info": "hf_dataopt.publishing.info",
 }
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the one place that turns errors into exit codes
         if args.debug:
             raise
-        print(f"hf-dataopt {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"hf-dataopt {args.command}: {type(error).__name__}: {printable(str(error))}", file=sys.stderr)
         print("(--debug shows the traceback)", file=sys.stderr)
         return EXIT_FAILED
     if failed:
@@ -103,12 +105,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
+def _console(**options: Any) -> Any:
+    """A console that shows a stranger's control characters instead of obeying them, whatever they come in."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text), style, control)
+
+    return Plain(**options)
+
+
 def _run(module: ModuleType, args: argparse.Namespace) -> dict[str, str]:
     """The parts that failed, by name."""
-    from rich.console import Console
-
     # with --json stdout carries the object alone, so that scripts can parse it
-    console = Console(stderr=args.json)
+    console = _console(stderr=args.json)
     args.console = console
     result = module.run(args)
     if args.json:

@@ -138,9 +138,19 @@ def is_picture(value: Any) -> bool:
     )
 
 
-def _opened(value: Any) -> Any:
-    """An upright PIL image that is loaded."""
-    from PIL import Image, ImageOps
+def picture_size(value: Any) -> tuple[int, int]:
+    """Width and height of a picture, from its header alone.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    width, height = _header(value).size
+    return width, height
+
+
+def _header(value: Any) -> Any:
+    """A PIL image whose pixels may not be decoded yet."""
+    from PIL import Image
 
     if value is None:
         raise ValueError("holds no image")
@@ -148,12 +158,28 @@ def _opened(value: Any) -> Any:
         if isinstance(value, Mapping):
             value = value["path"] if value.get("bytes") is None else value["bytes"]
         if isinstance(value, bytes):
-            value = Image.open(io.BytesIO(value))
-        elif isinstance(value, str):
-            value = Image.open(value)
-        value.load()
+            return Image.open(io.BytesIO(value))
+        if isinstance(value, str):
+            return Image.open(value)
+        value.size  # noqa: B018 -- anything else must be a picture
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
-        raise ValueError(f"holds an image that cannot be decoded ({type(error).__name__}: {error!s:.120})") from error
+        raise _undecodable(error) from error
+    return value
+
+
+def _undecodable(error: Exception) -> ValueError:
+    return ValueError(f"holds an image that cannot be decoded ({type(error).__name__}: {error!s:.120})")
+
+
+def _opened(value: Any) -> Any:
+    """An upright PIL image that is loaded."""
+    from PIL import ImageOps
+
+    value = _header(value)
+    try:
+        value.load()
+    except _UNREADABLE as error:
+        raise _undecodable(error) from error
     if not all(value.size):
         raise ValueError(f"holds an image of {value.width} x {value.height} pixels")
     try:

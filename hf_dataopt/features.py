@@ -7,14 +7,15 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import decoding
+from ._compat import positions_of
 from .decoding import OnError
-from .positions import positions_of
 
 logger = logging.getLogger(__name__)
 _AUTO = {
@@ -51,9 +52,10 @@ class FeatureExtractor:
         BadRowError: a row cannot be read.
 
     Source: section 5.2 (features and predicted probabilities).
-    Differs: a name hashes by name, revision, dtype, processor and column in `datasets`; a model object hashes with its
-        weights (about 20 ms per million parameters and call). Sounds of different length are padded where the processor
-        makes an attention mask, else run by length: what a row gets never hangs on its neighbours.
+    Differs: a name hashes by name, revision, dtype, processor and column in `datasets`, a folder also by its files' sizes and
+        times, since a checkpoint may be trained on; a model object hashes with its weights (about 20 ms per million
+        parameters and call). Sounds of different length are padded where the processor makes an attention mask, else run
+        by length: what a row gets never hangs on its neighbours.
     Cost: one forward pass a row.
 
     Example:
@@ -81,13 +83,14 @@ class FeatureExtractor:
         self.modality, self.revision, self.dtype, self.suffix = modality, revision, dtype, suffix
         self._loaded: torch.nn.Module | None = None
         self._stored_processor: Callable[..., Any] | None = None
+        self._stamp: list[tuple[str, int, int]] | None = None  # of the folder that was loaded
         self.skipped: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model, nor counts."""
         fresh: dict[str, Any] = {"_loaded": None, "_stored_processor": None, "skipped": {}, "counts": Counter()}
-        return {**self.__dict__, **fresh}
+        return {**self.__dict__, **fresh, "_stamp": _stamp(self.model)}
 
     @torch.inference_mode()
     def __call__(self, batch: Mapping[str, Any], *where: Any, rank: int | None = None) -> dict[str, np.ndarray]:
@@ -125,7 +128,9 @@ class FeatureExtractor:
         return {f"features{self.suffix}": features, f"probs{self.suffix}": probs}
 
     def _ready(self) -> Any:
-        if self._loaded is None:
+        stamp = _stamp(self.model)
+        if self._loaded is None or stamp != self._stamp:
+            self._stamp = stamp
             model, dtype = self.model, getattr(torch, self.dtype)
             if isinstance(model, str):
                 import transformers
@@ -197,6 +202,14 @@ class FeatureExtractor:
             if not self.counts[what]:
                 logger.warning(f"some {message}; counted in .counts[{what!r}]", detail)
             self.counts[what] += int(more)
+
+
+def _stamp(model: Any) -> list[tuple[str, int, int]] | None:
+    """Names, sizes and times of the files in a model's folder; None for a Hub name (its revision tells) or an object."""
+    if not isinstance(model, str) or not Path(model).is_dir():
+        return None
+    found = ((path, path.stat()) for path in sorted(Path(model).iterdir()) if path.is_file())
+    return [(path.name, about.st_size, about.st_mtime_ns) for path, about in found]
 
 
 _KEYS = {"image": "pixel_values", "text": "input_ids", "audio": "input_values"}

@@ -47,4 +47,9 @@ def say(message: str) -> None:
     from .distributed import is_main_process
 
     if is_main_process() and not are_progress_bars_disabled():
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(printable(message), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, and those that turn the direction of writing, as escapes; new lines stay."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from hf_dataopt import demo
 from hf_dataopt.cli import main
+from hf_dataopt.demo import command as demo
 
 ROWS = [
     {"claim": "bytes [of] it", "baseline": "full 10", "ours": "3"},

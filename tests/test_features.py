@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -130,3 +132,21 @@ def test_bad_input() -> None:
         FeatureExtractor(_vit(), column="x")({"image": IMAGES})
     with pytest.raises(ValueError, match="modality"):
         FeatureExtractor("m", modality="video")
+
+
+def test_a_folder_that_is_saved_again_is_read_again(tmp_path: Path) -> None:
+    """The hash changes with the files, and so do the weights in use; a folder that nobody touched hashes the same."""
+    config = tf.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    model = tf.ViTForImageClassification(config)
+    model.save_pretrained(tmp_path / "checkpoint")
+    extractor = FeatureExtractor(str(tmp_path / "checkpoint"))
+    batch = {"image": torch.rand(2, 3, 32, 32)}
+    before, first = Hasher.hash(extractor), extractor(batch)["probs"]
+    assert Hasher.hash(FeatureExtractor(str(tmp_path / "checkpoint"))) == before == Hasher.hash(extractor)
+    with torch.no_grad():
+        model.classifier.weight.normal_(0, 3)
+    model.save_pretrained(tmp_path / "checkpoint")
+    assert Hasher.hash(extractor) != before
+    assert not np.allclose(extractor(batch)["probs"], first)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..chat import ChatFormat, said
+from ..text.chat import ChatFormat, said
 from .attention import skip_positions
 from .config import CCMConfig
 from .turns import encode_answer, encode_turn

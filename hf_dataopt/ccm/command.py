@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 if TYPE_CHECKING:
     from .memory import CompressedContextMemory
@@ -48,6 +48,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Sizes after every turn and the answer, ready for JSON.
     """
+    from ..publishing.writer import check_target
+
+    if args.save:
+        check_target(args.save, "context_memory")
     model, tokenizer = _load(args.model, args.adapter, args.memory, args.num_comp_tokens)
     turns: list[Any] = args.turn
     question: Any = args.question
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: int) -> tuple[Any, Any]:
     from peft import get_peft_model
 
-    from ..demo_model import load_demo_model
+    from ..text.demo_model import load_demo_model
     from .config import CCMConfig
     from .saved import load_adapter
 

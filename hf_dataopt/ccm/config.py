@@ -8,8 +8,6 @@ from typing import Any
 
 from peft import LoraConfig
 
-from .._plugin import install
-
 _BASE = "would change the base model's weights"
 _EVERY = "would act on every token"
 _INITS = (True, False, "gaussian", "orthogonal")  # those that leave the base weights alone
@@ -207,6 +205,3 @@ def check_alone(model: Any, adapter_name: str, configs: dict[str, Any]) -> None:
             "conditional LoRA; merge it into the model (`merge_and_unload()`) or take it off (`unload()`) first; a further CCM "
             "adapter is added with `model.add_adapter(name, CCMConfig(...))`"
         )
-
-
-install()

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from .._compat import causal_model_of, input_device, last_logits, text_config
-from ..artifacts import push_saved
-from ..chat import ChatFormat
-from ..positions import warn_beyond_positions
+from ..publishing.artifacts import push_saved
 from ..routing.inputs import CallInputs
+from ..text.chat import ChatFormat
+from ..text.positions import warn_beyond_positions
+from .active import ccm_config, check_still_active
 from .cache import CompressingCache, MemoryCache, read_behind
-from .identity import ccm_config, check_still_active
 from .proof import prove
-from .saved import layers_of, load_memory, read_chat, save_memory
+from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import answer_prompt, awaits_answer, encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -365,7 +365,7 @@ class CompressedContextMemory:
         return memory
 
     def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
-        """Upload the memory in one commit; options as `artifacts.push_folder`."""
+        """Upload the memory in one commit; options as `publishing.artifacts.push_folder`."""
         return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
 
     def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:

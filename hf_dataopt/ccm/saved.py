@@ -1,181 +1,20 @@
-"""Adapters and memories as artifacts: what is written beside the tensors, and what is checked before they are used."""
+"""CCM adapters as artifacts: PEFT's own files, a record, and a card that shows how to load them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-from .._compat import causal_model_of, input_device, layer_device
-from ..artifact_kinds import ADAPTER, MODEL
-from ..artifacts import adapter_code, fetch, finish, hub_name, push_saved
-from ..chat import ChatFormat
-from ..safe_files import read_json, read_tensors
-from .identity import ccm_config, check_identity, identity
-
-Layers = list[tuple[Tensor, Tensor]]
-Shapes = Sequence[tuple[int, int, int]]
-_WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
-
-
-def save_memory(
-    folder: Path,
-    kind: str,
-    model: Any,
-    tensors: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    sizes: tuple[int, int, int, int],
-    adapter: str | None = None,
-) -> None:
-    """Write a memory's tensors and settings, who wrote it, and a card.
-
-    Args:
-        folder: made if missing.
-        kind: `"context_memory"` or `"streaming_memory"`.
-        model: with the adapter that wrote it.
-        tensors, settings: whatever the memory needs to go on.
-        sizes: users, steps, tokens seen, bytes, for the card.
-        adapter: Hub name of the adapter, for the code on the card.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    base = causal_model_of(model)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(folder / _WEIGHTS))
-    text = json.dumps({"written_by": identity(model), **settings}, indent=2)
-    (folder / _SETTINGS).write_text(text + "\n", encoding="utf-8")
-    users, steps, tokens, nbytes = sizes
-    finish(
-        folder,
-        kind,
-        about={"steps": steps, "tokens": tokens, "bytes": nbytes, "adapter": adapter},
-        metadata={"base_model": hub_name(base), "tags": ["compressed-context-memory"]},
-        code={
-            "model": hub_name(base) or MODEL,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "adapter": adapter or ADAPTER,
-        },
-        name="Streaming context memory" if kind == "streaming_memory" else "Compressed context memory",
-        base=hub_name(base) or "a model of its author's",
-        users=users,
-        steps=steps,
-        tokens=f"{tokens:,}",
-        nbytes=f"{nbytes:,}",
-    )
-
-
-def load_memory(
-    model: Any,
-    source: str | Path,
-    kind: str,
-    shapes: Shapes,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the model's device) and settings of a memory that this model and adapter wrote.
-
-    Args:
-        model: with the adapter.
-        source: folder or Hub name.
-        kind: `"context_memory"` or `"streaming_memory"`.
-        shapes: (KV heads, key width, value width) per layer, as the model's memories have them (`proof.Proof`).
-        revision, token: of the Hub.
-
-    Raises:
-        ValueError: no memory there, one of another model or adapter, or tensors that do not fit the model.
-    """
-    folder, _ = fetch(source, kind, revision=revision, token=token)
-    settings = read_json(folder / _SETTINGS)
-    written_by = settings.get("written_by")
-    if not isinstance(written_by, dict) or not all(isinstance(written_by.get(k), dict) for k in ("model", "adapter")):
-        raise ValueError(f"{folder / _SETTINGS} does not say who wrote the memory; save it again with this version")
-    check_identity(written_by, model, folder)
-    tensors = read_tensors(folder / _WEIGHTS)
-    try:
-        _check(tensors, settings, shapes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder} holds no whole memory ({type(error).__name__}: {error}); get it again, or append the contexts again"
-        ) from error
-    return {name: tensor.to(_device(model, name)) for name, tensor in tensors.items()}, settings
-
-
-def _device(model: Any, name: str) -> torch.device:
-    parts = name.split(".")  # GROUP.LAYER.keys, or a tensor of all layers
-    return layer_device(model, int(parts[1])) if len(parts) == 3 else input_device(model)
-
-
-def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: Shapes) -> None:
-    """Every group of layers is whole: one pair per layer, of the model's heads, for as many users and slots."""
-    users = len(tensors["steps"]) if "steps" in tensors else 1
-    groups: dict[str, dict[int, int]] = {}
-    for name, tensor in tensors.items():
-        parts = name.split(".")
-        if len(parts) != 3:
-            if name not in ("held", "steps", "text") or tensor.shape[0] != users:
-                raise ValueError(f"unexpected tensor {name!r:.80} of shape {tuple(tensor.shape)}")
-            continue
-        shape, layer = tuple(tensor.shape), int(parts[1])
-        heads, *widths = shapes[layer] if 0 <= layer < len(shapes) else (0, 0, 0)
-        width = widths[parts[2] != "keys"]
-        if len(shape) != 4 or shape[:2] != (users, heads) or shape[3] != width:
-            raise ValueError(f"{name} has shape {shape}, needed is ({users}, {heads}, n, {width})")
-        if not tensor.is_floating_point() or groups.setdefault(parts[0], {}).setdefault(layer, shape[2]) != shape[2]:
-            raise ValueError(f"{name} is {tensor.dtype} {shape}, unlike its other half")
-    for group, found in groups.items():
-        if sorted(found) != list(range(len(shapes))) or len(set(found.values())) != 1:
-            raise ValueError(f"{group} has layers {sorted(found)!r:.80} of {len(shapes)}")
-        if 2 * len(found) != sum(name.startswith(f"{group}.") for name in tensors):
-            raise ValueError(f"{group} lacks keys or values")
-    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if len(kinds) > 1:
-        raise ValueError(f"keys and values are of several dtypes: {sorted(map(str, kinds))}")
-    if "steps" not in tensors:
-        return
-    counts = {name: settings[name] for name in ("layers", "peak_kv_bytes", "peak_slots")}
-    if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in counts.values()):
-        raise ValueError(f"{', '.join(counts)} must be whole numbers from 0 on, got {list(counts.values())!r:.80}")
-    begun = bool((tensors["steps"] > 0).any())
-    if (
-        begun != ("memory" in groups)
-        or counts["layers"] != len(groups.get("memory", ()))
-        or set(groups) - {"memory", "sink"}
-    ):
-        raise ValueError(
-            f"{counts['layers']} layers after {tensors['steps'].tolist()!r:.80} steps, of {sorted(groups)}"
-        )
-    if any(bool((tensors[name] < 0).any()) for name in ("steps", "text")):
-        raise ValueError("steps and text must not be negative")
-    slots = next(iter(groups.get("memory", {0: 0}).values()))
-    history = settings["history"]
-    if tensors["held"].dtype != torch.bool or tuple(tensors["held"].shape) != (users, slots):
-        raise ValueError(f"held has shape {tuple(tensors['held'].shape)}, needed is ({users}, {slots})")
-    if any(tensors[name].dtype != torch.int64 or tensors[name].ndim != 1 for name in ("steps", "text")):
-        raise ValueError("steps and text must be 1-D int64")
-    if len(history) != users or not all(isinstance(token, int) for row in history for token in row):
-        raise ValueError(f"history must hold the token ids of {users} users")
-
-
-def read_chat(settings: Mapping[str, Any], source: Any) -> ChatFormat:
-    """How messages become text, as a memory's settings have it; defaults where they do not say.
-
-    Raises:
-        ValueError: they say something impossible.
-    """
-    try:
-        return ChatFormat.from_dict(dict(settings))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source} holds wrong settings of the chat template ({error}); save it again") from error
-
-
-def layers_of(tensors: Mapping[str, Tensor], group: str) -> Layers:
-    """Keys and values per layer of one group of tensors."""
-    count = sum(name.startswith(f"{group}.") and name.endswith(".keys") for name in tensors)
-    return [(tensors[f"{group}.{index}.keys"], tensors[f"{group}.{index}.values"]) for index in range(count)]
+from .._compat import causal_model_of
+from ..publishing.adapters import SETTINGS, WEIGHTS, adapter_code, describe_adapter
+from ..publishing.artifacts import fetch, push_saved
+from ..publishing.kinds import MODEL
+from ..publishing.names import hub_name
+from ..publishing.safe_files import check_finite, read_json, read_tensors
+from ..publishing.writer import replacing
+from .active import ccm_config
+from .memory import CompressedContextMemory
 
 
 def save_adapter(
@@ -192,7 +31,7 @@ def save_adapter(
 
     Args:
         model: `PeftModel` with an active CCM adapter.
-        folder: made if missing.
+        folder: made if missing; an adapter in it is replaced, other files are not touched: with some, it is refused.
         tokenizer: needed for `example`.
         example: contexts and a question; the answer is computed and put on the card.
         results: measured figures: `task`, `dataset`, `metric`, `value`, `baseline`, `seeds`; none is fine.
@@ -205,32 +44,32 @@ def save_adapter(
     Raises:
         ValueError: no active CCM adapter, an example without a tokenizer, or results that lack a field.
     """
-    config = ccm_config(model)
+    ccm_config(model)
     lacking = [row for row in results if set(_RESULT) - set(row)]
     if lacking:
         raise ValueError(f"every result needs {', '.join(_RESULT)}; got {sorted(lacking[0])}")
-    folder = Path(folder)
-    model.save_pretrained(str(folder))
-    settings = read_json(folder / "adapter_config.json")
-    code, answer = adapter_code(settings), None
-    base = causal_model_of(model)
-    code |= {"model": hub_name(base) or MODEL, "dtype": str(base.dtype).removeprefix("torch.")}
-    if example is not None:
-        if tokenizer is None:
-            raise ValueError("an example needs the tokenizer")
-        code |= {"contexts": list(example[0]), "question": example[1]}
-        answer = _answer(model, tokenizer, code)
-    return describe_adapter(
-        folder,
-        settings,
-        code,
-        answer=answer,
-        results=results,
-        license=license,
-        name=name,
-        base=hub_name(base),
-        r=config.r,
-    )
+    if example is not None and tokenizer is None:
+        raise ValueError("an example needs the tokenizer")
+    base, answer = causal_model_of(model), None
+    with replacing(folder, "ccm_adapter") as draft:
+        model.save_pretrained(str(draft))
+        settings = read_json(draft / SETTINGS)
+        code = adapter_code(settings)
+        code |= {"model": hub_name(base) or MODEL, "dtype": str(base.dtype).removeprefix("torch.")}
+        if example is not None:
+            code |= {"contexts": list(example[0]), "question": example[1]}
+            answer = _answer(model, tokenizer, code)
+        describe_adapter(
+            draft,
+            settings,
+            code,
+            answer=answer,
+            results=results,
+            license=license,
+            name=name,
+            base=hub_name(base),
+        )
+    return Path(folder)
 
 
 _RESULT = ("task", "dataset", "metric", "value", "baseline", "seeds")
@@ -238,52 +77,10 @@ _RESULT = ("task", "dataset", "metric", "value", "baseline", "seeds")
 
 def _answer(model: Any, tokenizer: Any, code: Mapping[str, Any]) -> str:
     """What the code on the card prints."""
-    from .memory import CompressedContextMemory
-
     memory = CompressedContextMemory(model, tokenizer)
     for context in code["contexts"]:
         memory.append(context)
     return str(memory.generate(code["question"], max_new_tokens=code["new_tokens"], do_sample=False))
-
-
-def describe_adapter(
-    folder: Path, settings: Mapping[str, Any], code: Mapping[str, Any], *, base: str | None = None, **card: Any
-) -> Path:
-    """Record and card of an adapter folder; `settings` are PEFT's, read from its `adapter_config.json`."""
-    results, answer = list(card.get("results", ())), card.get("answer")
-    index = [
-        {
-            "task": {"type": "text-generation", "name": str(row["task"])},
-            "dataset": {"type": str(row["dataset"]), "name": str(row["dataset"])},
-            "metrics": [{"type": str(row["metric"]), "value": row["value"], "name": str(row["metric"])}],
-        }
-        for row in results
-    ]
-    title = card.get("name") or "CCM adapter"
-    shown = ("memory", "num_comp_tokens", "merge_weight", "sink", "conditional", "r", "lora_alpha", "target_modules")
-    kept = {key: settings.get(key) for key in shown}
-    return finish(
-        folder,
-        "ccm_adapter",
-        about={"config": kept, "answer": answer, "results": [dict(row) for row in results]},
-        metadata={
-            "license": card.get("license"),
-            "library_name": "peft",
-            "base_model": base,
-            "base_model_relation": "adapter" if base else None,
-            "tags": ["compressed-context-memory", "peft"],
-            "model-index": [{"name": title, "results": index}] if index else None,
-        },
-        code=code,
-        origin=("model", base) if base else None,
-        name=title,
-        base=base or "a model of its author's",
-        comp_tokens=kept["num_comp_tokens"],
-        memory=kept["memory"],
-        answer=answer,
-        results=results,
-        settings=json.dumps(kept, indent=1, default=str),
-    )
 
 
 def push_adapter(
@@ -296,7 +93,7 @@ def push_adapter(
         repo_id: Hub name.
         tokenizer: needed for an example.
         about: keyword arguments of `save_adapter`.
-        options: of `artifacts.push_folder`.
+        options: of `publishing.artifacts.push_folder`.
 
     Returns:
         URL of the commit, or of the pull request.
@@ -309,9 +106,17 @@ def load_adapter(base: Any, source: str | Path, *, revision: str | None = None, 
     """`PeftModel.from_pretrained` of a CCM adapter, after its files were checked; weights in pickles are refused.
 
     Raises:
-        ValueError: no CCM adapter there.
+        ValueError: no CCM adapter there, one with NaN among its weights, or one that does not fit the model.
     """
     from peft import PeftModel
 
     folder, _ = fetch(source, "ccm_adapter", revision=revision, token=token)
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    read_json(folder / SETTINGS)
+    check_finite(read_tensors(folder / WEIGHTS))
+    try:
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+    except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"{folder} holds no adapter that fits this {type(base).__name__} ({type(error).__name__}: {error!s:.300}); load "
+            "its own base model, or get it again"
+        ) from error

@@ -11,15 +11,15 @@ import torch
 from torch.nn import functional
 
 from .._compat import causal_model_of, decoder_of, input_device, layer_kinds, text_config
-from ..artifacts import push_saved
-from ..chat import ChatFormat
 from ..errors import UnsupportedModelError
-from ..positions import warn_beyond_positions
+from ..publishing.artifacts import push_saved
+from ..text.chat import ChatFormat
+from ..text.positions import warn_beyond_positions
+from .active import ccm_config, check_still_active
 from .cache import MemoryCache, read_behind
-from .identity import ccm_config, check_still_active
 from .memory import CompressedContextMemory
 from .proof import prove
-from .saved import layers_of, load_memory, read_chat, save_memory
+from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import encode_turn, is_said
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -137,7 +137,7 @@ class StreamingContextMemory:
         return stream
 
     def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
-        """Upload the stream in one commit; options as `artifacts.push_folder`."""
+        """Upload the stream in one commit; options as `publishing.artifacts.push_folder`."""
         return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
 
     @property

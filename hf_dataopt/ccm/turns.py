@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..chat import ChatFormat, Message, said
+from ..text.chat import ChatFormat, Message, said
 
 PLAIN = ChatFormat()
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,7 +77,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: the data set cannot be read, or a setting is out of range.
     """
+    from ..distributed import is_main_process
+    from ..publishing.writer import check_target
+
     config = config_from(args)
+    if is_main_process():
+        check_target(Path(args.output_dir) / "artifact", "condensed_dataset")
     train = load(args.dataset, args.split)
     test = load(args.test or args.dataset, "test") if args.evaluate else None
     from .condenser import DatasetCondenser
@@ -95,11 +100,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "skipped": dict(Counter(condenser.skipped.values())),
         "config": config.to_json_string(),
     }
-    from ..distributed import is_main_process
-
     if not is_main_process():
         return result
-    from ..artifacts import push_folder
+    from ..publishing.artifacts import push_folder
     from .saved import save_condensed
 
     if test is not None:

@@ -12,14 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..decoding import is_picture, read_array, read_image, read_rows
+from ..decoding import is_picture, picture_size, read_array, read_image, read_rows
+from ..publishing.safe_files import parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 RECIPE_COLUMN = "formation"
-# a recipe may come from a stranger
+# a recipe may come from a stranger: cells a side, and how much larger than what is stored a batch may become
 _MOST_CELLS = 256
+_MOST_RATIO, _LEAST_BYTES = 32, 2**30
+_MOST_PIXELS = 2**24
 Kind = Literal["single", "multi", "bound"]
 Axis = Literal["image", "time"]
 
@@ -59,6 +62,9 @@ class Formation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        pad = self.pad_value
+        if isinstance(pad, bool) or not isinstance(pad, int | float) or not np.isfinite(pad):
+            raise ValueError(f"pad_value must be a finite number, got {pad!r:.40}")
         if self.kind not in ("single", "multi", "bound"):
             raise ValueError(f"kind must be single, multi or bound, got {self.kind!r}")
         if self.axis not in ("image", "time"):
@@ -191,12 +197,23 @@ class MultiFormation:
             raise ValueError(f"the recipe cuts into {formation.factor} cells a side, at most {_MOST_CELLS} are formed")
         return cls(formation, column=recipe["column"], output=output)
 
+    def _check_size(self, stored: Tensor) -> None:
+        """Refuse, before anything is formed, what a small recipe would blow up."""
+        made = self.formation.count(len(stored)) * stored[0].numel() * 4
+        if made > max(_LEAST_BYTES, _MOST_RATIO * stored.numel() * 4):
+            raise ValueError(
+                f"{len(stored)} stored elements would be formed into {made:,} bytes; if you trust the recipe, form fewer at a "
+                "time: map(..., batch_size=1)"
+            )
+
     def __call__(self, batch: MutableMapping[str, Any]) -> dict[str, Any]:
         """Form one batch of rows; the recipe column is dropped."""
         if self.column not in batch:
             raise ValueError(f"no column {self.column!r} among {sorted(batch)}; name the column of stored elements")
         values = list(batch[self.column])
+        _check_pixels(values)
         stored = stack(values)
+        self._check_size(stored)
         formed = form(stored, self.formation)
         order = form_labels(torch.arange(len(values)), self.formation).tolist()
         # deleting in place is how a map callable drops a column
@@ -210,6 +227,14 @@ class MultiFormation:
         else:
             rows[self.column] = list(formed.numpy().astype(np.asarray(values[0]).dtype, copy=False))
         return rows
+
+
+def _check_pixels(values: list[Any]) -> None:
+    """Refuse pictures that would fill the memory, by their headers."""
+    sizes = read_rows([value for value in values if is_image(value)], picture_size)[0]
+    for width, height in sizes:
+        if width * height > _MOST_PIXELS:
+            raise ValueError(f"a stored image has {width} x {height} pixels, at most {_MOST_PIXELS:,} are read")
 
 
 def _repeat(values: Any, order: list[int]) -> Any:
@@ -294,16 +319,18 @@ def read_recipe(dataset: Any) -> Mapping[str, Any]:
             f"this data set has no column {RECIPE_COLUMN!r} with a recipe: it was not condensed by hf_dataopt, was formed "
             "already, or lost the column; load it again, or build MultiFormation(Formation(factor=...)) by hand"
         )
-    try:
-        recipe: Any = json.loads(names[0])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the recipe of this data set is no JSON ({names[0]!r:.80}); condense again") from error
+    recipe: Any = parse_json(names[0], "the recipe of this data set")
     texts = ("column", "label_column")
-    if (
-        not isinstance(recipe, dict)
-        or not isinstance(recipe.get("formation"), dict)
-        or any(recipe.get(key) not in dataset.features for key in texts if key in recipe or key == "column")
+    if not isinstance(recipe.get("formation"), dict) or any(
+        recipe.get(key) not in dataset.features for key in texts if key in recipe or key == "column"
     ):
         raise ValueError(f"the recipe of this data set names no formation or other columns: {names[0]!r:.200}")
+    for name in ("mean", "std"):
+        values = recipe.get(name, [0.0])
+        numbers = isinstance(values, list) and all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+        )
+        if not numbers or (name == "std" and not all(value > 0 for value in recipe.get(name, [1.0]))):
+            raise ValueError(f"the recipe of this data set has a {name} of {values!r:.80}; condense again")
     found: Mapping[str, Any] = recipe
     return found

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from ..artifacts import fetch, finish, push_saved
-from ..dataset_files import read_parquet, write_parquet
-from .multi_formation import read_recipe, stack
+from ..publishing.artifacts import fetch, push_saved
+from ..publishing.dataset_files import read_parquet, write_parquet
+from ..publishing.writer import finish, replacing
+from .multi_formation import RECIPE_COLUMN, read_recipe, stack
 from .preview import save_preview
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def save_condensed(
 
     Args:
         condensed: from `DatasetCondenser.condense`; without its recipe it is refused.
-        folder: made if missing.
+        folder: made if missing; an earlier save in it is replaced as a whole.
         config: settings, for the card.
         scores: rows of measured accuracies (`command.scores_as_rows`), for the card; none is fine.
         source: Hub name of the data set it was made from; a push takes over its licence.
@@ -50,43 +52,43 @@ def save_condensed(
     recipe = read_recipe(condensed)
     if "label_column" not in recipe:
         raise ValueError("the recipe names no label column; condense with DatasetCondenser")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = write_parquet(condensed, folder)
     plain = condensed.with_format(None)[:]
     labels = torch.tensor(plain[recipe["label_column"]])
     names = condensed.features[recipe["label_column"]].names
     found = [rows for rows in ((labels == label).nonzero()[:, 0] for label in range(len(names))) if len(rows)]
-    per_class = min(map(len, found))
-    shown = torch.cat([rows[:per_class] for rows in found])
-    save_preview(stack(plain[recipe["column"]])[shown], folder / "preview.png", per_class)
+    per_class = min(map(len, found), default=0)
     settings = config.to_json_string() if config is not None else "{}"
-    return finish(
-        folder,
-        "condensed_dataset",
-        about={
-            "rows": len(condensed),
-            "classes": len(names),
-            "recipe": dict(recipe),
-            "config": json.loads(settings),
-            "scores": [dict(row) for row in scores],
-        },
-        metadata={
-            "license": license,
-            "tags": ["dataset-condensation", "idc", "synthetic"],
-            "source_datasets": [source] if source else None,
-            **metadata,
-        },
-        origin=("dataset", source) if source else None,
-        name=name or "Condensed data set",
-        rows=f"{len(condensed):,}",
-        classes=f"{len(names):,}",
-        source=source,
-        recipe=json.dumps(recipe, indent=1),
-        scores=list(scores),
-        seed=recipe.get("seed", "not recorded"),
-        settings=settings,
-    )
+    with replacing(folder, "condensed_dataset") as draft:
+        metadata = write_parquet(condensed, draft)
+        shown = torch.cat([rows[:per_class] for rows in found])
+        save_preview(stack(plain[recipe["column"]])[shown], draft / "preview.png", per_class)
+        finish(
+            draft,
+            "condensed_dataset",
+            about={
+                "rows": len(condensed),
+                "classes": len(names),
+                "recipe": dict(recipe),
+                "config": json.loads(settings),
+                "scores": [dict(row) for row in scores],
+            },
+            metadata={
+                "license": license,
+                "tags": ["dataset-condensation", "idc", "synthetic"],
+                "source_datasets": [source] if source else None,
+                **metadata,
+            },
+            origin=("dataset", source) if source else None,
+            name=name or "Condensed data set",
+            rows=f"{len(condensed):,}",
+            classes=f"{len(names):,}",
+            source=source,
+            recipe=json.dumps(recipe, indent=1),
+            scores=list(scores),
+            seed=recipe.get("seed", "not recorded"),
+            settings=settings,
+        )
+    return Path(folder)
 
 
 def load_condensed(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Dataset:
@@ -97,8 +99,22 @@ def load_condensed(source: str | Path, *, revision: str | None = None, token: st
     """
     folder, _ = fetch(source, "condensed_dataset", revision=revision, token=token)
     condensed = read_parquet(folder)
-    read_recipe(condensed)
+    _check_rows(condensed, read_recipe(condensed))
     return condensed
+
+
+def _check_rows(condensed: Dataset, recipe: Mapping[str, Any]) -> None:
+    """Labels are classes, and stored arrays are finite; pictures are looked at where they are decoded."""
+    plain = condensed.with_format("numpy")
+    column = recipe.get("label_column", RECIPE_COLUMN)
+    names = getattr(condensed.features[column], "names", None) or ()
+    labels = np.asarray(plain.select_columns([column])[:][column])
+    if not len(labels) or labels.dtype.kind != "i" or not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(f"the labels of this condensed set are none of its {len(names)} classes; get it again")
+    if type(condensed.features[recipe["column"]]).__name__ != "Image":
+        for start in range(0, len(condensed), 100):
+            if not np.isfinite(np.asarray(plain[start : start + 100][recipe["column"]], np.float32)).all():
+                raise ValueError("this condensed set holds NaN or infinite values; get it again")
 
 
 def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any] | None = None, **options: Any) -> str:
@@ -108,7 +124,7 @@ def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any]
         condensed: from `DatasetCondenser.condense`.
         repo_id: Hub name.
         about: keyword arguments of `save_condensed`.
-        options: of `artifacts.push_folder`.
+        options: of `publishing.artifacts.push_folder`.
 
     Returns:
         URL of the commit, or of the pull request.

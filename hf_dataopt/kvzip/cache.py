@@ -17,18 +17,20 @@ import torch
 
 from .._compat import causal_model_of, copied_layer, decoder_of, expand_states, has_states, layer_tensors
 from ..errors import DroppedTokensError
+from ..publishing.artifacts import push_saved
+from ..publishing.identity import check_identity, identity
 from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
 from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
-from .identity import check_identity, identity
 from .images import build_context
 from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
 from .prefill import prefill
 from .prompt import KVzipPrompt, question_rows
 from .reading import USER, PrefilledContext, check_supported
+from .saved import load_cache, save_cache
 from .scoring import score_context
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class KVzipCache(RoutedCache):
         prompt (`KVzipPrompt`): token sequences of the compressed context.
         config (`KVzipConfig`): how it was compressed.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`, optional): lets `inputs` take questions as text.
-        made_by (`dict`, optional): which model made it (see `identity.py`); needed to save it.
+        made_by (`dict`, optional): which model made it (see `publishing.identity`); needed to save it.
 
     Source: chapter 8.
     Differs: see `KVzipConfig` and `scoring.score_context`.
@@ -174,8 +176,6 @@ class KVzipCache(RoutedCache):
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the compressed context to a folder; see `saved.save_cache`."""
-        from .saved import save_cache
-
         save_cache(self, folder, **options)
 
     @classmethod
@@ -187,14 +187,13 @@ class KVzipCache(RoutedCache):
         **options: Any,
     ) -> KVzipCache:
         """A saved cache from a folder or the Hub, for the model that made it; see `saved.load_cache`."""
-        from .saved import load_cache
-
-        return load_cache(source, model, tokenizer, **options)
+        layers, prompt, config, made_by = load_cache(source, model, **options)
+        cache = cls(layers, prompt, config, tokenizer, made_by)
+        cache.attach(model)
+        return cache
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the compressed context, its text included, in one commit; see `artifacts.push_folder`."""
-        from ..artifacts import push_saved
-
+        """Upload the compressed context, its text included, in one commit; see `publishing.artifacts.push_folder`."""
         return push_saved(self.save_pretrained, repo_id, **options)
 
     def attach(self, model: PreTrainedModel) -> None:
@@ -209,7 +208,7 @@ class KVzipCache(RoutedCache):
                 "the model's global-attention layers are not those of this cache; use the model that made it"
             )
         if self.made_by is not None:
-            check_identity(self.made_by, model, "this cache")
+            check_identity(self.made_by, identity(model), "this cache")
         self._prepare(model)
 
     @staticmethod

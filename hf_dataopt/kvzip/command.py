@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: the context file cannot be read as text, template arguments are no JSON object, or a setting is out of
             range.
     """
+    from ..publishing.writer import check_target
     from .config import KVzipConfig
 
     # settings and file first: a typo should not cost a model download
@@ -95,6 +96,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         context = Path(args.context).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the context as UTF-8 text: {error}") from error
+    if args.save:
+        check_target(args.save, "kvzip_cache")
     model, tokenizer = _load(args.model, args.dtype, args.device)
     compare = ("full",) if args.compare_full else ()
     result, cache = answer(model, tokenizer, context, args.question, config, args.max_new_tokens, compare)
@@ -188,7 +191,7 @@ def answer(
 def _load(name: str | None, dtype: str, device: str | None) -> tuple[Any, Any]:
     import torch
 
-    from ..demo_model import load_demo_model
+    from ..text.demo_model import load_demo_model
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..chat import ChatFormat
 from ..settings import Settings, check_int
+from ..text.chat import ChatFormat
 
 TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
 FIRST_REPEAT_PROMPT = "\n\nRepeat the previous context exactly."

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from ..artifact_kinds import MODEL
-from ..artifacts import fetch, finish, looks_like_repo, push_saved
-from ..safe_files import read_tensors
+from ..publishing.artifacts import fetch, push_saved
+from ..publishing.kinds import MODEL
+from ..publishing.names import looks_like_repo
+from ..publishing.safe_files import read_tensors
+from ..publishing.writer import finish, replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +60,7 @@ def save_head_scores(
 
     Args:
         scores: (scored layers, KV heads), finite.
-        folder: made if missing.
+        folder: made if missing; an earlier save in it is replaced as a whole.
         model_id: Hub name (or another name) of the model they belong to.
         dtype: of the weights, for the code on the card.
         source: what text they were made from, for the card.
@@ -71,27 +73,27 @@ def save_head_scores(
         ValueError: scores of another shape, or not finite.
     """
     _check(scores)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"head_scores": scores.contiguous()}, str(folder / _FILE))
     public = looks_like_repo(model_id)
-    return finish(
-        folder,
-        "head_scores",
-        about={"model": {"name": model_id}},
-        metadata={
-            "license": license,
-            "base_model": model_id if public else None,
-            "tags": ["kv-cache", "kvzip"],
-        },
-        code={"model": model_id if public else MODEL, "dtype": dtype},
-        origin=("model", model_id),
-        name="KVzip head scores",
-        base=model_id,
-        layers=scores.shape[0],
-        heads=scores.shape[1],
-        source=source,
-    )
+    with replacing(folder, "head_scores") as draft:
+        save_file({"head_scores": scores.contiguous()}, str(draft / _FILE))
+        finish(
+            draft,
+            "head_scores",
+            about={"model": {"name": model_id}},
+            metadata={
+                "license": license,
+                "base_model": model_id if public else None,
+                "tags": ["kv-cache", "kvzip"],
+            },
+            code={"model": model_id if public else MODEL, "dtype": dtype},
+            origin=("model", model_id),
+            name="KVzip head scores",
+            base=model_id,
+            layers=scores.shape[0],
+            heads=scores.shape[1],
+            source=source,
+        )
+    return Path(folder)
 
 
 def load_head_scores(
@@ -119,7 +121,7 @@ def load_head_scores(
 
 
 def push_head_scores(scores: torch.Tensor, repo_id: str, *, model_id: str, **options: Any) -> str:
-    """Upload head scores in one commit; options as `artifacts.push_folder`."""
+    """Upload head scores in one commit; options as `publishing.artifacts.push_folder`."""
     return push_saved(lambda folder: save_head_scores(scores, folder, model_id=model_id), repo_id, **options)
 
 

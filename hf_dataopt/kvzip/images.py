@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .. import plain_text
-from ..chat import template_owner, text_of, tokenizer_of
+from ..text import plain_text
+from ..text.chat import template_owner, text_of, tokenizer_of
 from .config import FIRST_REPEAT_PROMPT, NEXT_REPEAT_PROMPT, KVzipConfig
 from .prompt import KVzipPrompt, build_prompt
 

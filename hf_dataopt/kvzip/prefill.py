@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .._compat import causal_model_of, text_config
-from ..positions import warn_beyond_positions
 from ..routing.verdicts import evaluating
+from ..text.positions import warn_beyond_positions
 from .config import KVzipConfig
 from .images import ContextImages
 from .prompt import KVzipPrompt

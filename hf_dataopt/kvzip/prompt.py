@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..chat import Message, as_message, said, template_owner, tokenizer_of
+from ..text.chat import Message, as_message, said, template_owner, tokenizer_of
 from .config import FIRST_REPEAT_PROMPT, NEXT_REPEAT_PROMPT, KVzipConfig
 
 if TYPE_CHECKING:

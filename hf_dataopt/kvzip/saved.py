@@ -11,30 +11,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._compat import chunked_attention, layer_device, layer_kinds, linear_layer, linear_states, text_config, window_of
-from ..artifact_kinds import MODEL
-from ..artifacts import fetch, finish
-from ..safe_files import read_tensors
+from ..publishing.artifacts import fetch
+from ..publishing.identity import check_identity, identity
+from ..publishing.kinds import MODEL
+from ..publishing.safe_files import check_finite, read_tensors
+from ..publishing.writer import finish, replacing
 from .attention import RaggedContext
-from .cache import KVzipCache
 from .config import KVzipConfig
-from .identity import check_identity
 from .layers import KVzipLayer, KVzipSlidingLayer
 from .prompt import KVzipPrompt
 from .proof import Proof, prove
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import PreTrainedModel
 
 _FILE = "cache.safetensors"
 _IDS = ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
 
 
-def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = None) -> Path:
+def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) -> Path:
     """Write a cache as it stood after compression; what came after the context is left out.
 
     Args:
-        cache: from `from_context` or `from_scores`.
-        folder: made if missing.
+        cache: a `KVzipCache` from `from_context` or `from_scores`.
+        folder: made if missing; an earlier save in it is replaced as a whole.
         license: of the context, if it may be shared; otherwise the card names none.
 
     Returns:
@@ -45,8 +45,6 @@ def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = N
     """
     if cache.made_by is None:
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     layers: list[Any] = cache.pristine_layers
     tensors: dict[str, Tensor] = {name: getattr(cache.prompt, name).contiguous() for name in _IDS}
     windows: dict[str, Any] = {}
@@ -66,60 +64,61 @@ def save_cache(cache: KVzipCache, folder: str | Path, *, license: str | None = N
             windows[str(index)] = layer.sliding_window
         else:
             tensors |= {f"state.{index}.{name}": state.contiguous() for name, state in linear_states(layer).items()}
-    save_file(tensors, str(folder / _FILE))
     name = cache.made_by["name"] or MODEL
-    return finish(
-        folder,
-        "kvzip_cache",
-        about={
-            "model": cache.made_by,
-            "config": json.loads(cache.config.to_json_string()),
-            "layers": len(layers),
-            "windows": windows,
-            "tokens": cache.ids.shape[1],
-            "bytes": cache.context_nbytes,
-            "full_bytes": cache.full_context_nbytes,
-        },
-        metadata={"license": license, "base_model": cache.made_by["name"], "tags": ["kv-cache", "kvzip"]},
-        code={"model": name, "dtype": cache.made_by["dtype"]},
-        name="Compressed KVzip cache",
-        base=name,
-        tokens=f"{cache.ids.shape[1]:,}",
-        nbytes=f"{cache.context_nbytes:,}",
-        full_nbytes=f"{cache.full_context_nbytes:,}",
-        share=f"{cache.context_nbytes / cache.full_context_nbytes:.1%}",
-        dtype=cache.made_by["dtype"],
-        settings=cache.config.to_json_string(),
-    )
+    with replacing(folder, "kvzip_cache") as draft:
+        save_file(tensors, str(draft / _FILE))
+        finish(
+            draft,
+            "kvzip_cache",
+            about={
+                "model": cache.made_by,
+                "config": json.loads(cache.config.to_json_string()),
+                "layers": len(layers),
+                "windows": windows,
+                "tokens": cache.ids.shape[1],
+                "bytes": cache.context_nbytes,
+                "full_bytes": cache.full_context_nbytes,
+            },
+            metadata={"license": license, "base_model": cache.made_by["name"], "tags": ["kv-cache", "kvzip"]},
+            code={"model": name, "dtype": cache.made_by["dtype"]},
+            name="Compressed KVzip cache",
+            base=name,
+            tokens=f"{cache.ids.shape[1]:,}",
+            nbytes=f"{cache.context_nbytes:,}",
+            full_nbytes=f"{cache.full_context_nbytes:,}",
+            share=f"{cache.context_nbytes / cache.full_context_nbytes:.1%}",
+            dtype=cache.made_by["dtype"],
+            settings=cache.config.to_json_string(),
+        )
+    return Path(folder)
 
 
 def load_cache(
     source: str | Path,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> KVzipCache:
+) -> tuple[list[Any], KVzipPrompt, KVzipConfig, dict[str, Any]]:
     """Read what `save_cache` wrote, from a folder or the Hub.
 
     Args:
         source: folder or Hub name.
         model: the model that made it.
-        tokenizer: or the processor; lets `inputs` take questions as text.
         revision, token: of the Hub.
 
     Returns:
-        The cache, on the model's device, ready for `generate`.
+        What a `KVzipCache` is made of: layers on the model's device, prompt, settings, and which model made it.
 
     Raises:
         ValueError: no cache there, tensors that do not fit together, or another model than the one that made it.
     """
     folder, about = fetch(source, "kvzip_cache", revision=revision, token=token)
     proof = prove(model)
-    check_identity(about.get("model"), model, f"the cache in {folder}")
+    check_identity(about.get("model"), identity(model), f"the cache in {folder}")
     tensors = read_tensors(folder / _FILE)
     try:
+        check_finite(tensors)
         config = KVzipConfig.from_json_string(json.dumps(about["config"]))
         prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
         ids = prompt.ids[
@@ -135,9 +134,7 @@ def load_cache(
         raise ValueError(
             f"{folder} holds no whole cache ({type(error).__name__}: {error}); get it again, or compress again"
         ) from error
-    cache = KVzipCache(layers, prompt, config, tokenizer, made_by=about["model"])
-    cache.attach(model)
-    return cache
+    return layers, prompt, config, about["model"]
 
 
 def _layer(

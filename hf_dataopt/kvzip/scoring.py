@@ -15,11 +15,11 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, text_config
-from ..positions import positions_alike
 from ..progress import bar
 from ..routing.attach import attach
 from ..routing.dispatch import maskless, tag
 from ..routing.verdicts import evaluating
+from ..text.positions import positions_alike
 from .attention import attend, merge
 from .config import KVzipConfig
 from .reading import USER, OwnCache, PrefilledContext, positions

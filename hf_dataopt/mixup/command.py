@@ -298,7 +298,7 @@ def _from_dataset(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     from ..decoding import read_picture, read_rows
-    from ..relation.command import read_dataset
+    from ..publishing.dataset_files import read_dataset
 
     if args.model is None:
         raise ValueError("--dataset needs --model: whose saliency shall be used?")

@@ -22,15 +22,17 @@ from numpy.typing import NDArray
 from .. import distributed
 from ..checkpoint import PassCheckpoint, locked
 from ..progress import say
+from ..publishing.writer import check_target
 from ..seeding import generator
 from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
 from .graph import RelationGraph
+from .graphs import graphs_of
 from .label_noise import LabelNoise, find_label_noise, top_share
 from .labels import Labels, read_labels
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows
 from .report import RelationReport
-from .rows import rows_of_column
+from .saved import KIND, UNFINISHED
 from .suggestion import suggest
 from .unfit import summary_of, unfit_rows
 
@@ -110,7 +112,9 @@ class RelationCleaner:
         _check_dataset(dataset)
         views = _views(features_column, probs_column)
         folder = None if output_dir is None else Path(output_dir)
-        work = None if folder is None else folder / "unfinished"
+        work = None if folder is None else folder / UNFINISHED
+        if folder is not None and distributed.is_main_process():
+            check_target(folder, KIND, besides=(UNFINISHED,))
         with nullcontext() if work is None else locked(work):
             skipped: dict[int, str] = {}
             if on_error == "skip":
@@ -313,21 +317,6 @@ def _suggest(graphs: list[RelationGraph], noisy: NDArray[np.bool_], labels: Inde
         kept = _Work(work.folder, f"{work.name}-{k}", True).votes
         suggested[part] = suggest(subs, noisy[part], labels[part], keep=kept, quiet=True)
     return suggested
-
-
-def graphs_of(
-    dataset: Any, columns: list[tuple[str, str]], labels: Index, config: RelationConfig
-) -> list[RelationGraph]:
-    """One graph per checkpoint over a dataset's columns, read where they lie."""
-    return [
-        RelationGraph(
-            rows_of_column(dataset, features),
-            rows_of_column(dataset, probs) if config.compatibility else None,
-            labels,
-            config,
-        )
-        for features, probs in columns
-    ]
 
 
 def _estimate(graphs: list[RelationGraph], config: RelationConfig) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-from ..push import add_push_arguments, push_options
+from ..publishing.push import add_push_arguments, push_options
 
 HELP = "find label errors and outliers of a dataset, write it without them (neural relation graph)"
 EXAMPLES = [
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: neither `--out` nor `--push-to-hub`; a dataset that cannot be read; unfit columns.
     """
     from .. import distributed
+    from ..publishing.dataset_files import read_dataset
+    from ..publishing.writer import check_target
     from .cleaner import RelationCleaner
     from .config import RelationConfig
 
@@ -71,53 +74,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         device=args.device,
         seed=args.seed,
     )
+    out = Path(args.out or f"{args.push_to_hub.split('/')[-1]}-cleaned")
+    if distributed.is_main_process():
+        check_target(out, "cleaned_dataset")
+    place = out.resolve()
+    unfinished = place.with_name(f"{place.name}.unfinished")  # beside it: the folder itself is replaced as a whole
     source = read_dataset(args.dataset, args.split, args.config)
     dataset = _with_features(source, args)
-    out = Path(args.out or f"{args.push_to_hub.split('/')[-1]}-cleaned")
     report = RelationCleaner(config).fit(
         dataset,
         args.label_column,
         features_column=args.features_column,
         probs_column=args.probs_column,
-        output_dir=out / "report",
+        output_dir=unfinished,
         on_error=args.on_error,
     )
     if args.noise_rate is not None:
         report = report.rethreshold(noise_rate=args.noise_rate)
-        if distributed.is_main_process():
-            report.save(out / "report")
     cleaned = report.filter(source, outliers=args.drop_outliers)
     result = summary(report, len(cleaned))
     # every process of accelerate or torchrun comes here; one writes
     if not distributed.is_main_process():
         return result
-    return {**result, "paths": _write(args, report, report.fitted(dataset), cleaned, out)}
-
-
-def read_dataset(name: str, split: str, config: str | None = None) -> Any:
-    """A dataset from the Hub, from `save_to_disk`, or from a file.
-
-    Raises:
-        ValueError: nothing there, or no such split.
-    """
-    import datasets
-
-    path = Path(name)
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        found = datasets.load_from_disk(name)
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                raise ValueError(f"{name} has the splits {list(found)}, not {split!r}; set --split")
-            return found[split]
-        return found
-    kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-    if path.is_file():
-        if path.suffix not in kinds:
-            raise ValueError(
-                f"{name} is no {', '.join(kinds)} file; save the dataset with save_to_disk and name the folder"
-            )
-        return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-    return datasets.load_dataset(name, config, split=split)
+    result["paths"] = _write(args, report, report.fitted(dataset), cleaned, out)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return result
 
 
 def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
@@ -131,20 +112,22 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
     """Page and picture, then the artifact with its card; returns where they are."""
-    from ..artifacts import push_folder
     from ..errors import MissingExtraError
+    from ..publishing.artifacts import push_folder
+    from ..publishing.writer import replacing
     from .pages import draw_worst, write_page
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_page(report, dataset, out / "report.html", count=args.rows)
-    paths = {"report": str(out / "report.html"), "scores": str(out / "report")}
-    try:
-        draw_worst(report, dataset).savefig(out / "worst.png", dpi=120)
-        paths["picture"] = str(out / "worst.png")
-    except (MissingExtraError, ValueError):  # no matplotlib, or no images in the set
-        pass
-    save_cleaned(cleaned, report, out, args)
-    paths["dataset"] = str(out / "data")
+    paths = {"report": "report.html", "scores": "report", "dataset": "data"}
+    with replacing(out, "cleaned_dataset") as draft:
+        report.save(draft / "report")
+        write_page(report, dataset, draft / "report.html", count=args.rows)
+        try:
+            draw_worst(report, dataset).savefig(draft / "worst.png", dpi=120)
+            paths["picture"] = "worst.png"
+        except (MissingExtraError, ValueError):  # no matplotlib, or no images in the set
+            pass
+        save_cleaned(cleaned, report, draft, args)
+    paths = {name: str(out / path) for name, path in paths.items()}
     if args.push_to_hub:
         paths["repository"] = push_folder(out, args.push_to_hub, **push_options(args))
     return paths
@@ -175,8 +158,8 @@ def summary(report: Any, kept: int) -> dict[str, Any]:
 
 def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespace) -> Path:
     """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
-    from ..artifacts import finish
-    from ..dataset_files import write_parquet
+    from ..publishing.dataset_files import write_parquet
+    from ..publishing.writer import finish
     from .pages import facts
 
     local = Path(args.dataset).exists()
@@ -192,7 +175,7 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
         },
         code={"split": split},
         origin=None if local else ("dataset", args.dataset),
-        name=args.push_to_hub or Path(args.out).name,
+        name=args.push_to_hub or Path(args.out).resolve().name,
         source=Path(args.dataset).name if local else args.dataset,
         split=args.split,
         facts=facts(report),

@@ -15,22 +15,15 @@ from numpy.typing import NDArray
 from .config import RelationConfig
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
+from .graphs import graphs_of
 from .label_noise import select, top_share
 from .outlier import Reference, is_outlier
+from .saved import ARRAYS, load_report, save_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
-_ARRAYS = (
-    "labels",
-    "label_noise_score",
-    "is_label_error",
-    "suggested_label",
-    "outlier_score",
-    "is_outlier",
-)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -292,21 +285,15 @@ class RelationReport:
         self._graphs = graphs
 
     def save(self, folder: str | Path) -> None:
-        """Write `report.json` and `report.safetensors` (scores and the reference set).
+        """Write `report.json` and `report.safetensors` (scores and the reference set) and their record.
 
         Args:
-            folder: made if missing; an earlier report in it is replaced.
-        """
-        from safetensors.numpy import save_file
+            folder: made if missing; an earlier report in it is replaced as a whole.
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-        arrays |= {f"part.{name}": values for name, values in self.parts.items()}
-        for k, one in enumerate(self.reference):
-            arrays |= {f"reference.{k}.{name}": value for name, value in one.arrays().items()}
+        Raises:
+            ValueError: the folder holds files that are no report's.
+        """
         about = {
-            "format": FORMAT,
             "config": json.loads(self.config.to_json_string()),
             "label_column": self.label_column,
             "columns": self.columns,
@@ -315,9 +302,8 @@ class RelationReport:
             "outlier_level": self.outlier_level,
             "summary": self.summary,
         }
-        save_file(arrays, folder / "report.safetensors.tmp")
-        (folder / "report.safetensors.tmp").replace(folder / "report.safetensors")
-        (folder / "report.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        save_report(folder, about, arrays, self.parts, self.reference)
 
     @classmethod
     def load(cls, folder: str | Path, dataset: Any = None) -> RelationReport:
@@ -330,37 +316,10 @@ class RelationReport:
         Raises:
             ValueError: no report in the folder, a corrupt file, a newer format, or another dataset.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        folder = Path(folder)
-        try:
-            about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            arrays = load_file(folder / "report.safetensors")
-            if about["format"] > FORMAT:
-                raise ValueError(
-                    f"{folder} was written by a newer version (format {about['format']}); update hf_dataopt"
-                )
-            columns = [(str(a), str(b)) for a, b in about["columns"]]
-            report = cls(
-                config=RelationConfig.from_json_string(json.dumps(about["config"])),
-                label_column=about["label_column"],
-                columns=columns,
-                label_values=about["label_values"],
-                label_names=about["label_names"],
-                outlier_level=float(about["outlier_level"]),
-                parts={name[5:]: values for name, values in arrays.items() if name.startswith("part.")},
-                summary=about["summary"],
-                reference=[Reference.from_arrays(arrays, k, *names) for k, names in enumerate(columns)],
-                **dict[str, Any]((name, arrays[name]) for name in _ARRAYS),
-            )
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(f"{folder} holds no readable relation report ({type(error).__name__}: {error})") from error
+        report = cls(**load_report(folder))
         if dataset is not None:
-            from .cleaner import graphs_of
-
             report._check_same(dataset)
-            report.attach(graphs_of(dataset, columns, report.labels, report.config))
+            report.attach(graphs_of(dataset, report.columns, report.labels, report.config))
         return report
 
     def _suggest_new(self) -> None:

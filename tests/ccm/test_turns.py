@@ -19,7 +19,7 @@ from peft import PeftModel
 
 from hf_dataopt import CompressedContextMemory, DataCollatorForCCM, StreamingContextMemory
 from hf_dataopt.ccm.turns import answer_prompt, encode_turn
-from hf_dataopt.chat import ChatFormat
+from hf_dataopt.text.chat import ChatFormat
 
 from ..models import byte_tokenizer
 from .models import adapted

@@ -88,8 +88,8 @@ def push_all(folder: Path) -> dict[str, str]:
     from hf_dataopt.ccm.saved import push_adapter
     from hf_dataopt.cli import main
     from hf_dataopt.condensation.saved import push_condensed
-    from hf_dataopt.dataset_files import read_parquet
     from hf_dataopt.kvzip.head_scores import head_scores, push_head_scores
+    from hf_dataopt.publishing.dataset_files import read_parquet
 
     found: dict[str, str] = {}
     tiny_model("llama", max_position_embeddings=4096).save_pretrained(folder / "tiny")
@@ -224,7 +224,7 @@ def run_cards(names: list[str]) -> dict[str, str]:
 
     from huggingface_hub import hf_hub_download
 
-    from hf_dataopt.cards import first_block
+    from hf_dataopt.publishing.cards import first_block
 
     found = {}
     for name in names:
@@ -241,7 +241,7 @@ def infos(names: list[str]) -> dict[str, Any]:
     """`describe` of every repository, and how many bytes that took."""
     import os
 
-    from hf_dataopt.info import describe
+    from hf_dataopt.publishing.info import describe
 
     found = {name: describe(name) for name in names}
     blobs = list(Path(os.environ["HF_HOME"]).rglob("blobs/*"))

@@ -27,9 +27,9 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
     import torch
     from huggingface_hub import HfApi
 
-    from hf_dataopt.artifacts import push_folder
     from hf_dataopt.cli import main as cli
     from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
+    from hf_dataopt.publishing.artifacts import push_folder
 
     found: dict[str, Any] = {}
     first, second = torch.zeros(2, 2), torch.ones(2, 2)

@@ -21,19 +21,22 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from safetensors.torch import save_file
 
-from hf_dataopt import CompressedContextMemory, KVzipCache, StreamingContextMemory, cards
-from hf_dataopt.artifacts import fetch, push_folder, read_about
+from hf_dataopt import CompressedContextMemory, KVzipCache, StreamingContextMemory
 from hf_dataopt.ccm.saved import load_adapter, save_adapter
 from hf_dataopt.condensation.columns import to_dataset
 from hf_dataopt.condensation.multi_formation import Formation, MultiFormation, recipe_text
 from hf_dataopt.condensation.saved import load_condensed, save_condensed
-from hf_dataopt.dataset_files import read_parquet
-from hf_dataopt.info import describe
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
-from hf_dataopt.safe_files import check_names, check_safetensors, files_of, read_card, read_json, read_yaml
+from hf_dataopt.publishing import cards
+from hf_dataopt.publishing.artifacts import fetch, push_folder
+from hf_dataopt.publishing.dataset_files import read_parquet
+from hf_dataopt.publishing.info import describe
+from hf_dataopt.publishing.record import read_about
+from hf_dataopt.publishing.safe_files import check_names, check_safetensors, files_of, read_card, read_json, read_yaml
 
 from ..kvzip.conftest import CONTEXT
 from ..models import byte_tokenizer, tiny_model
+from .damage import without_list
 from .everything import STREAM, TURNS, adapted
 
 OPENED: list[str] = []
@@ -500,6 +503,7 @@ def test_memories_and_caches_with_tensors_of_the_wrong_kind(tmp_path: Path) -> N
     for turn in TURNS:
         memory.append(turn)
     memory.save_pretrained(tmp_path)
+    without_list(tmp_path)
     tensors = load_file(tmp_path / "memory.safetensors")
     keys = "memory.0.keys"
     for name, value in (
@@ -555,6 +559,7 @@ def test_streams_with_sizes_of_the_wrong_kind(tmp_path: Path) -> None:
     stream = StreamingContextMemory(model, max_kv=40, compress_tokens=16, memory_size=6)
     stream.feed(STREAM)
     stream.save_pretrained(tmp_path)
+    without_list(tmp_path)
     settings = json.loads((tmp_path / "memory.json").read_text())
     for change in (
         {"max_kv": "40"},

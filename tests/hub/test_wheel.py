@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_dataopt.artifact_kinds import KINDS
+from hf_dataopt.publishing.kinds import KINDS
 
 from ..conftest import REPO
+
+CARDS = [name for name, kind in KINDS.items() if kind.repo_type]
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +37,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_kind_has_a_template(site: Path) -> None:
     shipped = {path.name.removesuffix(".md.jinja") for path in (site / "hf_dataopt" / "model_cards").iterdir()}
-    assert shipped == set(KINDS) == {path.name.split(".")[0] for path in (REPO / "model_cards").iterdir()}
+    assert shipped == set(CARDS) == {path.name.split(".")[0] for path in (REPO / "model_cards").iterdir()}
 
 
 def test_cards_render_from_the_wheel(site: Path, tmp_path: Path) -> None:
     code = """
 import json, sys, torch, hf_dataopt
 from pathlib import Path
-from hf_dataopt import cards
+from hf_dataopt.publishing import cards
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
 folder = save_head_scores(torch.ones(2, 2), Path("scores"), model_id="a/model")
 assert torch.equal(load_head_scores(folder)[0], torch.ones(2, 2))
 print(json.dumps([hf_dataopt.__file__, (folder / "README.md").read_text(), [cards.template(n) for n in sys.argv[1:]]]))
 """
     env = {**os.environ, "PYTHONPATH": str(site)}
-    call = [sys.executable, "-c", code, *KINDS]
+    call = [sys.executable, "-c", code, *CARDS]
     done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     where, card, templates = json.loads(done.stdout)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from hf_dataopt import KVzipCache, KVzipConfig
-from hf_dataopt.demo_model import INSTALL, load_demo_model, packaged_model_file
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.reading import PrefilledContext
 from hf_dataopt.kvzip.scoring import score_context
+from hf_dataopt.text.demo_model import INSTALL, load_demo_model, packaged_model_file
 
 from ..models import held
 

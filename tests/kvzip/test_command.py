@@ -77,9 +77,9 @@ def test_the_template_is_told(call: list[str], capsys: pytest.CaptureFixture[str
 def test_the_full_answers_are_those_of_plain_generate(
     call: list[str], model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hf_dataopt.demo_model import load_demo_model
     from hf_dataopt.kvzip.config import KVzipConfig
     from hf_dataopt.kvzip.prompt import build_prompt, question_ids
+    from hf_dataopt.text.demo_model import load_demo_model
 
     result = json_of([*call, "--keep-ratio", "0.1", "--compare-full"], capsys)
     model, tokenizer = load_demo_model(str(model_folder))

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_dataopt import KVzipCache, KVzipConfig
-from hf_dataopt.kvzip.identity import identity
+from hf_dataopt.publishing.identity import identity
 
+from ..hub.damage import without_list
 from ..models import byte_tokenizer, tiny_model
 from .conftest import CONTEXT
 
@@ -51,6 +52,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("llama"), byte_tokenizer()
     KVzipCache.from_context(model, tokenizer, CONTEXT, progress=False).save_pretrained(tmp_path)
+    without_list(tmp_path)
     tensors = load_file(tmp_path / "cache.safetensors")
     for name, value in (
         ("layer.0.lengths", torch.tensor([10**6, 3])),

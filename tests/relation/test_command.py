@@ -10,9 +10,9 @@ import pytest
 import transformers as tf
 from datasets import Dataset, Features, Image
 
-from hf_dataopt import cards
 from hf_dataopt.cli import main
-from hf_dataopt.dataset_files import read_parquet
+from hf_dataopt.publishing import cards
+from hf_dataopt.publishing.dataset_files import read_parquet
 from hf_dataopt.relation.cleaner import RelationCleaner
 from hf_dataopt.relation.demo import claims, clean_digits
 from hf_dataopt.relation.pages import draw_worst, write_page

@@ -5,24 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-
-def positions_of(config: Any) -> int | None:
-    """Positions that a model was made for; None where its config does not say.
-
-    Args:
-        config: of the language model. A rotary embedding that was stretched (`factor` over
-            `original_max_position_embeddings`) counts with its stretched length; llama3's limit is already that.
-    """
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        return None
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    for part in (rope, *rope.values()) if isinstance(rope, dict) else ():
-        if isinstance(part, dict) and part.get("rope_type") != "llama3":
-            first, factor = part.get("original_max_position_embeddings"), part.get("factor")
-            if isinstance(first, int) and isinstance(factor, int | float):
-                limit = max(limit, int(first * factor))
-    return limit
+from .._compat import positions_of
 
 
 def positions_alike(config: Any, n_tokens: int) -> int | None:

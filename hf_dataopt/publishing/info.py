@@ -50,10 +50,11 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
         ValueError: no artifact of ours, or one that is refused.
         HubError: the repository cannot be read.
     """
-    from .artifact_kinds import KINDS, PLACEHOLDER, usage
-    from .artifacts import CARD, about_of, download, listing
+    from .artifacts import about_of
     from .cards import first_block
-    from .safe_files import files_of, read_card
+    from .hub import download, listing
+    from .kinds import KINDS, PLACEHOLDER, usage
+    from .safe_files import CARD, files_of, read_card
 
     folder = Path(source)
     local = folder.is_dir()

@@ -31,7 +31,7 @@ def template(name: str) -> str:
     Raises:
         ValueError: no such template.
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     for folder in (here / "model_cards", here.parent / "model_cards"):
         path = folder / f"{name}.md.jinja"
         if path.is_file():
@@ -73,8 +73,15 @@ def with_metadata(text: str, metadata: Mapping[str, Any]) -> str:
     """A card's text (without a YAML block) behind its metadata."""
     import yaml
 
+    class Plain(yaml.SafeDumper):
+        """The same list in two places is written out twice: our own reader, for one, refuses aliases."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
     kept = {key: value for key, value in metadata.items() if value is not None}
-    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).strip()}\n---\n\n{text.lstrip()}"
+    block = yaml.dump(kept, Dumper=Plain, sort_keys=False, allow_unicode=True).strip()
+    return f"---\n{block}\n---\n\n{text.lstrip()}"
 
 
 def _enter(value: Any) -> Any:

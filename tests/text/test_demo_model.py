@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_dataopt import demo_model
-from hf_dataopt.demo_model import INSTALL, gguf_tokenizer, load_demo_model, packaged_model_file
 from hf_dataopt.errors import MissingExtraError
+from hf_dataopt.text import demo_model
+from hf_dataopt.text.demo_model import INSTALL, gguf_tokenizer, load_demo_model, packaged_model_file
 
-from .models import byte_tokenizer, tiny_model
+from ..models import byte_tokenizer, tiny_model
 
 TEXTS = [
     "Hello world, it's 2026.",

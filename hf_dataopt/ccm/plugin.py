@@ -8,26 +8,30 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+_CONFIG = "hf_dataopt.ccm.config"
 
-def _register() -> None:
-    # modules that are on their way in, and brought peft along: both register at their own end
-    for name, attribute in (("config", "CCMConfig"), ("tuner", "register_peft_type")):
-        module = sys.modules.get(f"hf_dataopt.ccm.{name}")
-        if module is not None and not hasattr(module, attribute):
-            return
-    from .ccm.tuner import register_peft_type
 
-    register_peft_type()
+def _register() -> bool:
+    """Enter the type; False where peft is not there yet, or came in while our own settings were being loaded."""
+    config = sys.modules.get(_CONFIG)
+    if not hasattr(sys.modules.get("peft"), "PeftModel") or (config is not None and not hasattr(config, "CCMConfig")):
+        return False
+    tuner = sys.modules.get("hf_dataopt.ccm.tuner")
+    if tuner is None or hasattr(tuner, "register_peft_type"):  # on its way in, it registers at its own end
+        from .tuner import register_peft_type
+
+        register_peft_type()
+    return True
 
 
 class _AfterPeft(MetaPathFinder):
-    """Finds `peft` as Python would, and registers our type behind its import; stays until that has happened."""
+    """Finds peft and our settings as Python would, and registers our type behind their import; gone once that is done."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The ordinary spec of `peft` with one more step after execution; None for all other modules."""
-        if fullname != "peft":
+        """The ordinary spec of one of the two, with one more step after execution; None for all other modules."""
+        if fullname not in ("peft", _CONFIG):
             return None
         others = [finder for finder in sys.meta_path if finder is not self]
         found = (finder.find_spec(fullname, path, target) for finder in others)
@@ -38,9 +42,9 @@ class _AfterPeft(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            if self in sys.meta_path:
+            # registering imports our settings, and so comes here once more, inside
+            if self in sys.meta_path and _register() and self in sys.meta_path:
                 sys.meta_path.remove(self)
-            _register()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
@@ -48,7 +52,5 @@ class _AfterPeft(MetaPathFinder):
 
 def install() -> None:
     """Register now if peft is there, else once it comes."""
-    if hasattr(sys.modules.get("peft"), "PeftModel"):
-        _register()
-    elif "peft" not in sys.modules and not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
+    if not _register() and not any(isinstance(finder, _AfterPeft) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterPeft())

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_dataopt.plain_text import encode, hide
+from hf_dataopt.text.plain_text import encode, hide
 
-from .models import byte_tokenizer
+from ..models import byte_tokenizer
 
 END, THINK = "<|im_end|>", "<think>"
 

@@ -36,7 +36,7 @@ def _add_options(parser: Any) -> None:
 
 
 def push_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as `artifacts.push_folder` takes them."""
+    """The options as `publishing.artifacts.push_folder` takes them."""
     return {
         "private": args.private or None,
         "revision": args.revision,

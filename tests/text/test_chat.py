@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hf_dataopt.chat import ChatFormat, said, text_of
+from hf_dataopt.text.chat import ChatFormat, said, text_of
 
-from .models import byte_tokenizer
+from ..models import byte_tokenizer
 
 PARTS = [{"type": "text", "text": "my "}, {"type": "text", "text": "cat"}]
 

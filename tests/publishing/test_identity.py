@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_dataopt.weight_digest import weight_digest
+from hf_dataopt.publishing.identity import weight_digest
 
 
 def test_equal_values_hash_equal_and_every_change_shows() -> None:

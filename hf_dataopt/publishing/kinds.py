@@ -24,17 +24,30 @@ _ADAPTED = (
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of artifact: where it lives on the Hub, what it must hold, and the code that uses it."""
+    """One kind of artifact: its names, where it lives on the Hub, what it must hold, and the code that uses it."""
 
     title: str
+    short: str
     repo_type: str
     needs: tuple[str, ...]
     usage: str
 
 
 KINDS = {
+    "relation_report": Kind(
+        "report of a neural relation graph",
+        "report",
+        "",  # goes to the Hub inside the cleaned set that it tells of
+        ("report.json", "report.safetensors"),
+        """from hf_dataopt import RelationReport
+
+report = RelationReport.load({repo})
+print(len(report), "rows,", report.is_label_error.sum(), "label errors")
+""",
+    ),
     "condensed_dataset": Kind(
         "condensed data set (IDC)",
+        "condensed set",
         "dataset",
         (),
         """from datasets import load_dataset
@@ -47,6 +60,7 @@ print(len(condensed), "stored rows,", len(train), "training rows")
     ),
     "cleaned_dataset": Kind(
         "cleaned data set (neural relation graph)",
+        "cleaned set",
         "dataset",
         (),
         """from datasets import load_dataset
@@ -57,6 +71,7 @@ print(dataset)
     ),
     "ccm_adapter": Kind(
         "compressed-context-memory adapter (PEFT)",
+        "adapter",
         "model",
         ("adapter_config.json", "adapter_model.safetensors"),
         _ADAPTED
@@ -69,6 +84,7 @@ print(memory.generate({question}, max_new_tokens={new_tokens}, do_sample=False))
     ),
     "head_scores": Kind(
         "KVzip head scores",
+        "head scores",
         "model",
         ("head_scores.safetensors",),
         "from hf_dataopt import KVzipCache\nfrom hf_dataopt.kvzip.head_scores import load_head_scores\n"
@@ -82,6 +98,7 @@ print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
     ),
     "kvzip_cache": Kind(
         "compressed KVzip cache",
+        "cache",
         "model",
         ("cache.safetensors",),
         "from hf_dataopt import KVzipCache\n"
@@ -94,6 +111,7 @@ print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
     ),
     "context_memory": Kind(
         "compressed context memory",
+        "memory",
         "model",
         ("memory.json", "memory.safetensors"),
         _ADAPTED
@@ -104,6 +122,7 @@ print(memory.tokens_seen, memory.generate("What do you remember?", max_new_token
     ),
     "streaming_memory": Kind(
         "streaming context memory",
+        "memory",
         "model",
         ("memory.json", "memory.safetensors"),
         _ADAPTED

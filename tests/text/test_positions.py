@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_dataopt.positions import positions_of, warn_beyond_positions
+from hf_dataopt.text.positions import positions_of, warn_beyond_positions
 
 
 @pytest.mark.parametrize(

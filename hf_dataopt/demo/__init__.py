@@ -1,0 +1,1 @@
+"""The demo: one section per method."""

@@ -1,0 +1,89 @@
+"""An adapter's folder as PEFT writes it: known by its `adapter_config.json`, described by what stands there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .kinds import MODEL
+from .names import looks_like_repo
+from .safe_files import read_json
+from .writer import finish
+
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_SHOWN = ("memory", "num_comp_tokens", "merge_weight", "sink", "conditional", "r", "lora_alpha", "target_modules")
+
+
+def adapter_about(folder: Path) -> dict[str, Any] | None:
+    """What `hf_dataopt.json` would say of an adapter that PEFT alone has written; None where there is none of ours."""
+    if not (folder / SETTINGS).is_file():
+        return None
+    settings = read_json(folder / SETTINGS)
+    if not str(settings.get("peft_type")).startswith("CCM"):
+        return None
+    return {"format_version": 1, "kind": "ccm_adapter", "code": adapter_code(settings)}
+
+
+def adapter_code(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an adapter card's first code block, where no example was recorded."""
+    base = settings.get("base_model_name_or_path")
+    known = isinstance(base, str) and looks_like_repo(base)
+    return {
+        "model": base if known else MODEL,
+        "dtype": "auto",
+        "contexts": ["My cat is called Otto.", "He is grey."],
+        "question": "What is my cat called?",
+        "new_tokens": 16,
+    }
+
+
+def describe_adapter(
+    folder: Path, settings: Mapping[str, Any], code: Mapping[str, Any], *, base: str | None = None, **card: Any
+) -> Path:
+    """Write record and card of an adapter's folder.
+
+    Args:
+        folder: what PEFT wrote, or an empty one.
+        settings: PEFT's, read from its `adapter_config.json`.
+        code: values of the card's first code block.
+        base: Hub name of the base model.
+        card: `name`, `answer`, `results`, `license`, where there are some.
+
+    Returns:
+        The folder.
+    """
+    results, answer = list(card.get("results", ())), card.get("answer")
+    index = [
+        {
+            "task": {"type": "text-generation", "name": str(row["task"])},
+            "dataset": {"type": str(row["dataset"]), "name": str(row["dataset"])},
+            "metrics": [{"type": str(row["metric"]), "value": row["value"], "name": str(row["metric"])}],
+        }
+        for row in results
+    ]
+    title = card.get("name") or "CCM adapter"
+    kept = {key: settings.get(key) for key in _SHOWN}
+    return finish(
+        folder,
+        "ccm_adapter",
+        about={"config": kept, "answer": answer, "results": [dict(row) for row in results]},
+        metadata={
+            "license": card.get("license"),
+            "library_name": "peft",
+            "base_model": base,
+            "base_model_relation": "adapter" if base else None,
+            "tags": ["compressed-context-memory", "peft"],
+            "model-index": [{"name": title, "results": index}] if index else None,
+        },
+        code=code,
+        origin=("model", base) if base else None,
+        name=title,
+        base=base or "a model of its author's",
+        comp_tokens=kept["num_comp_tokens"],
+        memory=kept["memory"],
+        answer=answer,
+        results=results,
+        settings=json.dumps(kept, indent=1, default=str),
+    )

@@ -1,0 +1,144 @@
+"""A `datasets.Dataset` as parquet files and the card metadata by which `load_dataset` finds them, columns and names kept."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .record import ABOUT, belongs, read_about
+from .safe_files import read_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+_SHARD_BYTES = 500 * 2**20
+_MOST_PIXELS = 2**26
+
+
+def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[str, Any]:
+    """Write `data/SPLIT-....parquet`, in shards of at most 500 MB, with pictures and sounds inside.
+
+    Args:
+        dataset: any columns.
+        folder: of the artifact; `data/` in it is made.
+        split: name of the split.
+
+    Returns:
+        Card metadata: `dataset_info` (features, sizes) and `configs` (where the files are).
+
+    Raises:
+        ValueError: no rows, or a split name that the Hub does not take.
+    """
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+    from datasets.features.features import require_storage_embed
+    from datasets.table import embed_table_storage
+
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty; there is nothing to publish")
+    if not split.replace("_", "").replace(".", "").isalnum() or not split.isascii():
+        raise ValueError(f"{split!r:.80} is no name of a split; use letters, digits, underscores and dots")
+    shards = max(1, -(-int(dataset.data.nbytes * len(dataset) / max(len(dataset.data), 1)) // _SHARD_BYTES))
+    embed = any(require_storage_embed(feature) for feature in dataset.features.values())
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    stored = 0
+    for index in range(shards):
+        shard: Any = dataset.shard(shards, index, contiguous=True)
+        if embed:
+            # pictures that are only named by a path would be lost with this machine
+            shard = shard.with_format("arrow").map(
+                embed_table_storage, batched=True, batch_size=100, keep_in_memory=True
+            )
+        path = folder / "data" / f"{split}-{index:05d}-of-{shards:05d}.parquet"
+        shard.with_format(None).to_parquet(path)
+        stored += path.stat().st_size
+    info = DatasetInfo(features=dataset.features, dataset_size=dataset.data.nbytes, download_size=stored)
+    info.splits = SplitDict({split: SplitInfo(name=split, num_bytes=dataset.data.nbytes, num_examples=len(dataset))})
+    return {
+        "dataset_info": info._to_yaml_dict(),
+        "configs": [{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*"}]}],
+    }
+
+
+def read_parquet(folder: Path) -> Dataset:
+    """All rows of an artifact's `data/` folder: of the files that its record lists, or of all where it lists none.
+
+    Raises:
+        ValueError: no parquet files, or files that cannot be read.
+    """
+    from datasets import Dataset, Features, concatenate_datasets
+    from pyarrow.lib import ArrowException
+
+    about = read_about(folder) if (folder / ABOUT).is_file() else {"kind": "cleaned_dataset"}
+    data = folder / "data"
+    paths = sorted(path for path in belongs(folder, about) if path.parent == data and path.suffix == ".parquet")
+    if not paths:
+        raise ValueError(f"{folder / 'data'} holds no parquet files; get the whole artifact again")
+    parts = []
+    for path in paths:
+        table = read_table(path)
+        try:
+            features = Features.from_arrow_schema(table.schema)
+            _check_media(table, features)
+            parts.append(Dataset(table.cast(features.arrow_schema)))
+        except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no parquet file that can be read ({error!s:.200}); get it again") from error
+    return concatenate_datasets(parts)
+
+
+def _check_media(table: Any, features: Any) -> None:
+    """Pictures and sounds lie in the file, not anywhere on this machine, and no picture is larger than it may be.
+
+    Raises:
+        ValueError: a row that names a path instead, that is no picture, or one with too many pixels.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    for name, feature in features.items():
+        kind = type(feature).__name__
+        if kind not in ("Image", "Audio", "Video"):
+            continue
+        for row, cell in enumerate(table[name].to_pylist() if kind == "Image" else table[name]):
+            value = cell if kind == "Image" else cell.as_py()
+            if value is None:
+                continue
+            if not isinstance(value, dict) or value.get("bytes") is None:
+                raise ValueError(f"row {row} of {name!r:.40} names a file of some other machine; embed it")
+            if kind != "Image":
+                continue
+            try:
+                with Image.open(io.BytesIO(value["bytes"])) as picture:
+                    width, height = picture.size
+            except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+                raise ValueError(f"row {row} of {name!r:.40} is no picture ({error!s:.80})") from error
+            if width * height > _MOST_PIXELS:
+                raise ValueError(f"row {row} of {name!r:.40} has {width} x {height} pixels, at most {_MOST_PIXELS:,}")
+
+
+def read_dataset(name: str, split: str, config: str | None = None) -> Any:
+    """A dataset from the Hub, from `save_to_disk`, or from a file.
+
+    Raises:
+        ValueError: nothing there, or no such split.
+    """
+    import datasets
+
+    path = Path(name)
+    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        found = datasets.load_from_disk(name)
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise ValueError(f"{name} has the splits {list(found)}, not {split!r}; set --split")
+            return found[split]
+        return found
+    kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    if path.is_file():
+        if path.suffix not in kinds:
+            raise ValueError(
+                f"{name} is no {', '.join(kinds)} file; save the dataset with save_to_disk and name the folder"
+            )
+        return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+    return datasets.load_dataset(name, config, split=split)

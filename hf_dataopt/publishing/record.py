@@ -1,0 +1,172 @@
+"""`hf_dataopt.json`: kind, version, facts, and which files belong to an artifact, with their sizes and hashes.
+
+Format 1 may gain entries; a release that cannot be read by an older one has a higher number. Artifacts of the first releases
+name no files: they are read as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .kinds import KINDS
+from .safe_files import CARD, check_names, files_of, read_json
+
+ABOUT = "hf_dataopt.json"
+FORMAT = 1
+_PIECE = 4 * 2**20
+# what the Hub, its client and file managers put beside the files of an artifact
+_STRANGERS = {".gitattributes", ".DS_Store", ".cache"}
+# names of files in artifacts that list none
+_USUAL = {name for kind in KINDS.values() for name in kind.needs}
+_ENDINGS = (".parquet", ".png", ".html")
+_DRAFT = re.compile(r"\..+\.(new|old)-[0-9a-f]{8}")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """`hf_dataopt.json` of a folder, checked.
+
+    Raises:
+        ValueError: none there, a newer format, an unknown kind, or a list of files that is none.
+    """
+    about = read_json(folder / ABOUT)
+    found = about.get("kind")
+    check_version(about.get("format_version"), folder / ABOUT)
+    if not isinstance(found, str) or found not in KINDS:
+        raise ValueError(f"{folder} holds a {found!r:.80}, which this version does not know; update hf_dataopt")
+    _check_list(folder, about.get("files"))
+    return about
+
+
+def check_version(number: Any, path: Path) -> None:
+    """Refuse a `format_version` that is none, or newer than what this release reads.
+
+    Raises:
+        ValueError: it is; `path` names the file.
+    """
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{path} has format_version {number!r:.40}; it must be a number from 1")
+    if number > FORMAT:
+        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; update hf_dataopt")
+
+
+def _check_list(folder: Path, files: Any) -> None:
+    if files is None:
+        return
+    good = isinstance(files, dict) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("size"), int)
+        and not isinstance(one["size"], bool)
+        and isinstance(one.get("sha256"), str)
+        for one in files.values()
+    )
+    if not good:
+        raise ValueError(f"{folder / ABOUT} has a list of files that is none; get it again")
+    check_names(files, f"{folder / ABOUT}")
+
+
+def list_files(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> dict[str, dict[str, Any]]:
+    """Name, size and SHA-256 of every file of an artifact, each of them on the disk for good.
+
+    Left out are the record itself, the card, which may be edited, and folders that are artifacts of their own.
+
+    Args:
+        folder: of the artifact.
+        skip: names to leave out, too.
+    """
+    found = {}
+    for path in own_files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in (ABOUT, CARD) and not skip(name):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                found[name] = {"size": path.stat().st_size, "sha256": _hash(file)}
+    return found
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files of a folder without those of artifacts inside it, and without what a killed save has left there."""
+    paths = [path for path in files_of(folder) if not any(map(is_draft, path.relative_to(folder).parts))]
+    inner = [path.parent for path in paths if path.name == ABOUT and path.parent != folder]
+    return [path for path in paths if not any(path.is_relative_to(other) for other in inner)]
+
+
+def inner_artifacts(folder: Path) -> list[Path]:
+    """Folders inside a folder that are artifacts of their own."""
+    paths = [path for path in files_of(folder) if not any(map(is_draft, path.relative_to(folder).parts))]
+    return [path.parent for path in paths if path.name == ABOUT and path.parent != folder]
+
+
+def draft_of(name: str, what: str) -> str:
+    """Name of a folder beside `name` that a save is at work in (`what`: `"new"` or `"old"`)."""
+    return f".{name}.{what}-{secrets.token_hex(4)}"
+
+
+def is_draft(name: str) -> bool:
+    """Whether a folder has a name that only a save gives it."""
+    return _DRAFT.fullmatch(name) is not None
+
+
+def check_files(folder: Path, about: Mapping[str, Any]) -> None:
+    """Every listed file is there, as it was when it was saved; without a list nothing is asked.
+
+    Raises:
+        ValueError: a file that is missing, or has another size or hash.
+
+    Cost: all listed files are read once.
+    """
+    title = KINDS[about["kind"]].short
+    for name, wanted in (about.get("files") or {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{folder} lacks {name}; get the whole artifact again")
+        if path.stat().st_size != wanted["size"]:
+            what = f"{name} has {path.stat().st_size:,} bytes, {wanted['size']:,} were saved"
+        else:
+            with path.open("rb") as file:
+                if _hash(file) == wanted["sha256"]:
+                    continue
+            what = f"{name} is not what was saved, its SHA-256 differs"
+        raise ValueError(f"{folder} holds no whole {title} ({what}); get it again, or save it again")
+
+
+def belongs(folder: Path, about: Mapping[str, Any]) -> list[Path]:
+    """The files of an artifact: those that its record lists, itself and the card; all that are there where none are listed."""
+    paths, files = own_files(folder), about.get("files")
+    if files is None:
+        return paths
+    return [path for path in paths if path.relative_to(folder).as_posix() in (*files, ABOUT, CARD)]
+
+
+def foreign_files(folder: Path, kind: str) -> list[str]:
+    """Files in a folder that no save of ours has put there, by name; `kind` is what is to be saved in their place.
+
+    A record without a list, or a folder of this kind without a record, stands for all files with names that we give.
+    """
+    foreign = []
+    for place in [folder, *inner_artifacts(folder)]:
+        names = {path: path.relative_to(place).as_posix() for path in own_files(place)}
+        listed: Any = None
+        if (place / ABOUT).is_file():
+            listed = read_about(place).get("files")
+        elif not (needed := set(KINDS[kind].needs)) or not needed <= set(names.values()):
+            listed = ()  # nobody's
+        if listed is None:
+            listed = [name for path, name in names.items() if path.name in _USUAL or path.suffix in _ENDINGS]
+        known = {*listed, *((ABOUT, CARD) if listed else ())}
+        for path, name in names.items():
+            if name not in known and name.split("/")[0] not in _STRANGERS:
+                foreign.append(path.relative_to(folder).as_posix())
+    return foreign
+
+
+def _hash(file: Any) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()

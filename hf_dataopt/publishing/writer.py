@@ -1,0 +1,248 @@
+"""How an artifact is saved: into a folder beside the target, its list of files last, then swapped in.
+
+Whatever stops a save, the target holds the old copy or the new one, whole. What a killed save has left beside it is removed by
+the next one. A folder with files that no save of ours has put there is refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import cards
+from .kinds import usage
+from .names import looks_like_repo
+from .record import ABOUT, FORMAT, draft_of, foreign_files, is_draft, list_files
+from .safe_files import CARD, read_card, read_json
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def check_target(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()) -> Path:
+    """Refuse a folder that cannot be replaced by an artifact; to be called before long work begins.
+
+    Args:
+        folder: where the artifact is to be saved.
+        kind: one of `KINDS`.
+        besides: names in it that may go, although no save has put them there.
+
+    Returns:
+        The folder, links followed.
+
+    Raises:
+        ValueError: no folder, one with files that no save of ours has put there, one that cannot be renamed, or a place where
+            nothing can be written.
+    """
+    target = Path(folder).resolve()
+    recover(target)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder to save to")
+    if Path.cwd().is_relative_to(target) or target.is_mount():
+        raise ValueError(f"{folder} is the working folder or a mount point and cannot be replaced; name a folder in it")
+    above = next(parent for parent in target.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"nothing can be written in {above}; name another folder to save to")
+    if target.is_dir():
+        foreign = [name for name in foreign_files(target, kind) if name.split("/")[0] not in besides]
+        if foreign:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise ValueError(
+                f"{folder} holds files that no save of hf_dataopt has put there ({', '.join(map(repr, foreign[:3]))}{more}); "
+                "saving replaces the folder, so name another one, or move them"
+            )
+    return target
+
+
+@contextmanager
+def replacing(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A new folder to write an artifact into, ended by `finish`; it takes the place of `folder` when the block ends well.
+
+    Args:
+        folder: made if missing; an earlier artifact in it is replaced as a whole.
+        kind, besides: see `check_target`.
+
+    Raises:
+        ValueError: see `check_target`.
+        OSError: it could not be written; what was there before stays.
+    """
+    from safetensors import SafetensorError
+
+    target = check_target(folder, kind, besides=besides)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear(target)
+    draft, lock = _draft(target)
+    try:
+        yield draft
+        if not (draft / ABOUT).is_file():
+            raise RuntimeError(f"a save of a {kind} has written no record")
+        _swap(draft, target)
+    except SafetensorError as error:
+        raise OSError(f"{folder} could not be saved ({error}); what was there before is untouched") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
+
+
+def finish(
+    folder: Path,
+    kind: str,
+    *,
+    about: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+    code: Mapping[str, Any] | None = None,
+    origin: tuple[str, str] | None = None,
+    **card: Any,
+) -> Path:
+    """Write the card and, last, `hf_dataopt.json` with the list of all files beside the files of an artifact.
+
+    Args:
+        folder: where those files are.
+        kind: one of `KINDS`.
+        about: facts for the JSON file.
+        metadata: the card's YAML; None for an artifact without a card.
+        code: values of the card's first code block.
+        origin: (`"model"` or `"dataset"`, Hub name) of what the artifact was made from; a push inherits its licence.
+        card: further values of the card's template.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a card or record that our own reader would refuse; nothing else is ever published.
+    """
+    record = {"format_version": FORMAT, "kind": kind, "hf_dataopt": _own_version(), "code": dict(code or {}), **about}
+    if origin is not None and looks_like_repo(origin[1]):
+        record["source"] = {"type": origin[0], "id": origin[1]}
+    if metadata is not None:
+        tags = ["hf-dataopt", kind.replace("_", "-"), *metadata.get("tags", [])]
+        text = cards.render(
+            kind, {**metadata, "tags": tags}, usage=cards.block(usage(kind, **(code or {})), "python"), **card
+        )
+        (folder / CARD).write_text(text, encoding="utf-8")
+        read_card(folder / CARD)
+    record["files"] = list_files(folder)
+    with (folder / ABOUT).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    read_json(folder / ABOUT)
+    return folder
+
+
+def recover(target: Path) -> None:
+    """Put back the old copy where a save was killed between its two renames (systems that cannot exchange folders)."""
+    if target.exists() or not target.parent.is_dir():
+        return
+    for path in _beside(target):
+        if ".old-" in path.name and _idle(path):
+            with suppress(OSError):
+                path.rename(target)
+            return
+
+
+def _beside(target: Path) -> list[Path]:
+    """What saves of this target have made beside it."""
+    start = f".{target.name}."
+    return [path for path in target.parent.iterdir() if path.name.startswith(start) and is_draft(path.name)]
+
+
+def _clear(target: Path) -> None:
+    """Remove what killed saves have left; other processes that are saving right now hold a lock on theirs."""
+    for path in _beside(target):
+        if path.is_dir() and _idle(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _idle(path: Path) -> bool:
+    lock = _lock(path)
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
+
+
+def _lock(path: Path) -> int | None:
+    """A lock on a folder that ends with the process, or with `os.close`; None where another one has it."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: whatever lies there is taken for left over
+        return os.open(os.devnull, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:  # a file system without locks
+        return handle
+    return handle
+
+
+def _draft(target: Path) -> tuple[Path, int]:
+    while True:
+        draft = target.with_name(draft_of(target.name, "new"))
+        draft.mkdir()
+        lock = _lock(draft)
+        if lock is not None and draft.is_dir():  # else somebody took it for left over in this very moment
+            return draft, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _swap(draft: Path, target: Path) -> None:
+    """Put `draft` in the place of `target`; the old copy is at `draft` afterwards, or gone."""
+    _sync(draft)
+    if not target.is_dir() or not any(target.iterdir()):
+        with suppress(FileNotFoundError):
+            target.rmdir()
+        draft.rename(target)
+    else:
+        shutil.copymode(target, draft)
+        if not _exchange(draft, target):
+            old = target.with_name(draft_of(target.name, "old"))
+            target.rename(old)
+            try:
+                draft.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def _sync(folder: Path) -> None:
+    """A folder's own entries onto the disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _own_version() -> str | None:
+    try:
+        return version("hf-dataopt")
+    except PackageNotFoundError:
+        return None

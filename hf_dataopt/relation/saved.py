@@ -1,0 +1,144 @@
+"""Reports on disk: scores and the reference set in safetensors, everything else in JSON, read back with every value checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..publishing.artifacts import fetch
+from ..publishing.record import ABOUT
+from ..publishing.safe_files import check_safetensors, files_of, read_json
+from ..publishing.writer import finish, replacing
+from .config import RelationConfig
+from .outlier import Reference
+
+FORMAT = 1
+KIND = "relation_report"
+UNFINISHED = "unfinished"  # stripes of a run that was killed, in the folder of the report
+_JSON, _TENSORS = "report.json", "report.safetensors"
+# name -> kind of its numbers
+ARRAYS = {
+    "labels": "i",
+    "label_noise_score": "f",
+    "is_label_error": "b",
+    "suggested_label": "i",
+    "outlier_score": "f",
+    "is_outlier": "b",
+}
+
+
+def save_report(
+    folder: str | Path,
+    about: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    parts: Mapping[str, NDArray[np.float64]],
+    reference: Sequence[Reference],
+) -> None:
+    """Write a report as an artifact.
+
+    Args:
+        folder: made if missing; an earlier report in it, and what a killed run left there, is replaced.
+        about: settings, columns, labels and summary, ready for JSON.
+        arrays: `ARRAYS` by name, (n,) each.
+        parts: ranks that a combined score is made of.
+        reference: one per checkpoint.
+    """
+    from safetensors.numpy import save_file
+
+    found = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    found |= {f"part.{name}": np.ascontiguousarray(values) for name, values in parts.items()}
+    for k, one in enumerate(reference):
+        found |= {f"reference.{k}.{name}": value for name, value in one.arrays().items()}
+    text = json.dumps({"format": FORMAT, **about}, indent=1)
+    with replacing(folder, KIND, besides=(UNFINISHED,)) as draft:
+        save_file(found, draft / _TENSORS)
+        (draft / _JSON).write_text(text + "\n", encoding="utf-8")
+        flagged = {"rows": len(found["labels"]), "dropped": int(found["is_label_error"].sum())}
+        finish(draft, KIND, about=flagged)
+
+
+def load_report(folder: str | Path) -> dict[str, Any]:
+    """What a `RelationReport` is made of.
+
+    Raises:
+        ValueError: no report in the folder, a damaged file, values that cannot be, or a newer format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    try:
+        if (folder / ABOUT).is_file() or not folder.is_dir():
+            folder, _ = fetch(folder, KIND)
+        else:  # written before reports had a record
+            files_of(folder)
+            check_safetensors(folder / _TENSORS)
+        return _checked(read_json(folder / _JSON), load_file(folder / _TENSORS))
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} holds no readable relation report ({type(error).__name__}: {error!s:.400}); fit again"
+        ) from error
+
+
+def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    number = about.get("format")
+    if isinstance(number, bool) or not isinstance(number, int) or number > FORMAT:
+        raise ValueError(f"it was written by a newer version (format {number!r:.20}); update hf_dataopt")
+    columns = [_pair(one) for one in _list(about, "columns")]
+    values, names = _list(about, "label_values"), _list(about, "label_names")
+    if len(values) != len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{len(values)} labels with {len(names)} names")
+    level, summary = about["outlier_level"], about["summary"]
+    if isinstance(level, bool) or not isinstance(level, int | float) or not np.isfinite(level):
+        raise ValueError(f"outlier_level is {level!r:.40}")
+    if not isinstance(about["label_column"], str) or not isinstance(summary, dict):
+        raise ValueError("label_column or summary is of the wrong kind")
+    parts = {name[5:]: values for name, values in arrays.items() if name.startswith("part.")}
+    rows = len(arrays["labels"])
+    for name, kind in {**ARRAYS, **{f"part.{name}": "f" for name in parts}}.items():
+        one = arrays[name]
+        if one.shape != (rows,) or one.dtype.kind != kind:
+            raise ValueError(f"{name} is {one.dtype} {one.shape}, needed is one of kind {kind!r} per row ({rows})")
+        # outlier scores may be infinite: nothing is similar, and epsilon was 0
+        if kind == "f" and np.isnan(one).any() or (name != "outlier_score" and kind == "f" and np.isinf(one).any()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+        if kind == "i" and rows and not 0 <= one.min() <= one.max() < len(names):
+            raise ValueError(f"{name} holds codes from {one.min()} to {one.max()} for {len(names)} labels")
+    reference = [Reference.from_arrays(arrays, k, *names) for k, names in enumerate(columns)]
+    for held in reference:
+        for name, matrix in held.arrays().items():
+            if matrix.ndim != 2 or matrix.dtype != np.float32 or not np.isfinite(matrix).all():
+                raise ValueError(f"the reference {name} are {matrix.dtype} {matrix.shape}, or not finite")
+            if len(matrix) != len(held.features):
+                raise ValueError(f"the reference has {len(held.features)} rows and {len(matrix)} {name}")
+    if {name for name in arrays if not name.startswith(("part.", "reference."))} != set(ARRAYS):
+        raise ValueError(f"unexpected arrays among {sorted(arrays)!r:.200}")
+    return {
+        "config": RelationConfig.from_json_string(json.dumps(about["config"])),
+        "label_column": about["label_column"],
+        "columns": columns,
+        "label_values": values,
+        "label_names": names,
+        "outlier_level": float(level),
+        "parts": parts,
+        "summary": summary,
+        "reference": reference,
+        **{name: arrays[name] for name in ARRAYS},
+    }
+
+
+def _list(about: Mapping[str, Any], name: str) -> list[Any]:
+    if not isinstance(about[name], list):
+        raise ValueError(f"{name} must be a list, got a {type(about[name]).__name__}")
+    return list(about[name])
+
+
+def _pair(names: Any) -> tuple[str, str]:
+    if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"columns must be pairs of names, got {names!r:.80}")
+    return names[0], names[1]

@@ -1,0 +1,149 @@
+"""Everything that is saved, twice over: two states of it, how each is written into a folder, and what a folder holds.
+
+As a script, `python -m tests.faults.saves NAME SCRATCH`, it makes the two states and then, for each line `first FOLDER` or
+`second FOLDER`, saves one in a forked process: it prints that process's id, and then how it ended. The forks are of a process
+that has saved nothing itself, so that no library's threads are lost in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_dataopt import CompressedContextMemory, KVzipCache, RelationCleaner, RelationReport, StreamingContextMemory
+from hf_dataopt.ccm.saved import load_adapter, save_adapter
+from hf_dataopt.cli import main
+from hf_dataopt.condensation.columns import to_dataset
+from hf_dataopt.condensation.multi_formation import Formation, recipe_text
+from hf_dataopt.condensation.saved import load_condensed, save_condensed
+from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
+from hf_dataopt.publishing.artifacts import fetch
+from hf_dataopt.publishing.dataset_files import read_parquet
+
+from ..hub.everything import STREAM, TURNS, adapted, digest
+from ..kvzip.conftest import CONTEXT
+from ..models import byte_tokenizer, tiny_model
+from ..relation.data import make
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Two saves into one folder, and a reader that tells which of the two it found."""
+
+    first: Callable[[Path], Any]
+    second: Callable[[Path], Any]
+    read: Callable[[Path], str]
+
+
+def cache(scratch: Path) -> Saved:
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+    made = [KVzipCache.from_context(model, tokenizer, CONTEXT, ratio, progress=False) for ratio in (0.3, 0.6)]
+    read = lambda folder: str(KVzipCache.from_pretrained(folder, model).stored_lengths)  # noqa: E731
+    return Saved(made[0].save_pretrained, made[1].save_pretrained, read)
+
+
+def memory(scratch: Path) -> Saved:
+    model = adapted(tiny_model("llama"))
+    made = CompressedContextMemory(model, byte_tokenizer())
+    made.append(TURNS[0])
+    other = made.fork()
+    other.append(TURNS[1])
+    read = lambda folder: str(CompressedContextMemory.from_pretrained(model, folder).tokens_seen)  # noqa: E731
+    return Saved(made.save_pretrained, other.save_pretrained, read)
+
+
+def stream(scratch: Path) -> Saved:
+    model = adapted(tiny_model("llama"))
+    made = [StreamingContextMemory(model, max_kv=40, compress_tokens=16, memory_size=6) for _ in range(2)]
+    for one, length in zip(made, (30, 80), strict=True):
+        one.feed(STREAM[:length])
+    read = lambda folder: str(StreamingContextMemory.from_pretrained(model, folder).tokens_seen)  # noqa: E731
+    return Saved(made[0].save_pretrained, made[1].save_pretrained, read)
+
+
+def heads(scratch: Path) -> Saved:
+    def save(value: float) -> Callable[[Path], Any]:
+        return lambda folder: save_head_scores(torch.full((2, 3), value), folder, model_id="a/model")
+
+    return Saved(save(0.0), save(1.0), lambda folder: digest(load_head_scores(folder)[0]))
+
+
+def adapter(scratch: Path) -> Saved:
+    made = [adapted(tiny_model("llama"), memory=kind) for kind in ("concat", "merge")]
+
+    def read(folder: Path) -> str:
+        return str(load_adapter(tiny_model("llama"), folder).peft_config["default"].memory)
+
+    return Saved(lambda folder: save_adapter(made[0], folder), lambda folder: save_adapter(made[1], folder), read)
+
+
+def report(scratch: Path) -> Saved:
+    made = RelationCleaner().fit(make(n=120).dataset(), quiet=True)
+    other = made.rethreshold(noise_rate=0.5)
+    return Saved(made.save, other.save, lambda folder: digest(RelationReport.load(folder).is_label_error))
+
+
+def condensed(scratch: Path) -> Saved:
+    recipe = recipe_text(Formation(factor=2), "image", label_column="label")
+
+    def save(count: int) -> Callable[[Path], Any]:
+        labels = torch.arange(2).repeat_interleave(count)
+        images = torch.linspace(0, 1, 2 * count * 64).reshape(2 * count, 1, 8, 8)
+        made = to_dataset(images, labels, ["a", "b"], "float32", ("image", "label"), recipe)
+        return lambda folder: save_condensed(made, folder)
+
+    return Saved(save(3), save(40), lambda folder: digest(np.asarray(load_condensed(folder)["image"][:])))
+
+
+def cleaned(scratch: Path) -> Saved:
+    make(n=120).dataset().save_to_disk(scratch / "rows")
+
+    def save(rate: float) -> Callable[[Path], Any]:
+        call = ["clean", str(scratch / "rows"), "--rows", "1", "--noise-rate", str(rate), "--json", "--out"]
+
+        def run(folder: Path) -> None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert main([*call, str(folder)]) == 0
+
+        return run
+
+    def read(folder: Path) -> str:
+        fetch(folder, "cleaned_dataset")
+        return f"{len(read_parquet(folder))} {int(RelationReport.load(folder / 'report').is_label_error.sum())}"
+
+    return Saved(save(0.05), save(0.2), read)
+
+
+SAVES = {made.__name__: made for made in (cache, memory, stream, heads, adapter, report, condensed, cleaned)}
+
+
+def serve(name: str, scratch: Path) -> None:
+    """See the top of the file."""
+    saved = SAVES[name](scratch)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        which, folder = line.rstrip("\n").split(" ", 1)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                getattr(saved, which)(Path(folder))
+            except BaseException as error:  # noqa: BLE001 - told by the exit code
+                print(repr(error), file=sys.stderr)
+                os._exit(1)
+            os._exit(0)
+        print(pid, flush=True)
+        status = os.waitpid(pid, 0)[1]
+        print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status), flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))
