@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .._compat import causal_model_of, lora_classes
 from ..publishing.identity import identity
 from .config import CCMConfig
@@ -23,6 +25,12 @@ def active_adapter(model: Any) -> str | None:
     layer = next((module for module in model.modules() if isinstance(module, LoraLayer)), None)
     names = [] if layer is None else layer.active_adapters
     return names[0] if len(names) == 1 else None
+
+
+def active_adapters(module: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the adapters that are active in a module, switched off for the moment or not."""
+    layer = next((one for one in module.modules() if isinstance(one, LoraLayer)), None)
+    return () if layer is None else tuple(layer.active_adapters)
 
 
 def ccm_config(model: Any) -> CCMConfig:

@@ -11,6 +11,7 @@ from .._compat import cache_keyword, causal_model_of, decoder_of
 from ..errors import DroppedTokensError
 from ..routing.cache import RoutedCache
 from ..routing.verdicts import evaluating
+from .active import active_adapters
 
 _ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
 
@@ -32,6 +33,7 @@ class MemoryCache(RoutedCache):
     ) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.full, self.starts = full, starts
+        self._adapters: tuple[str, ...] | None = None  # active when the memory was handed out
         self.asked: int | None = None  # tokens of the question that this fork was made for
         self.memory_length = layers[0][0].shape[2] if layers else 0
         for keys, values in layers:  # referred to, not copied: they are the memory's own until this cache grows
@@ -53,10 +55,11 @@ class MemoryCache(RoutedCache):
     def belongs_to(self, model: Any) -> MemoryCache:
         """This cache, for that model (with the adapter that wrote the memory) and no other."""
         self.made_for(causal_model_of(model), decoder_of(model))
+        self._adapters = active_adapters(decoder_of(model))
         return self
 
     def check_model(self, module: torch.nn.Module) -> None:
-        """Refuse another model than the one the memory was written by.
+        """Refuse another model than the one the memory was written by, and other adapters at work in it.
 
         Raises:
             ValueError: that.
@@ -65,6 +68,12 @@ class MemoryCache(RoutedCache):
             raise ValueError(
                 f"this memory was written by another model than this {type(module).__name__}; use the model of the "
                 "CompressedContextMemory, or append the contexts to a memory of this model"
+            )
+        now = self._adapters if self._adapters is None else active_adapters(module)
+        if now != self._adapters:
+            raise ValueError(
+                f"these inputs were made with adapters {list(self._adapters or ())} active, now {list(now or ())} are; call "
+                "model.set_adapter(...) with those, or make the inputs again"
             )
 
     def check_call(self, n_new: int, attention_mask: Any) -> None:

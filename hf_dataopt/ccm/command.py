@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..publishing.push import add_push_arguments, push_options
+from ..text.options import add_template_arguments, template_options
 
 if TYPE_CHECKING:
     from .memory import CompressedContextMemory
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", choices=["concat", "merge"], default="concat", help="update (untrained memory only)"
     )
     parser.add_argument("--num-comp-tokens", type=int, default=2, help="slots per turn (untrained memory only)")
+    add_template_arguments(parser, "the turns (with --chat)")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of the answer")
     parser.add_argument("--save", metavar="DIR", default=None, help="keep the memory in this folder")
     add_push_arguments(parser, "the memory")
@@ -50,6 +53,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     from ..publishing.writer import check_target
 
+    template = template_options(args)
+    if not args.chat and any(value is not None for value in template.values()):
+        raise ValueError("--system and --template-kwargs belong to chat messages; give --chat too")
     if args.save:
         check_target(args.save, "context_memory")
     model, tokenizer = _load(args.model, args.adapter, args.memory, args.num_comp_tokens)
@@ -58,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.chat:
         turns = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
         question = {"role": "user", "content": question}
-    result, memory = converse(model, tokenizer, turns, question, args.max_new_tokens)
+    result, memory = converse(model, tokenizer, turns, question, args.max_new_tokens, template)
     result["trained"] = args.adapter is not None
     if args.save:
         memory.save_pretrained(args.save, adapter=args.adapter)
@@ -85,7 +91,12 @@ def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: i
 
 
 def converse(
-    model: Any, tokenizer: Any, turns: list[Any], question: Any, max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    turns: list[Any],
+    question: Any,
+    max_new_tokens: int,
+    template: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], CompressedContextMemory]:
     """Compress every turn, then answer from the memory.
 
@@ -95,6 +106,7 @@ def converse(
         turns: contexts c(1), c(2), ..., text or messages.
         question: the input I(t), text or message.
         max_new_tokens: length of the answer.
+        template: `system` and `template_kwargs` of the memory.
 
     Returns:
         Per turn tokens seen and bytes held, peak bytes, the answer, the largest logit difference between this memory and one
@@ -102,7 +114,7 @@ def converse(
     """
     from .memory import CompressedContextMemory
 
-    memory = CompressedContextMemory(model, tokenizer)
+    memory = CompressedContextMemory(model, tokenizer, **(template or {}))
     rows = []
     for turn in turns:
         memory.append(turn)

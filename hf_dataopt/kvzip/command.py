@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..publishing.push import add_push_arguments, push_options
+from ..text.options import add_template_arguments, template_options
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
@@ -52,13 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
     parser.add_argument("--chunk-size", type=int, default=2000, help="context tokens repeated at a time")
     parser.add_argument("--replay", choices=["exact", "local"], default="exact", help="local: faster, approximate")
-    parser.add_argument("--system", default=None, metavar="TEXT", help="system message before the context")
-    parser.add_argument(
-        "--template-kwargs",
-        default=None,
-        metavar="JSON",
-        help="object of arguments for the chat template, such as '{\"enable_thinking\": false}'",
-    )
+    add_template_arguments(parser, "the context")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length of an answer")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
@@ -89,8 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         max_kv_tokens=args.max_kv_tokens,
         chunk_size=args.chunk_size,
         replay=args.replay,
-        system=args.system,
-        template_kwargs=_json_object("--template-kwargs", args.template_kwargs),
+        **template_options(args),
     )
     try:
         context = Path(args.context).read_text(encoding="utf-8")
@@ -107,18 +100,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.push_to_hub:
         result["repository"] = cache.push_to_hub(args.push_to_hub, **push_options(args))
     return result
-
-
-def _json_object(flag: str, text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{flag} is no JSON ({error}): {text!r:.80}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{flag} must be a JSON object, got {text!r:.80}")
-    return found
 
 
 def answer(

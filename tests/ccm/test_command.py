@@ -56,6 +56,16 @@ def test_a_trained_one_answers(folder: Path, memory: str, capsys: pytest.Capture
     assert result["one_pass_difference"] < 1e-4
 
 
+def test_the_template_is_told(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    kept = str(tmp_path / "kept")
+    told = ["--chat", "--system", "Be brief.", "--template-kwargs", '{"enable_thinking": false}', "--save", kept]
+    result = json_of(call(folder, *told), capsys)
+    assert result["turns"][0]["tokens_seen"] == len(f"B[system]Be brief.E[user]{TURNS[0]}E")
+    saved = json.loads(Path(kept, "memory.json").read_text())
+    assert saved["system"] == "Be brief." and saved["template_kwargs"] == {"enable_thinking": False}
+    assert main(call(folder, "--system", "Be brief.")) != 0 and "--chat" in capsys.readouterr().err
+
+
 def test_tables_and_demo(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(call(folder, "--adapter", str(folder / "merge"))) == 0
     shown = capsys.readouterr().out

@@ -327,6 +327,20 @@ def test_save_and_fork(memory: str, tmp_path: Path) -> None:
     assert len(one.generate(["who?", "and the dog?"], max_new_tokens=3)) == 2
 
 
+def test_inputs_are_for_the_adapter_that_made_them() -> None:
+    memory = remembering(adapted())
+    expected, inputs = memory.logits([8, 9]), memory.inputs([8, 9])
+    model = memory.model
+    first = model.active_adapter
+    model.add_adapter("other", CCMConfig(r=2))
+    model.set_adapter("other")
+    with pytest.raises(ValueError, match=r"made with adapters \['default'\] active, now \['other'\] are"):
+        model(**inputs)
+    model.set_adapter(first)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, expected)
+
+
 def test_a_memory_knows_who_wrote_it(tmp_path: Path) -> None:
     one = remembering(adapted())
     one.save_pretrained(tmp_path)
