@@ -354,6 +354,17 @@ def lora_classes() -> tuple[Any, Any, Any]:
     return Linear, LoraLayer, LoraVariant
 
 
+def active_adapters(module: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the LoRA adapters that are active in a module, switched off for the moment or not.
+
+    Asked of a layer: a decoder inside a PEFT model has no such property, and transformers' own `active_adapters()` wants
+    newer peft releases than there are.
+    """
+    _, layer_class, _ = lora_classes()
+    layer = next((one for one in module.modules() if isinstance(one, layer_class)), None)
+    return () if layer is None else tuple(layer.active_adapters)
+
+
 def peft_tables() -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]:
     """PEFT's tables from adapter type to config, tuner and parameter prefix.
 

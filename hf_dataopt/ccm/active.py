@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from .._compat import causal_model_of, lora_classes
+from .._compat import active_adapters, causal_model_of
 from ..publishing.identity import identity
 from .config import CCMConfig
 
-_, LoraLayer, _ = lora_classes()
 _SETTINGS = ("memory", "num_comp_tokens", "merge_weight", "sink", "r", "lora_alpha", "conditional")
 
 
@@ -22,15 +19,8 @@ def active_adapter(model: Any) -> str | None:
     if isinstance(name, str):
         return name
     # asked of a layer: transformers' own `active_adapters()` wants newer peft releases than there are
-    layer = next((module for module in model.modules() if isinstance(module, LoraLayer)), None)
-    names = [] if layer is None else layer.active_adapters
+    names = active_adapters(model)
     return names[0] if len(names) == 1 else None
-
-
-def active_adapters(module: torch.nn.Module) -> tuple[str, ...]:
-    """Names of the adapters that are active in a module, switched off for the moment or not."""
-    layer = next((one for one in module.modules() if isinstance(one, LoraLayer)), None)
-    return () if layer is None else tuple(layer.active_adapters)
 
 
 def ccm_config(model: Any) -> CCMConfig:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from .._compat import cache_keyword, causal_model_of, decoder_of
+from .._compat import active_adapters, cache_keyword, causal_model_of, decoder_of
 from ..errors import DroppedTokensError
 from ..routing.cache import RoutedCache
 from ..routing.verdicts import evaluating
-from .active import active_adapters
 
 _ADVICE = "call `model.generate(**memory.inputs(question))`, which passes the full-length mask"
 
