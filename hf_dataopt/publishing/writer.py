@@ -51,7 +51,7 @@ def check_target(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"nothing can be written in {above}; name another folder to save to")
     if target.is_dir():
-        foreign = [name for name in foreign_files(target, kind) if name.split("/")[0] not in besides]
+        foreign = foreign_files(target, kind, besides)
         if foreign:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise ValueError(
