@@ -35,6 +35,7 @@ from hf_dataopt.relation.cleaner import RelationCleaner
 from ..condensation.conftest import as_dataset, synthetic_images
 from ..conftest import REPO
 from ..relation.data import make
+from .disks import full, read_only
 from .saves import SAVES, Saved
 
 FAULTS = int(os.environ.get("HF_DATAOPT_FAULTS", "2"))  # kills of each victim; 20 is the full size of every fault test
@@ -96,6 +97,7 @@ def job(function: Callable[[Path], bytes]) -> Callable[[Path], Saved]:
 
 JOBS = {function.__name__: job(function) for function in (relation, features, condensation)}
 VICTIMS = {**JOBS, **SAVES}
+_SECONDS = 300  # for one step: what hangs is an error
 
 
 @dataclass
@@ -125,7 +127,10 @@ class Victims:
         )
 
     def call(self, name: str, step: str, folder: Path, after: float = 0, how: int = signal.SIGKILL) -> Ended:
-        """One step ("start", "run" or "read"); after so many seconds it gets the signal, if it is not done by then."""
+        """One step ("start", "run", "read"; "full" and "read only" disks of `disks.py`) in a fork.
+
+        It gets the signal `how` after so many seconds, if it is not done by then.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         line = {"name": name, "step": step, "folder": str(folder), "after": after, "how": int(how)}
         self.process.stdin.write(json.dumps(line) + "\n")
@@ -147,8 +152,14 @@ class Victims:
 
 def _child(saved: Saved, step: str, folder: Path, out: int) -> None:
     code, value, error = 1, "", ""
+    disk = {"full": full, "read only": read_only}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit another one
+    signal.alarm(_SECONDS)
     try:
-        value = str({"start": saved.first, "run": saved.second, "read": saved.read}[step](folder))
+        if step in disk:
+            value = disk[step](saved, folder)
+        else:
+            value = str({"start": saved.first, "run": saved.second, "read": saved.read}[step](folder))
         code = 0
     except KeyboardInterrupt as caught:
         code, error = 130, repr(caught)
@@ -159,30 +170,55 @@ def _child(saved: Saved, step: str, folder: Path, out: int) -> None:
         os._exit(code)
 
 
+def _one(saved: Saved, asked: dict[str, Any]) -> dict[str, Any]:
+    """One step in a fork of this process."""
+    reading, writing = os.pipe()
+    start = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        _child(saved, asked["step"], Path(asked["folder"]), writing)
+    os.close(writing)
+    if asked["after"]:
+        time.sleep(asked["after"])
+        os.kill(pid, asked["how"])  # a child that is done already waits for us: the number is still its own
+    with os.fdopen(reading, "rb") as pipe:
+        told = json.loads(pipe.read() or b'{"value": "", "error": ""}')
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return {"status": status, "seconds": time.monotonic() - start, **told}
+
+
+def _keeper(name: str, scratch: Path) -> tuple[Any, Any]:
+    """A fork that makes one victim and forks its steps: threads that a victim starts are lost in no other one's forks."""
+    (asking, ask), (answering, answer) = os.pipe(), os.pipe()
+    if os.fork():
+        os.close(asking)
+        os.close(answer)
+        return os.fdopen(ask, "w"), os.fdopen(answering)
+    os.close(ask)
+    saved = VICTIMS[name](Path(tempfile.mkdtemp(dir=scratch)))
+    with os.fdopen(asking) as lines, os.fdopen(answer, "w") as out:
+        for line in lines:
+            out.write(json.dumps(_one(saved, json.loads(line))) + "\n")
+            out.flush()
+    os._exit(0)
+
+
 def _serve(answers: Any) -> None:
     torch.set_num_threads(1)
     disable_progress_bars()
     PassCheckpoint.__init__.__defaults__ = (0.0,)
     graph.LARGEST_TILE["cpu"] = 32
-    warm: dict[str, Saved] = {}
-    for line in sys.stdin:
-        asked: dict[str, Any] = json.loads(line)
-        if asked["name"] not in warm:
-            warm[asked["name"]] = VICTIMS[asked["name"]](Path(tempfile.mkdtemp(dir=Path(asked["folder"]).parent)))
-        reading, writing = os.pipe()
-        start = time.monotonic()
-        pid = os.fork()
-        if not pid:
-            _child(warm[asked["name"]], asked["step"], Path(asked["folder"]), writing)
-        os.close(writing)
-        if asked["after"]:
-            time.sleep(asked["after"])
-            os.kill(pid, asked["how"])  # a child that is done already waits for us: the number is still its own
-        with os.fdopen(reading, "rb") as pipe:
-            told = json.loads(pipe.read() or b'{"value": "", "error": ""}')
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        answers.write(json.dumps({"status": status, "seconds": time.monotonic() - start, **told}) + "\n")
-        answers.flush()
+    keepers: dict[str, tuple[Any, Any]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for line in sys.stdin:
+            name = json.loads(line)["name"]
+            for other in set(keepers) - {name}:
+                keepers.pop(other)[0].close()  # ends it
+            keeper = keepers[name] if name in keepers else keepers.setdefault(name, _keeper(name, Path(scratch)))
+            keeper[0].write(line)
+            keeper[0].flush()
+            answers.write(keeper[1].readline())
+            answers.flush()
 
 
 if __name__ == "__main__":

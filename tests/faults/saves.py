@@ -104,8 +104,13 @@ def cleaned(scratch: Path) -> Saved:
         call = ["clean", str(scratch / "rows"), "--rows", "1", "--noise-rate", str(rate), "--json", "--out"]
 
         def run(folder: Path) -> None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                assert main([*call, str(folder)]) == 0
+            said = io.StringIO()
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+                code = main([*call, str(folder)])
+            if code == 130:
+                raise KeyboardInterrupt
+            if code:
+                raise OSError(said.getvalue())
 
         return run
 
