@@ -145,11 +145,16 @@ def _digest(about: Mapping[str, Any], vectors: Mapping[str, Tensor]) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, flush to the disk, move in: at any moment the old file or the whole new one is there."""
     draft = path.with_name(f"{path.name}.tmp")  # one name: what a killed run left is written over, not added to
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:  # a full disk, Ctrl-C
+        with suppress(OSError):
+            draft.unlink()
+        raise
     if hasattr(os, "O_DIRECTORY"):  # the move itself survives a power cut
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -56,7 +56,7 @@ class FeatureExtractor:
         times, since a checkpoint may be trained on; a model object hashes with its weights (about 20 ms per million
         parameters and call). Sounds of different length are padded where the processor makes an attention mask, else run
         by length: what a row gets never hangs on its neighbours.
-    Cost: one forward pass a row.
+    Cost: one forward pass a row; where a batch does not fit the device, it goes on in halves of it, and says so.
 
     Example:
         >>> dataset.map(FeatureExtractor("folder", processor), batched=True, with_rank=True)  # doctest: +SKIP
@@ -84,12 +84,14 @@ class FeatureExtractor:
         self._loaded: torch.nn.Module | None = None
         self._stored_processor: Callable[..., Any] | None = None
         self._stamp: list[tuple[str, int, int]] | None = None  # of the folder that was loaded
+        self._fits: int | None = None  # rows that the device has room for, once it had none for a batch
         self.skipped: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model, nor counts."""
         fresh: dict[str, Any] = {"_loaded": None, "_stored_processor": None, "skipped": {}, "counts": Counter()}
+        fresh["_fits"] = None
         return {**self.__dict__, **fresh, "_stamp": _stamp(self.model)}
 
     @torch.inference_mode()
@@ -118,14 +120,45 @@ class FeatureExtractor:
         try:
             model.eval()
             for places, inputs in self._inputs(values, model, rows):
-                logits = model(**inputs).logits
-                features[places] = _pooled(*caught[-1], logits).float().cpu().numpy()
-                probs[places] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+                self._forward(model, caught, np.asarray(places), inputs, (features, probs))
         finally:
             handle.remove()
             for module, mode in modes:
                 module.training = mode
         return {f"features{self.suffix}": features, f"probs{self.suffix}": probs}
+
+    def _forward(
+        self,
+        model: Any,
+        caught: list[tuple[torch.Tensor, torch.Tensor]],
+        places: np.ndarray,
+        inputs: dict[str, torch.Tensor],
+        out: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Features and probs of some rows into their places of `out`; in halves where the device runs out of memory."""
+        dtype, total = getattr(torch, self.dtype), len(places)
+        start = 0
+        while start < total:
+            size = min(self._fits or total, total - start)
+            try:
+                part = {k: v[start : start + size] if v.ndim and len(v) == total else v for k, v in inputs.items()}
+                part = {k: v.to(model.device, dtype if v.is_floating_point() else v.dtype) for k, v in part.items()}
+                logits = model(**part).logits
+                here = places[start : start + size]
+                out[0][here] = _pooled(*caught[-1], logits).float().cpu().numpy()
+                out[1][here] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+                start += size
+                continue
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            finally:
+                caught.clear()
+            # here, where the failed pass's frames, and what they hold, are gone
+            self._fits = size // 2
+            logger.warning("%s is out of memory; going on with %d rows at a time", model.device, self._fits)
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _ready(self) -> Any:
         stamp = _stamp(self.model)
@@ -161,9 +194,7 @@ class FeatureExtractor:
                 made = {_KEYS[self.modality]: torch.from_numpy(decoding.stacked(part, [places[k] for k in group]))}
             else:
                 made = dict(processor(part, return_tensors="pt", **options))
-            dtype, device = getattr(torch, self.dtype), model.device
-            inputs = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in made.items()}
-            groups.append(([places[k] for k in group], inputs))
+            groups.append(([places[k] for k in group], made))
         return groups
 
     def _reader(self, processor: Any, model: Any) -> tuple[Callable[[Any], Any], dict[str, Any]]:

@@ -89,16 +89,16 @@ def list_files(folder: Path, skip: Callable[[str], bool] = lambda name: False) -
     return found
 
 
-def own_files(folder: Path) -> list[Path]:
+def own_files(folder: Path, besides: tuple[str, ...] = ()) -> list[Path]:
     """The files of a folder without those of artifacts inside it, and without what a killed save has left there."""
-    paths = [path for path in files_of(folder) if not any(map(is_draft, path.relative_to(folder).parts))]
+    paths = [path for path in files_of(folder, besides) if not any(map(is_draft, path.relative_to(folder).parts))]
     inner = [path.parent for path in paths if path.name == ABOUT and path.parent != folder]
     return [path for path in paths if not any(path.is_relative_to(other) for other in inner)]
 
 
-def inner_artifacts(folder: Path) -> list[Path]:
+def inner_artifacts(folder: Path, besides: tuple[str, ...] = ()) -> list[Path]:
     """Folders inside a folder that are artifacts of their own."""
-    paths = [path for path in files_of(folder) if not any(map(is_draft, path.relative_to(folder).parts))]
+    paths = [path for path in files_of(folder, besides) if not any(map(is_draft, path.relative_to(folder).parts))]
     return [path.parent for path in paths if path.name == ABOUT and path.parent != folder]
 
 
@@ -143,14 +143,17 @@ def belongs(folder: Path, about: Mapping[str, Any]) -> list[Path]:
     return [path for path in paths if path.relative_to(folder).as_posix() in (*files, ABOUT, CARD)]
 
 
-def foreign_files(folder: Path, kind: str) -> list[str]:
+def foreign_files(folder: Path, kind: str, besides: tuple[str, ...] = ()) -> list[str]:
     """Files in a folder that no save of ours has put there, by name; `kind` is what is to be saved in their place.
+
+    What is at one of the names `besides` is not looked at: a job may be writing there.
 
     A record without a list, or a folder of this kind without a record, stands for all files with names that we give.
     """
     foreign = []
-    for place in [folder, *inner_artifacts(folder)]:
-        names = {path: path.relative_to(place).as_posix() for path in own_files(place)}
+    for place in [folder, *inner_artifacts(folder, besides)]:
+        files = own_files(place, besides if place == folder else ())
+        names = {path: path.relative_to(place).as_posix() for path in files}
         listed: Any = None
         if (place / ABOUT).is_file():
             listed = read_about(place).get("files")

@@ -52,8 +52,12 @@ def check_names(names: Iterable[str], where: str) -> None:
             raise ValueError(f"{where} has more than {MAX_FILES:,} files; an artifact has a few, so this is none")
 
 
-def files_of(folder: Path) -> list[Path]:
+def files_of(folder: Path, besides: tuple[str, ...] = ()) -> list[Path]:
     """The regular files of a folder, subfolders included, sorted; what a Hub client's cache links to is regular too.
+
+    Args:
+        folder: where to look.
+        besides: names in it that are left out, whatever they are.
 
     Raises:
         ValueError: no such folder, a name that is refused, a link that leads elsewhere, or a device or pipe.
@@ -65,6 +69,8 @@ def files_of(folder: Path) -> list[Path]:
     # the Hub client's cache: snapshots/COMMIT/file -> blobs/HASH of the same repository
     blobs = own.parent.parent / "blobs" if own.parent.name == "snapshots" else own
     for path in sorted(folder.rglob("*")):
+        if path.relative_to(folder).parts[0] in besides:
+            continue
         target = path.resolve()
         if path.is_symlink() and not (target.is_relative_to(own) or target.is_relative_to(blobs)):
             raise ValueError(

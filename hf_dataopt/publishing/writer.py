@@ -7,6 +7,7 @@ the next one. A folder with files that no save of ours has put there is refused.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from .names import looks_like_repo
 from .record import ABOUT, FORMAT, draft_of, foreign_files, is_draft, list_files
 from .safe_files import CARD, read_card, read_json
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -51,7 +53,7 @@ def check_target(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"nothing can be written in {above}; name another folder to save to")
     if target.is_dir():
-        foreign = [name for name in foreign_files(target, kind) if name.split("/")[0] not in besides]
+        foreign = foreign_files(target, kind, besides)
         if foreign:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise ValueError(
@@ -78,17 +80,23 @@ def replacing(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()) -
     target = check_target(folder, kind, besides=besides)
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear(target)
-    draft, lock = _draft(target)
+    draft, lock = target.with_name(draft_of(target.name, "new")), -1
     try:
+        lock = _draft(draft)
         yield draft
         if not (draft / ABOUT).is_file():
             raise RuntimeError(f"a save of a {kind} has written no record")
         _swap(draft, target)
-    except SafetensorError as error:
-        raise OSError(f"{folder} could not be saved ({error}); what was there before is untouched") from error
+    except (SafetensorError, OSError) as error:
+        number = getattr(error, "errno", None)
+        if isinstance(error, OSError) and number not in _NO_ROOM:
+            raise
+        said = f"{folder} could not be saved ({error}); what was there before is untouched. Make room, or name another folder"
+        raise (OSError(number, said) if number else OSError(said)) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        os.close(lock)
+        _remove(draft)
+        if lock >= 0:
+            os.close(lock)
 
 
 def finish(
@@ -189,15 +197,24 @@ def _lock(path: Path) -> int | None:
     return handle
 
 
-def _draft(target: Path) -> tuple[Path, int]:
+def _draft(draft: Path) -> int:
+    """Make the folder; the lock that keeps other saves from taking it for left over."""
     while True:
-        draft = target.with_name(draft_of(target.name, "new"))
-        draft.mkdir()
+        draft.mkdir(exist_ok=True)
         lock = _lock(draft)
         if lock is not None and draft.is_dir():  # else somebody took it for left over in this very moment
-            return draft, lock
+            return lock
         if lock is not None:
             os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also where Ctrl-C comes in the midst of that."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _swap(draft: Path, target: Path) -> None:
@@ -217,7 +234,7 @@ def _swap(draft: Path, target: Path) -> None:
             except OSError:
                 old.rename(target)
                 raise
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     _sync(target.parent)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..checkpoint import PassCheckpoint
 from . import baselines
-from .graph import RelationGraph, Tile
+from .graph import RelationGraph
 from .labels import Labels
+from .tiles import Tile
 
 Index = NDArray[np.int64]
 Vector = NDArray[np.float64]
@@ -86,11 +87,13 @@ def neighbour_margin(
     margins = torch.zeros(len(graph), dtype=torch.float64)
     k = min(neighbours, len(graph) - 1)
     strongest: dict[str, Tensor] = {}
-    last = int(bare.order[-1])
+    first, last = int(bare.order[0]), int(bare.order[-1])
 
     def add(kernel: Tensor, left: Tile, right: Tile, rows: Index, columns: Index) -> None:
         if right.labels is None or left.labels is None:
             return
+        if columns[0] == first:
+            strongest.clear()  # of a stripe that is done again
         found, where = kernel.topk(min(k, kernel.shape[1]), dim=1)
         labels = right.labels[where]
         if strongest:

@@ -7,9 +7,11 @@ compare; the symmetric pass visits the upper triangle only. Buffers are made onc
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,51 +22,9 @@ from .. import distributed
 from ..checkpoint import PassCheckpoint
 from ..progress import bar
 from .config import RelationConfig
-from .kernel import base_kernel, normalise, power_, sign_
+from .kernel import power_, sign_
 from .rows import Rows
-
-Index = NDArray[np.int64]
-LARGEST_TILE = {"cpu": 512, "cuda": 8192, "mps": 2048}  # rows; larger leaves the cache of a core
-
-
-@dataclass
-class Tile:
-    """Rows of one tile on the compute device."""
-
-    features: Tensor
-    probs: Tensor | None
-    labels: Tensor | None
-    label_range: tuple[int, int] = (0, 0)
-
-
-class _Slot:
-    """Buffers that hold one tile's rows: read as float32, scaled, converted, moved."""
-
-    def __init__(self, graph: RelationGraph) -> None:
-        self.graph = graph
-        self.features = np.empty((graph.tile_rows, graph.features.width), np.float32)
-        probs = graph.probs
-        self.probs = None if probs is None else np.empty((graph.tile_rows, probs.width), np.float32)
-
-    def fill(self, rows: Index) -> Tile:
-        graph, count = self.graph, len(rows)
-        features = self.features[:count]
-        graph.features.take(rows, features)
-        if graph.centre is not None:
-            features -= graph.centre
-        probs = None
-        if graph.probs is not None and self.probs is not None:
-            graph.probs.take(rows, self.probs[:count])
-            probs = torch.from_numpy(self.probs[:count]).to(graph.device, graph.dtype)
-        if graph.dtype == torch.float16:
-            moved = normalise(torch.from_numpy(features), graph.dtype).to(graph.device)
-        else:
-            features *= graph.inverse_norm[rows, None]
-            moved = torch.from_numpy(features).to(graph.device, graph.dtype)
-        if graph.labels is None:
-            return Tile(moved, probs, None)
-        labels = graph.labels[rows]
-        return Tile(moved, probs, torch.from_numpy(labels).to(graph.device), (int(labels.min()), int(labels.max())))
+from .tiles import LARGEST_TILE, SMALLEST_TILE, ExactSums, Index, Tile, Workspace, signed_sums, sums_of
 
 
 class RelationGraph:
@@ -96,7 +56,7 @@ class RelationGraph:
         self.probs = probs if config.compatibility else None
         self.device = torch.device(config.device or "cpu")
         self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.tile_rows = self._pick_tile()
+        self.tile_rows, self.block_rows = self._pick_tile(), sys.maxsize
         for name, other in (("probs", self.probs), ("labels", labels)):
             if other is not None and len(other) != len(features):
                 raise ValueError(f"features have {len(features)} rows but {name} {len(other)}; they must match")
@@ -117,18 +77,23 @@ class RelationGraph:
         """The graph over a subset of the rows, with the same settings; features are not copied."""
         probs = self.probs.select(rows) if self.probs else None
         labels = None if self.labels is None else self.labels[rows]
-        return RelationGraph(self.features.select(rows), probs, labels, self.config, self.centre)
+        return self._as_small(RelationGraph(self.features.select(rows), probs, labels, self.config, self.centre))
 
     def seconds_per_tile(self) -> float:
         """Measured time of one tile: reading, products, power and sums."""
-        rows, slot, buffers = np.arange(min(self.tile_rows, len(self))), _Slot(self), self._buffers(self.tile_rows)
-        taken = []
-        for _ in range(2):
+        rows, work, taken = np.arange(min(self.tile_rows, len(self))), Workspace(self, self), [0.0, 0.0]
+
+        def one() -> None:
+            for block in work.blocks(rows):
+                left = work.left(block)
+                for other in work.blocks(rows):
+                    kernel = power_(work.kernel(left, work.right(other)), self.config.temperature)
+                    sums_of(kernel, 0), sums_of(kernel, 1)
+
+        for k in range(2):
             start = time.perf_counter()
-            tile = slot.fill(rows)
-            kernel = power_(self._kernel(tile, tile, buffers), self.config.temperature)
-            _sums(kernel, 0), _sums(kernel, 1)
-            taken.append(time.perf_counter() - start)
+            work.attempt(one)
+            taken[k] = time.perf_counter() - start
         return min(taken) * (self.tile_rows / len(rows)) ** 2
 
     def row(self, i: int, *, temperature: float | None = None, signed: bool = True) -> NDArray[np.float32]:
@@ -149,7 +114,7 @@ class RelationGraph:
     def features_only(self) -> RelationGraph:
         """The graph of `s(f, f')` alone: no compatibility, no cut-off."""
         bare = replace(self.config, score="label_noise", compatibility=False, edge_cutoff=0.0)
-        return RelationGraph(self.features, None, self.labels, bare, self.centre)
+        return self._as_small(RelationGraph(self.features, None, self.labels, bare, self.centre))
 
     def visit_all(
         self,
@@ -183,9 +148,9 @@ class RelationGraph:
     def _pick_tile(self) -> int:
         width = self.features.width + (self.probs.width if self.probs else 0)
         tile = LARGEST_TILE.get(self.device.type, 512)
-        while tile > 32 and self._bytes(tile, width) > self.config.max_memory_gb * 1e9:
+        while tile > SMALLEST_TILE and self._bytes(tile, width) > self.config.max_memory_gb * 1e9:
             tile //= 2
-        return min(tile, max(32, len(self.features)))
+        return min(tile, max(SMALLEST_TILE, len(self.features)))
 
     def _check_rows(self) -> tuple[NDArray[np.float32], dict[str, str]]:
         """Inverse norms, and a key of data and settings that a resumed run compares."""
@@ -221,19 +186,10 @@ class RelationGraph:
     def _stripes(self, rows: Index) -> list[Index]:
         return [rows[start : start + self.tile_rows] for start in range(0, len(rows), self.tile_rows)]
 
-    def _buffers(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        shape = (rows * self.tile_rows,)
-        out = torch.empty(shape, dtype=self.dtype, device=self.device)
-        scratch = torch.empty(shape, dtype=self.dtype, device=self.device)
-        wide = out if self.dtype == torch.float32 else torch.empty(shape, dtype=torch.float32, device=self.device)
-        return out, scratch, wide
-
-    def _kernel(self, left: Tile, right: Tile, buffers: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """`s c` of a tile in float32, after the cut-off, in a reused buffer."""
-        shape = (len(left.features), len(right.features))
-        out, scratch, wide = (buffer[: shape[0] * shape[1]].view(shape) for buffer in buffers)
-        kernel = base_kernel(left.features, right.features, left.probs, right.probs, self.config, out, scratch)
-        return kernel if kernel.dtype == torch.float32 else wide.copy_(kernel)
+    def _as_small(self, other: RelationGraph) -> RelationGraph:
+        """`other` with tiles no larger than those that the device had room for."""
+        other.block_rows = min(other.block_rows, self.block_rows)
+        return other
 
     def relation_sums(self, checkpoint: PassCheckpoint | None = None, *, quiet: bool = False) -> NDArray[np.float64]:
         """`sum_j r(i, j)` for every row: minus the initial score of Algorithm 4, first loop.
@@ -250,32 +206,40 @@ class RelationGraph:
         """
         stripes = self._stripes(self.order)
         mine = list(distributed.shard(len(stripes)))
-        done, state = 0, {"sums": torch.zeros(len(self), dtype=torch.float64)}
+        done, sums = 0, ExactSums(len(self))
+        state = dict(zip(("sums", "rest"), sums.parts, strict=True))
         found = checkpoint.load(len(mine), state) if checkpoint else None
         if found:
-            done, state = found
-        sums = state["sums"].numpy()
-        row_slot, column_slot, buffers = _Slot(self), _Slot(self), self._buffers(self.tile_rows)
+            done = found[0]
+            for name, value in state.items():
+                value.copy_(found[1][name])
+        work = Workspace(self, self)
         with bar(sum(len(stripes) - s for s in mine), "Relation graph", unit="tile", disable=quiet) as progress:
             progress.update(sum(len(stripes) - s for s in mine[:done]))
             for finished, s in enumerate(mine[done:], start=done + 1):
-                left = row_slot.fill(stripes[s])
-                row_sum = np.zeros(len(stripes[s]))
-                for j in range(s, len(stripes)):
-                    right = left if j == s else column_slot.fill(stripes[j])
-                    kernel = self._kernel(left, right, buffers)
-                    if j == s and not self.config.diagonal:
-                        kernel.fill_diagonal_(0)
-                    kernel = power_(kernel, self.config.temperature)
-                    rows, columns = _signed_sums(kernel, left, right, want_columns=j > s)
-                    row_sum += rows
-                    if columns is not None:
-                        sums[stripes[j]] += columns
-                    progress.update(1)
-                sums[stripes[s]] += row_sum
+                work.attempt(partial(self._add_stripe, sums, work, stripes[s:]), *sums.parts)
+                progress.update(len(stripes) - s)
                 if checkpoint:
                     checkpoint.save(finished, state, force=finished == len(mine))
-        return _sum_over_processes(state["sums"], self.device).numpy()
+        coarse, fine = (_sum_over_processes(part, self.device) for part in sums.parts)
+        return (coarse + fine).numpy()
+
+    def _add_stripe(self, sums: ExactSums, work: Workspace, stripes: list[Index]) -> None:
+        """The relation of the first stripe to itself and to those behind it, for both sides."""
+        for here in work.blocks(stripes[0]):
+            left = work.left(here)
+            for j, stripe in enumerate(stripes):
+                for there in work.blocks(stripe):
+                    same = j == 0 and there[0] == here[0]
+                    right = left if same else work.right(there)
+                    kernel = work.kernel(left, right)
+                    if same and not self.config.diagonal:
+                        kernel.fill_diagonal_(0)
+                    kernel = power_(kernel, self.config.temperature)
+                    rows, columns = signed_sums(kernel, left, right, want_columns=j > 0)
+                    sums.add(here, rows)
+                    if columns is not None:
+                        sums.add(there, columns)
 
     def sums_against(
         self,
@@ -313,7 +277,7 @@ class RelationGraph:
 
         def add(kernel: Tensor, left: Tile, right: Tile, rows: Index, columns: Index) -> None:
             kernel = power_(kernel, temperature)
-            found = _signed_sums(kernel, left, right, want_columns=False)[0] if signed else _sums(kernel, 1)
+            found = signed_sums(kernel, left, right, want_columns=False)[0] if signed else sums_of(kernel, 1)
             sums.numpy()[rows] += found
 
         job = _Pass(add, sums, queries is None and not self.config.diagonal, checkpoint, quiet)
@@ -372,20 +336,13 @@ class RelationGraph:
         `alone`: this process does all of it, whatever the others do.
         """
         stripes, columns = source._stripes(rows), self._stripes(subset)
-        row_slot, column_slot, buffers = _Slot(source), _Slot(self), self._buffers(source.tile_rows)
+        work = Workspace(source, self)
         mine = list(range(len(stripes)) if alone else distributed.shard(len(stripes)))
         done = job.resume(len(mine))
         with bar(len(mine), "Relation to a subset", unit="stripe", disable=job.quiet) as progress:
             progress.update(done)
             for finished, s in enumerate(mine[done:], start=done + 1):
-                left = row_slot.fill(stripes[s])
-                for part in columns:
-                    right = column_slot.fill(part)
-                    kernel = self._kernel(left, right, buffers)
-                    if job.drop_diagonal:
-                        a, b = np.nonzero(stripes[s][:, None] == part[None, :])
-                        kernel[torch.from_numpy(a), torch.from_numpy(b)] = 0
-                    job.add(kernel, left, right, stripes[s], part)
+                work.attempt(partial(_visit_stripe, job, work, stripes[s], columns), job.sums)
                 progress.update(1)
                 if job.checkpoint:
                     job.checkpoint.save(finished, {"sums": job.sums}, force=finished == len(mine))
@@ -411,22 +368,17 @@ class _Pass:
         return found[0]
 
 
-def _signed_sums(
-    kernel: Tensor, left: Tile, right: Tile, *, want_columns: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Row and column sums of the relation; the labels are compared only in tiles that mix agreement and not."""
-    sign = np.float32(1)
-    if left.labels is not None and right.labels is not None:
-        (low_i, high_i), (low_j, high_j) = left.label_range, right.label_range
-        if high_i < low_j or high_j < low_i:
-            sign = np.float32(-1)
-        elif not low_i == high_i == low_j == high_j:
-            kernel = sign_(kernel, left.labels, right.labels)
-    return sign * _sums(kernel, 1), sign * _sums(kernel, 0) if want_columns else None
-
-
-def _sums(kernel: Tensor, dim: int) -> NDArray[np.float32]:
-    return kernel.sum(dim=dim).cpu().numpy()
+def _visit_stripe(job: _Pass, work: Workspace, stripe: Index, columns: list[Index]) -> None:
+    for here in work.blocks(stripe):
+        left = work.left(here)
+        for part in columns:
+            for there in work.blocks(part):
+                right = work.right(there)
+                kernel = work.kernel(left, right)
+                if job.drop_diagonal:
+                    a, b = np.nonzero(here[:, None] == there[None, :])
+                    kernel[torch.from_numpy(a), torch.from_numpy(b)] = 0
+                job.add(kernel, left, right, here, there)
 
 
 def _refuse(wrong: NDArray[np.bool_], start: int, what: str) -> None:

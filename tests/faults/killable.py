@@ -1,19 +1,24 @@
-"""Jobs in forked children of one warm process: `python -m tests.faults.killable`.
+"""Jobs and saves in forked children of one warm process: `python -m tests.faults.killable`, see `Victims`.
 
-A line "JOB SECONDS FOLDER" on stdin starts one, and kills it after SECONDS (0: never). Answers with exit status and seconds.
-A child leaves its result in FOLDER/result as the last thing.
+A victim has up to two states of a folder: `start` puts the old one there (nothing, for a job), `run` makes the new one, `read`
+says which is there. Every call runs in a fork, and is killed (SIGKILL) or interrupted (SIGINT) after some seconds if asked.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +33,12 @@ from hf_dataopt.relation import graph
 from hf_dataopt.relation.cleaner import RelationCleaner
 
 from ..condensation.conftest import as_dataset, synthetic_images
+from ..conftest import REPO
 from ..relation.data import make
+from .disks import full, read_only
+from .saves import SAVES, Saved
 
+FAULTS = int(os.environ.get("HF_DATAOPT_FAULTS", "2"))  # kills of each victim; 20 is the full size of every fault test
 CONFIG = IDCConfig(
     images_per_class=1, width=4, depth=2, outer_iterations=6, inner_iterations=2, real_batch=4, network_images=16,
     network_batch=8, learning_rate=0.05, scale_learning_rate=False, storage="float32", reinitialise_every=3,
@@ -67,46 +76,152 @@ def condensation(folder: Path) -> bytes:
     return np.asarray(images.with_format("numpy")["image"][:]).tobytes() + np.asarray(condenser.losses).tobytes()
 
 
-JOBS: dict[str, Callable[[Path], bytes]] = {"relation": relation, "features": features, "condensation": condensation}
+def job(function: Callable[[Path], bytes]) -> Callable[[Path], Saved]:
+    """A job as a victim: it leaves its result in FOLDER/result as the last thing."""
 
-
-def _child(name: str, folder: Path) -> None:
-    code = 1
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    def run(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        result = JOBS[name](folder)
+        result = function(folder)
         (folder / "result").write_bytes(result)
+
+    def read(folder: Path) -> str:
+        result = folder / "result"
+        return hashlib.sha256(result.read_bytes()).hexdigest() if result.exists() else "nothing"
+
+    def make(scratch: Path) -> Saved:
+        run(scratch)  # what is imported on first use, here instead of in every child
+        return Saved(lambda folder: None, run, read)
+
+    return make
+
+
+JOBS = {function.__name__: job(function) for function in (relation, features, condensation)}
+VICTIMS = {**JOBS, **SAVES}
+_SECONDS = 300  # for one step: what hangs is an error
+
+
+@dataclass
+class Ended:
+    """How a call ended: exit status (minus the signal), what it returned, whether a traceback of ours was seen."""
+
+    status: int
+    seconds: float
+    value: str
+    error: str
+
+
+class Victims:
+    """The warm process; `call` runs one step of one victim in a fork of it."""
+
+    def __init__(self, errors: Path) -> None:
+        self.errors = errors
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.killable"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors.open("w"),
+            text=True,
+            env={**environment, "PYTHONPATH": str(REPO)},
+            cwd=REPO,
+        )
+
+    def call(self, name: str, step: str, folder: Path, after: float = 0, how: int = signal.SIGKILL) -> Ended:
+        """One step ("start", "run", "read"; "full" and "read only" disks of `disks.py`) in a fork.
+
+        It gets the signal `how` after so many seconds, if it is not done by then.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        line = {"name": name, "step": step, "folder": str(folder), "after": after, "how": int(how)}
+        self.process.stdin.write(json.dumps(line) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, self.errors.read_text()[-3000:]
+        return Ended(**json.loads(answer))
+
+    def read(self, name: str, folder: Path) -> str:
+        """What a folder holds."""
+        ended = self.call(name, "read", folder)
+        assert ended.status == 0, ended.error
+        return ended.value
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate("", timeout=60)
+
+
+def _child(saved: Saved, step: str, folder: Path, out: int) -> None:
+    code, value, error = 1, "", ""
+    disk = {"full": full, "read only": read_only}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit another one
+    signal.alarm(_SECONDS)
+    try:
+        if step in disk:
+            value = disk[step](saved, folder)
+        else:
+            value = str({"start": saved.first, "run": saved.second, "read": saved.read}[step](folder))
         code = 0
+    except KeyboardInterrupt as caught:
+        code, error = 130, repr(caught)
+    except BaseException:  # noqa: BLE001 - told by the exit code
+        error = traceback.format_exc()[-3000:]
     finally:
-        if code:
-            traceback.print_exc()
-        sys.stderr.flush()
+        os.write(out, json.dumps({"value": value, "error": error}).encode())
         os._exit(code)
 
 
-def _serve() -> None:
+def _one(saved: Saved, asked: dict[str, Any]) -> dict[str, Any]:
+    """One step in a fork of this process."""
+    reading, writing = os.pipe()
+    start = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        _child(saved, asked["step"], Path(asked["folder"]), writing)
+    os.close(writing)
+    if asked["after"]:
+        time.sleep(asked["after"])
+        os.kill(pid, asked["how"])  # a child that is done already waits for us: the number is still its own
+    with os.fdopen(reading, "rb") as pipe:
+        told = json.loads(pipe.read() or b'{"value": "", "error": ""}')
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return {"status": status, "seconds": time.monotonic() - start, **told}
+
+
+def _keeper(name: str, scratch: Path) -> tuple[Any, Any]:
+    """A fork that makes one victim and forks its steps: threads that a victim starts are lost in no other one's forks."""
+    (asking, ask), (answering, answer) = os.pipe(), os.pipe()
+    if os.fork():
+        os.close(asking)
+        os.close(answer)
+        return os.fdopen(ask, "w"), os.fdopen(answering)
+    os.close(ask)
+    saved = VICTIMS[name](Path(tempfile.mkdtemp(dir=scratch)))
+    with os.fdopen(asking) as lines, os.fdopen(answer, "w") as out:
+        for line in lines:
+            out.write(json.dumps(_one(saved, json.loads(line))) + "\n")
+            out.flush()
+    os._exit(0)
+
+
+def _serve(answers: Any) -> None:
     torch.set_num_threads(1)
     disable_progress_bars()
     PassCheckpoint.__init__.__defaults__ = (0.0,)
     graph.LARGEST_TILE["cpu"] = 32
-    warm: set[str] = set()
-    for line in sys.stdin:
-        name, seconds, folder = line.rstrip("\n").split(" ", 2)
-        if name not in warm:  # what is imported on first use, here instead of in every child
-            warm.add(name)
-            with tempfile.TemporaryDirectory() as place:
-                JOBS[name](Path(place))
-        start = time.monotonic()
-        pid = os.fork()
-        if not pid:
-            _child(name, Path(folder))
-        if float(seconds):
-            time.sleep(float(seconds))
-            os.kill(pid, signal.SIGKILL)  # a child that is done already waits for us: the number is still its own
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(status, time.monotonic() - start, flush=True)
+    keepers: dict[str, tuple[Any, Any]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for line in sys.stdin:
+            name = json.loads(line)["name"]
+            for other in set(keepers) - {name}:
+                keepers.pop(other)[0].close()  # ends it
+            keeper = keepers[name] if name in keepers else keepers.setdefault(name, _keeper(name, Path(scratch)))
+            keeper[0].write(line)
+            keeper[0].flush()
+            answers.write(keeper[1].readline())
+            answers.flush()
 
 
 if __name__ == "__main__":
-    _serve()
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a job prints is no answer
+    _serve(channel)

@@ -1,16 +1,9 @@
-"""Everything that is saved, twice over: two states of it, how each is written into a folder, and what a folder holds.
-
-As a script, `python -m tests.faults.saves NAME SCRATCH`, it makes the two states and then, for each line `first FOLDER` or
-`second FOLDER`, saves one in a forked process: it prints that process's id, and then how it ended. The forks are of a process
-that has saved nothing itself, so that no library's threads are lost in them.
-"""
+"""Everything that is saved, twice over: two states of it, how each is written into a folder, and what a folder holds."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +104,13 @@ def cleaned(scratch: Path) -> Saved:
         call = ["clean", str(scratch / "rows"), "--rows", "1", "--noise-rate", str(rate), "--json", "--out"]
 
         def run(folder: Path) -> None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                assert main([*call, str(folder)]) == 0
+            said = io.StringIO()
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+                code = main([*call, str(folder)])
+            if code == 130:
+                raise KeyboardInterrupt
+            if code:
+                raise OSError(said.getvalue())
 
         return run
 
@@ -124,26 +122,3 @@ def cleaned(scratch: Path) -> Saved:
 
 
 SAVES = {made.__name__: made for made in (cache, memory, stream, heads, adapter, report, condensed, cleaned)}
-
-
-def serve(name: str, scratch: Path) -> None:
-    """See the top of the file."""
-    saved = SAVES[name](scratch)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        which, folder = line.rstrip("\n").split(" ", 1)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                getattr(saved, which)(Path(folder))
-            except BaseException as error:  # noqa: BLE001 - told by the exit code
-                print(repr(error), file=sys.stderr)
-                os._exit(1)
-            os._exit(0)
-        print(pid, flush=True)
-        status = os.waitpid(pid, 0)[1]
-        print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status), flush=True)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], Path(sys.argv[2]))

@@ -20,6 +20,7 @@ from hf_dataopt.metrics import average_precision
 from hf_dataopt.relation.cleaner import RelationCleaner
 from hf_dataopt.relation.config import RelationConfig
 from hf_dataopt.relation.report import RelationReport
+from hf_dataopt.relation.tiles import LARGEST_TILE
 
 from ..conftest import REPO
 from .data import make
@@ -349,15 +350,15 @@ def test_config_round_trip_and_ranges() -> None:
 FIT = """
 import sys, datasets, numpy as np, torch
 torch.set_num_threads(1)
-import hf_dataopt.relation.graph as graph
+import hf_dataopt.relation.tiles as tiles
 from hf_dataopt.relation.cleaner import RelationCleaner
-graph.LARGEST_TILE["cpu"] = 64
+tiles.LARGEST_TILE["cpu"] = 64
 if sys.argv[3] == "slow":
     import time
-    kernel = graph.base_kernel
+    kernel = tiles.base_kernel
     def slow(*a, **k):
         time.sleep(0.004); open(sys.argv[2] + ".tiles", "a").write("."); return kernel(*a, **k)
-    graph.base_kernel = slow
+    tiles.base_kernel = slow
     from hf_dataopt.checkpoint import PassCheckpoint
     PassCheckpoint.__init__.__defaults__ = (0.0,)
 report = RelationCleaner(score="combined").fit(datasets.load_from_disk(sys.argv[1]), output_dir=sys.argv[2], quiet=True)
@@ -404,7 +405,7 @@ def test_kill_and_start_again_gives_the_same_scores(tmp_path: Path) -> None:
     assert not (out / "unfinished").exists()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make(n=700)
     case.dataset().save_to_disk(tmp_path / "d")
     script = tmp_path / "fit.py"
@@ -414,9 +415,10 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     fit = [str(script), str(tmp_path / "d"), str(tmp_path / "two"), "fast"]
     subprocess.run([*launch, *fit], env=_environment(), check=True, capture_output=True)
     two = RelationReport.load(tmp_path / "two")
+    monkeypatch.setitem(LARGEST_TILE, "cpu", 64)
     one = RelationCleaner(score="combined").fit(case.dataset(), quiet=True)
     assert two.summary["processes"] == 2
-    np.testing.assert_allclose(two.label_noise_score, one.label_noise_score, rtol=1e-5)
-    np.testing.assert_allclose(two.outlier_score, one.outlier_score, rtol=1e-5)
+    np.testing.assert_array_equal(two.label_noise_score, one.label_noise_score)
+    np.testing.assert_array_equal(two.outlier_score, one.outlier_score)
     np.testing.assert_array_equal(two.is_label_error, one.is_label_error)
     np.testing.assert_array_equal(two.suggested_label, one.suggested_label)

@@ -1,19 +1,12 @@
-"""A SIGKILL at a random moment of every save: the folder holds the old copy or the new one, whole, and nothing is left over.
-
-`HF_DATAOPT_KILLS` is how often each save is killed, 5 by default; the counts are printed (`pytest -s`).
-"""
+"""Saves that stop at a given step: the old copy or the new one, whole, and nothing left over. At random: `test_kills.py`."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +14,10 @@ import pytest
 
 from hf_dataopt.publishing import writer
 
-from ..conftest import REPO
+from .killable import FAULTS
 from .saves import SAVES, Saved
 
-KILLS = int(os.environ.get("HF_DATAOPT_KILLS", "5"))
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-
-
-class Saver:
-    """A process that saves in forks of its own, see `saves.serve`."""
-
-    def __init__(self, name: str, scratch: Path) -> None:
-        call = [sys.executable, "-m", "tests.faults.saves", name, str(scratch)]
-        self.process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPO)
-        self._line("ready")
-
-    def _line(self, start: str = "") -> str:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith(start) and (start or line.strip().lstrip("-").isdecimal()):
-                return line
-        raise RuntimeError("the saving process has ended")
-
-    def save(self, which: str, folder: Path, seconds: float | None = None) -> int:
-        """Save one of the two states, killed after some seconds; returns how that ended (9: killed)."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{which} {folder}\n")
-        self.process.stdin.flush()
-        pid = int(self._line())
-        if seconds is not None:
-            time.sleep(seconds)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return int(self._line())
-
-    def close(self) -> None:
-        """End it."""
-        self.process.communicate(timeout=60)
 
 
 def in_a_fork(job: Callable[[], Any], seconds: float | None = None) -> int:
@@ -81,37 +40,9 @@ def others(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.parent.iterdir() if path != folder)
 
 
-@pytest.mark.parametrize("name", SAVES)
-def test_a_killed_save_leaves_the_old_copy_or_the_new_one(name: str, tmp_path: Path) -> None:
-    for where in ("here", "there"):
-        (tmp_path / where).mkdir()
-    saved, saver = SAVES[name](tmp_path / "here"), Saver(name, tmp_path / "there")
-    folder = tmp_path / "place" / "artifact"
-    found, draw = Counter[str](), random.Random(name)
-    try:
-        assert saver.save("second", folder) == 0
-        new = saved.read(folder)
-        assert saver.save("first", folder) == 0
-        old = saved.read(folder)
-        assert old != new
-        start = time.monotonic()
-        assert saver.save("second", folder) == 0
-        whole = time.monotonic() - start
-        for _ in range(KILLS):
-            assert saver.save("first", folder) == 0
-            assert saver.save("second", folder, draw.uniform(0.0, 1.1) * whole) in (0, signal.SIGKILL)
-            found[{old: "old", new: "new"}.get(saved.read(folder), "other")] += 1
-        assert saver.save("first", folder) == 0
-    finally:
-        saver.close()
-    left = others(folder)
-    print(f"\n{name}: {KILLS} kills within {whole:.2f} s: {dict(found)}, left over {len(left)}")
-    assert found["old"] + found["new"] == KILLS and left == [] and saved.read(folder) == old
-
-
 def test_a_killed_first_save_leaves_nothing_or_all(tmp_path: Path) -> None:
     saved: Saved = SAVES["heads"](tmp_path)
-    for number in range(KILLS):
+    for number in range(2 * FAULTS):
         folder = tmp_path / "place" / str(number)
         in_a_fork(lambda at=folder: saved.first(at), random.Random(number).uniform(0, 0.02))  # type: ignore[misc]
         if folder.exists():

@@ -1,0 +1,204 @@
+"""What a pass over the relation graph holds on the device: the rows of two tiles and their products, in reused buffers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .config import RelationConfig
+from .kernel import base_kernel, normalise, sign_
+from .rows import Rows
+
+logger = logging.getLogger(__name__)
+Index = NDArray[np.int64]
+LARGEST_TILE = {"cpu": 512, "cuda": 8192, "mps": 2048}  # rows; larger leaves the cache of a core
+SMALLEST_TILE = 32
+
+
+@dataclass
+class Tile:
+    """Rows of one tile on the compute device."""
+
+    features: Tensor
+    probs: Tensor | None
+    labels: Tensor | None
+    label_range: tuple[int, int] = (0, 0)
+
+
+class Source(Protocol):
+    """The rows of a graph, and how many of them make a tile."""
+
+    features: Rows
+    probs: Rows | None
+    labels: Index | None
+    centre: NDArray[np.float32] | None
+    inverse_norm: NDArray[np.float32]
+    config: RelationConfig
+    device: torch.device
+    dtype: torch.dtype
+    tile_rows: int
+    block_rows: int
+
+
+class _Slot:
+    """Buffers that hold one tile's rows: read as float32, scaled, converted, moved."""
+
+    def __init__(self, source: Source, rows: int) -> None:
+        self.source = source
+        self.features = np.empty((rows, source.features.width), np.float32)
+        self.probs = None if source.probs is None else np.empty((rows, source.probs.width), np.float32)
+
+    def fill(self, rows: Index) -> Tile:
+        source, count = self.source, len(rows)
+        features = self.features[:count]
+        source.features.take(rows, features)
+        if source.centre is not None:
+            features -= source.centre
+        probs = None
+        if source.probs is not None and self.probs is not None:
+            source.probs.take(rows, self.probs[:count])
+            probs = torch.from_numpy(self.probs[:count]).to(source.device, source.dtype)
+        if source.dtype == torch.float16:
+            moved = normalise(torch.from_numpy(features), source.dtype).to(source.device)
+        else:
+            features *= source.inverse_norm[rows, None]
+            moved = torch.from_numpy(features).to(source.device, source.dtype)
+        if source.labels is None:
+            return Tile(moved, probs, None)
+        labels = source.labels[rows]
+        return Tile(moved, probs, torch.from_numpy(labels).to(source.device), (int(labels.min()), int(labels.max())))
+
+
+class Workspace:
+    """The buffers of one pass of rows against columns; where the device has no room for a tile, tiles halve.
+
+    Args:
+        rows: whose rows are asked about.
+        columns: whose rows they are related to; its `block_rows` bounds the sides of a tile: what fitted last.
+
+    Source: section 5.3.2, complexity analysis: blocks of any size give the same sums, up to the rounding of a block's own.
+    """
+
+    def __init__(self, rows: Source, columns: Source) -> None:
+        self.rows, self.columns = rows, columns
+        self._slots: tuple[_Slot, _Slot] | None = None
+        self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def blocks(self, rows: Index) -> list[Index]:
+        """A stripe's rows in parts that fit; the stripe itself, as long as the device has room."""
+        size = self.columns.block_rows
+        return [rows] if len(rows) <= size else [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def left(self, rows: Index) -> Tile:
+        """Row side of a tile, valid until the next call."""
+        return self._ready()[0].fill(rows)
+
+    def right(self, rows: Index) -> Tile:
+        """Column side of a tile, valid until the next call."""
+        return self._ready()[1].fill(rows)
+
+    def kernel(self, left: Tile, right: Tile) -> Tensor:
+        """`s c` of a tile in float32, after the cut-off, in a reused buffer."""
+        if self._buffers is None:
+            dtype, device = self.columns.dtype, self.columns.device
+            length = self._side(self.rows) * self._side(self.columns)
+            out, scratch = (torch.empty(length, dtype=dtype, device=device) for _ in range(2))
+            wide = out if dtype == torch.float32 else torch.empty(length, dtype=torch.float32, device=device)
+            self._buffers = (out, scratch, wide)
+        shape = (len(left.features), len(right.features))
+        out, scratch, wide = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self._buffers)
+        config = self.columns.config
+        kernel = base_kernel(left.features, right.features, left.probs, right.probs, config, out, scratch)
+        return kernel if kernel.dtype == torch.float32 else wide.copy_(kernel)
+
+    def attempt(self, work: Callable[[], None], *state: Tensor) -> None:
+        """Do a stripe; where memory ends, put `state` back as it was and do the stripe again in smaller tiles.
+
+        Args:
+            work: asks for its tiles by `blocks`.
+            state: what `work` adds to.
+
+        Raises:
+            torch.OutOfMemoryError: tiles of 32 rows do not fit.
+        """
+        kept = [one.clone() for one in state]
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if max(self._side(self.rows), self._side(self.columns)) <= SMALLEST_TILE:
+                    raise
+            # here, where the failed tile's frames, and what they hold, are gone
+            for one, before in zip(state, kept, strict=True):
+                one.copy_(before)
+            self._halve()
+
+    def _halve(self) -> None:
+        self._slots = self._buffers = None
+        if self.columns.device.type == "cuda":
+            torch.cuda.empty_cache()
+        size = max(SMALLEST_TILE, max(self._side(self.rows), self._side(self.columns)) // 2)
+        self.columns.block_rows = size
+        logger.warning("%s is out of memory; going on in tiles of %d rows", self.columns.device, size)
+
+    def _side(self, source: Source) -> int:
+        return min(self.columns.block_rows, source.tile_rows)
+
+    def _ready(self) -> tuple[_Slot, _Slot]:
+        if self._slots is None:
+            self._slots = (
+                _Slot(self.rows, self._side(self.rows)),
+                _Slot(self.columns, self._side(self.columns)),
+            )
+        return self._slots
+
+
+class ExactSums:
+    """Sums of float32 numbers in float64 that have the same bits in whatever order, and by however many processes, they came.
+
+    A number is split into a multiple of 2^-20 and a rest, rounded to a multiple of 2^-58; sums of each are exact in float64.
+
+    Args:
+        count: how many sums.
+
+    Attributes:
+        parts: (count,) float64 twice, to be kept, or added over processes, one by one.
+
+    Differs: up to 2^33 in all and 2^16 numbers a sum; 2^-59 is lost of each.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.parts = (torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
+
+    def add(self, rows: Index, values: NDArray[np.float32]) -> None:
+        """Add one number to each of some sums, no row twice."""
+        wide = values.astype(np.float64)
+        coarse = np.rint(wide * 2.0**20) * 2.0**-20
+        self.parts[0].numpy()[rows] += coarse
+        self.parts[1].numpy()[rows] += np.rint((wide - coarse) * 2.0**58) * 2.0**-58
+
+
+def signed_sums(
+    kernel: Tensor, left: Tile, right: Tile, *, want_columns: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Row and column sums of the relation; the labels are compared only in tiles that mix agreement and not."""
+    sign = np.float32(1)
+    if left.labels is not None and right.labels is not None:
+        (low_i, high_i), (low_j, high_j) = left.label_range, right.label_range
+        if high_i < low_j or high_j < low_i:
+            sign = np.float32(-1)
+        elif not low_i == high_i == low_j == high_j:
+            kernel = sign_(kernel, left.labels, right.labels)
+    return sign * sums_of(kernel, 1), sign * sums_of(kernel, 0) if want_columns else None
+
+
+def sums_of(kernel: Tensor, dim: int) -> NDArray[np.float32]:
+    """Sums of a tile along one side."""
+    return kernel.sum(dim=dim).cpu().numpy()
