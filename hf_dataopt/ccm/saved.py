@@ -118,12 +118,17 @@ def load_adapter(base: Any, source: str | Path, *, revision: str | None = None, 
     Raises:
         ValueError: no CCM adapter there, one with NaN among its weights, or one that does not fit the model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     folder, _ = fetch(source, "ccm_adapter", revision=revision, token=token)
     try:
-        _check(read_json(folder / SETTINGS), read_tensors(folder / WEIGHTS), base)
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+        weights = read_tensors(folder / WEIGHTS)
+        _check(read_json(folder / SETTINGS), weights, base)
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+        lacking = set(get_peft_model_state_dict(model)) - set(weights)
+        if lacking:  # PEFT only warns, and leaves them as they were made
+            raise ValueError(f"it lacks the weights {sorted(lacking)[0]!r:.120} and {len(lacking) - 1} more")
+        return model
     except _UNFIT as error:
         raise ValueError(
             f"{folder} holds no adapter that fits this {type(base).__name__} ({type(error).__name__}: {told(error, 300)}); "

@@ -129,7 +129,8 @@ def load_cache(
         )
         prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
         ids = torch.cat([tensors[name] for name in _IDS])
-        ids = ids[ids != (getattr(model.config, "image_token_id", None) or -1)]  # may lie outside the vocabulary
+        picture = getattr(model.config, "image_token_id", None)  # may lie outside the vocabulary
+        ids = ids if picture is None else ids[ids != picture]
         if bool((ids < 0).any() | (ids >= text_config(model).vocab_size).any()):
             raise ValueError("token ids outside the vocabulary")
         layers = [

@@ -35,7 +35,7 @@ def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[
     Raises:
         ValueError: no rows, or a split name that the Hub does not take.
     """
-    from datasets import DatasetInfo, SplitDict, SplitInfo
+    from datasets import Dataset, DatasetInfo, SplitDict, SplitInfo
     from datasets.features.features import require_storage_embed
     from datasets.table import embed_table_storage
 
@@ -50,10 +50,9 @@ def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[
     for index in range(shards):
         shard: Any = dataset.shard(shards, index, contiguous=True)
         if embed:
-            # pictures that are only named by a path would be lost with this machine
-            shard = shard.with_format("arrow").map(
-                embed_table_storage, batched=True, batch_size=100, keep_in_memory=True
-            )
+            # pictures that are only named by a path would be lost with this machine; all at once, since every call reads the
+            # names of all classes
+            shard = Dataset(embed_table_storage(shard.with_format("arrow")[:]))
         path = folder / "data" / f"{split}-{index:05d}-of-{shards:05d}.parquet"
         shard.with_format(None).to_parquet(path)
         stored += path.stat().st_size

@@ -365,7 +365,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
             if isinstance(event, yaml.ScalarEvent):
                 if len(event.value) > _MAX_SCALAR:
                     raise ValueError(f"one value has {len(event.value):,} characters, at most {_MAX_SCALAR:,} are read")
-                long = event.style is None and len(event.value) > _LONGEST_NUMBER
+                long = not event.style and len(event.value) > _LONGEST_NUMBER
                 if long and resolve(yaml.ScalarNode, event.value, (True, False)) != _YAML_TEXT:
                     raise ValueError(f"one number has {len(event.value):,} digits")
             starts = isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent)

@@ -97,6 +97,8 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
             name: one for name, one in arrays.items() if name in ARRAYS or name.startswith(("part.", "reference."))
         }
     columns = [_pair(one) for one in _list(about, "columns")]
+    if not columns:
+        raise ValueError("it names no columns")
     values, names = _list(about, "label_values"), _list(about, "label_names")
     if len(values) != len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{len(values)} labels with {len(names)} names")
