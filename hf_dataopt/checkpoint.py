@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import distributed
 from .errors import FolderInUseError
+from .progress import printable
 
 try:
     import fcntl
@@ -36,7 +37,9 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 LOCK = ".hf_dataopt.lock"
 # safetensors raises its own errors, JSON ValueError, foreign content any of the others
-_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_UNREADABLE = (
+    SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError,
+)  # fmt: skip
 
 
 class PassCheckpoint:
@@ -78,7 +81,7 @@ class PassCheckpoint:
         except _UNREADABLE as error:
             why = f"is damaged ({error!s:.200})"
         if why:
-            logger.warning("checkpoint %s %s; this part is starting afresh", self.path, why)
+            logger.warning("checkpoint %s %s; this part is starting afresh", self.path, printable(why))
             return None
         return about["done"], {name: value.clone() for name, value in vectors.items()}
 
@@ -253,7 +256,7 @@ def _is_free(file: int, owner: str) -> bool:
 def _owner(text: str) -> dict[str, Any]:
     try:
         about = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}
 
@@ -272,7 +275,7 @@ def _alive(pid: Any) -> bool:
 
 def _named(owner: str) -> str:
     about = _owner(owner)
-    return f"process {about.get('pid', '?')!s:.20} on host {about.get('host', '?')!s:.80}"
+    return printable(f"process {about.get('pid', '?')!s:.20} on host {about.get('host', '?')!s:.80}")
 
 
 def _refusal(folder: Path, who: str) -> str:

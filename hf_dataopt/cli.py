@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("(--debug shows the traceback)", file=sys.stderr)
         return EXIT_FAILED
     if failed:
-        print(f"hf-dataopt {args.command}: failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"hf-dataopt {args.command}: failed: {printable(', '.join(failed))}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_OK
 

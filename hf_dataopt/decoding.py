@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BadRowError
+from .progress import told
 
 OnError = Literal["raise", "skip"]
 T = TypeVar("T")
 
+MOST_PIXELS = 2**26  # of one picture; its header says how many, before anything is decoded
 _PLAIN = (np.ndarray, list, tuple)
 # what decoders raise on foreign or torn files
 _UNREADABLE = (
@@ -168,7 +170,7 @@ def _header(value: Any) -> Any:
 
 
 def _undecodable(error: Exception) -> ValueError:
-    return ValueError(f"holds an image that cannot be decoded ({type(error).__name__}: {error!s:.120})")
+    return ValueError(f"holds an image that cannot be decoded ({type(error).__name__}: {told(error, 120)})")
 
 
 def _opened(value: Any) -> Any:
@@ -176,6 +178,10 @@ def _opened(value: Any) -> Any:
     from PIL import ImageOps
 
     value = _header(value)
+    if value.width * value.height > MOST_PIXELS:
+        raise ValueError(
+            f"holds an image of {value.width} x {value.height} pixels, at most {MOST_PIXELS:,} are read; shrink it"
+        )
     try:
         value.load()
     except _UNREADABLE as error:
@@ -225,7 +231,7 @@ def read_array(value: Any) -> NDArray[np.float32]:
         array = np.asarray(value)
         array = array.astype(np.float32) if array.dtype.kind in "fiub" else np.asarray(value, np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"holds no array of numbers ({error!s:.80})") from error
+        raise ValueError(f"holds no array of numbers ({told(error, 80)})") from error
     if not array.size:
         raise ValueError("holds no values")
     if not np.isfinite(array).all():
@@ -270,7 +276,7 @@ def read_sound(value: Any, rate: int | None) -> NDArray[np.float32]:
         try:
             found, value = int(value["sampling_rate"]), value["array"]
         except _UNREADABLE as error:
-            raise ValueError(f"holds a sound that cannot be decoded ({error!s:.120})") from error
+            raise ValueError(f"holds a sound that cannot be decoded ({told(error, 120)})") from error
         if rate is not None and found != rate:
             raise ValueError(
                 f"has audio of sampling rate {found}, the model needs {rate}; cast the column: "
@@ -296,4 +302,4 @@ def _decoded_sound(cell: Mapping[str, Any]) -> Any:
     try:
         return Audio().decode_example(dict(cell))
     except _UNREADABLE as error:
-        raise ValueError(f"holds a sound that cannot be decoded ({error!s:.120})") from error
+        raise ValueError(f"holds a sound that cannot be decoded ({told(error, 120)})") from error

@@ -53,3 +53,8 @@ def say(message: str) -> None:
 def printable(text: str) -> str:
     """Text for a terminal: control characters, and those that turn the direction of writing, as escapes; new lines stay."""
     return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+
+
+def told(what: object, most: int = 200) -> str:
+    """What a library or a foreign file says, to be quoted in a message: one line, cut, `printable`."""
+    return printable(" ".join(str(what)[: 4 * most].split()))[:most]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .._compat import causal_model_of
+from ..progress import told
 from ..publishing.adapters import SETTINGS, WEIGHTS, adapter_code, describe_adapter
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.kinds import MODEL
 from ..publishing.names import hub_name
-from ..publishing.safe_files import check_finite, read_json, read_tensors
+from ..publishing.safe_files import MAX_VALUE, check_finite, read_json, read_tensors
 from ..publishing.writer import replacing
 from .active import ccm_config
 from .memory import CompressedContextMemory
@@ -42,7 +46,8 @@ def save_adapter(
         The folder: PEFT's files, `hf_dataopt.json` and a card.
 
     Raises:
-        ValueError: no active CCM adapter, an example without a tokenizer, or results that lack a field.
+        ValueError: no active CCM adapter, an example without a tokenizer, results that lack a field, or an adapter that
+            `load_adapter` would refuse (NaN weights, names of modules by an expression that may take forever).
     """
     ccm_config(model)
     lacking = [row for row in results if set(_RESULT) - set(row)]
@@ -54,6 +59,7 @@ def save_adapter(
     with replacing(folder, "ccm_adapter") as draft:
         model.save_pretrained(str(draft))
         settings = read_json(draft / SETTINGS)
+        _check(settings, read_tensors(draft / WEIGHTS), base)
         code = adapter_code(settings)
         code |= {"model": hub_name(base) or MODEL, "dtype": str(base.dtype).removeprefix("torch.")}
         if example is not None:
@@ -102,21 +108,73 @@ def push_adapter(
     return push_saved(lambda folder: save_adapter(model, folder, tokenizer, **values), repo_id, **options)
 
 
+# what PEFT raises on settings and weights of something else
+_UNFIT = (RuntimeError, LookupError, TypeError, AttributeError, OSError, ValueError, ArithmeticError, re.error)
+
+
 def load_adapter(base: Any, source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Any:
     """`PeftModel.from_pretrained` of a CCM adapter, after its files were checked; weights in pickles are refused.
 
     Raises:
         ValueError: no CCM adapter there, one with NaN among its weights, or one that does not fit the model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     folder, _ = fetch(source, "ccm_adapter", revision=revision, token=token)
-    read_json(folder / SETTINGS)
-    check_finite(read_tensors(folder / WEIGHTS))
     try:
-        return PeftModel.from_pretrained(base, str(folder)).eval()
-    except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        weights = read_tensors(folder / WEIGHTS)
+        _check(read_json(folder / SETTINGS), weights, base)
+        model = PeftModel.from_pretrained(base, str(folder)).eval()
+        lacking = set(get_peft_model_state_dict(model)) - set(weights)
+        if lacking:  # PEFT only warns, and leaves them as they were made
+            raise ValueError(f"it lacks the weights {sorted(lacking)[0]!r:.120} and {len(lacking) - 1} more")
+        return model
+    except _UNFIT as error:
         raise ValueError(
-            f"{folder} holds no adapter that fits this {type(base).__name__} ({type(error).__name__}: {error!s:.300}); load "
-            "its own base model, or get it again"
+            f"{folder} holds no adapter that fits this {type(base).__name__} ({type(error).__name__}: {told(error, 300)}); "
+            "load its own base model, or get it again"
         ) from error
+
+
+def _check(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Any) -> None:
+    """What PEFT would build from the settings is what the file holds and fits the base model, before it is built."""
+    check_finite(tensors, MAX_VALUE)
+    if settings.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ValueError(f"it is made for the task {settings['task_type']!r:.40}")
+    ranks = [_rank(name, tensor, base) for name, tensor in tensors.items() if ".lora_A." in name]
+    for kind, most in (("r", max(ranks, default=0)), ("lora_alpha", MAX_VALUE)):
+        patterns = settings.get("rank_pattern" if kind == "r" else "alpha_pattern") or {}
+        for value in (settings.get(kind), *patterns.values()):
+            if isinstance(value, bool) or not isinstance(value, int if kind == "r" else int | float):
+                raise ValueError(f"{kind} is {value!r:.40}, no number")
+            if not 0 < value <= most:
+                raise ValueError(f"{kind} is {value!r:.40}, and must be in (0, {most}]")
+        _check_patterns(patterns)
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = settings.get(name)
+        _check_patterns([value] if isinstance(value, str) else value or ())
+    ids, count = settings.get("comp_token_ids"), settings.get("num_comp_tokens")
+    if ids is not None and (not isinstance(ids, list) or not ids or ids != [*range(ids[0], ids[0] + len(ids))]):
+        raise ValueError(f"comp_token_ids are {ids!r:.80}, needed are ids in a row")
+    held = [len(tensor) for name, tensor in tensors.items() if name.endswith("lora_comp_embeddings") and tensor.ndim]
+    if held != [count] or len(ids or held * count) != count:
+        raise ValueError(f"it holds {held} compression tokens, its settings say {count!r:.40}")
+
+
+def _rank(name: str, tensor: Tensor, base: Any) -> int:
+    """Rank of one matrix A (r, in), if the module that it is named after takes `in` numbers."""
+    module = base.get_submodule(name.removeprefix("base_model.model.").split(".lora_A.")[0])
+    widths = [module.in_features] if hasattr(module, "in_features") else list(module.weight.shape)
+    if tensor.ndim < 2 or tensor.shape[1] not in widths:
+        raise ValueError(f"{name!r:.120} has shape {tuple(tensor.shape)}, the module takes {widths}")
+    return int(tensor.shape[0])
+
+
+_MANY, _REPEATED = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")
+
+
+def _check_patterns(names: Iterable[Any]) -> None:
+    """Names of modules, or expressions for them that end soon: PEFT matches each with every module's name."""
+    for name in names:
+        if not isinstance(name, str) or len(name) > 1_000 or len(_MANY.findall(name)) > 3 or _REPEATED.search(name):
+            raise ValueError(f"{name!r:.80} may take forever to compare with a module's name; list the modules by name")

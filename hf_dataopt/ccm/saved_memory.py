@@ -12,19 +12,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._compat import causal_model_of, input_device, layer_device
+from ..progress import told
 from ..publishing.artifacts import fetch
 from ..publishing.identity import check_identity
 from ..publishing.kinds import ADAPTER, MODEL
 from ..publishing.names import hub_name
-from ..publishing.record import FORMAT, check_version
-from ..publishing.safe_files import check_finite, read_json, read_tensors
+from ..publishing.record import FORMAT, MINOR, check_version
+from ..publishing.safe_files import MAX_VALUE, check_finite, read_json, read_tensors
 from ..publishing.writer import finish, replacing
 from ..text.chat import ChatFormat
-from .active import written_by
+from .active import ccm_config, written_by
 
 Layers = list[tuple[Tensor, Tensor]]
 Shapes = Sequence[tuple[int, int, int]]
 _WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
+_COUNTS = ("held", "steps", "text")
+_LONGEST_TEXT = 2**31  # tokens
 
 
 def save_memory(
@@ -45,9 +48,15 @@ def save_memory(
         tensors, settings: whatever the memory needs to go on.
         sizes: users, steps, tokens seen, bytes, for the card.
         adapter: Hub name of the adapter, for the code on the card.
+
+    Raises:
+        ValueError: NaN, infinite or very large values, which could not be read again.
     """
     base = causal_model_of(model)
-    text = json.dumps({"format_version": FORMAT, "written_by": written_by(model), **settings}, indent=2)
+    check_finite(tensors, MAX_VALUE)
+    versions = {"format_version": FORMAT, "format_minor": MINOR}
+    # one line: a history may hold millions of ids
+    text = json.dumps({**versions, "written_by": written_by(model), **settings}, separators=(",", ":"))
     users, steps, tokens, nbytes = sizes
     with replacing(folder, kind) as draft:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(draft / _WEIGHTS))
@@ -94,19 +103,24 @@ def load_memory(
     """
     folder, _ = fetch(source, kind, revision=revision, token=token)
     settings = read_json(folder / _SETTINGS)
-    check_version(settings.get("format_version", 1), folder / _SETTINGS)
+    newer = check_version({"format_version": 1, **settings}, folder / _SETTINGS)
     by = settings.get("written_by")
     if not isinstance(by, dict) or not {"weights", "adapter"} <= set(by):
         raise ValueError(f"{folder / _SETTINGS} does not say who wrote the memory; save it again with this version")
     check_identity(by, written_by(model), f"the memory in {folder}", "append the contexts again")
     tensors = read_tensors(folder / _WEIGHTS)
+    if newer:
+        tensors = {name: one for name, one in tensors.items() if _known(name)}
     try:
-        check_finite(tensors)
-        _check(tensors, settings, shapes)
+        check_finite(tensors, MAX_VALUE)
+        _check(tensors, settings, shapes, causal_model_of(model).dtype)
+        if kind == "context_memory":
+            _check_counts(tensors, ccm_config(model), settings["history"])
         _check_history(settings, int(model.get_input_embeddings().weight.shape[0]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{folder} holds no whole memory ({type(error).__name__}: {error}); get it again, or append the contexts again"
+            f"{folder} holds no whole memory ({type(error).__name__}: {told(error)}); get it again, or append the contexts "
+            "again"
         ) from error
     return {name: tensor.to(_device(model, name)) for name, tensor in tensors.items()}, settings
 
@@ -116,14 +130,18 @@ def _device(model: Any, name: str) -> torch.device:
     return layer_device(model, int(parts[1])) if len(parts) == 3 else input_device(model)
 
 
-def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: Shapes) -> None:
+def _known(name: str) -> bool:
+    return name in _COUNTS or name.split(".")[0] in ("memory", "sink", "cache")
+
+
+def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: Shapes, dtype: torch.dtype) -> None:
     """Every group of layers is whole: one pair per layer, of the model's heads, for as many users and slots."""
     users = len(tensors["steps"]) if "steps" in tensors else 1
     groups: dict[str, dict[int, int]] = {}
     for name, tensor in tensors.items():
         parts = name.split(".")
         if len(parts) != 3:
-            if name not in ("held", "steps", "text") or tensor.shape[0] != users:
+            if name not in _COUNTS or not tensor.ndim or tensor.shape[0] != users:
                 raise ValueError(f"unexpected tensor {name!r:.80} of shape {tuple(tensor.shape)}")
             continue
         shape, layer = tuple(tensor.shape), int(parts[1])
@@ -141,6 +159,8 @@ def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: S
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(kinds) > 1:
         raise ValueError(f"keys and values are of several dtypes: {sorted(map(str, kinds))}")
+    if kinds - {dtype, torch.float16, torch.bfloat16}:  # those two come from an autocast
+        raise ValueError(f"keys and values are {sorted(map(str, kinds))}, the model is in {dtype}")
     if "steps" not in tensors:
         return
     counts = {name: settings[name] for name in ("layers", "peak_kv_bytes", "peak_slots")}
@@ -165,6 +185,18 @@ def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: S
         raise ValueError("steps and text must be 1-D int64")
     if not isinstance(history, list) or len(history) != users:
         raise ValueError(f"history must hold the token ids of {users} users")
+
+
+def _check_counts(tensors: Mapping[str, Tensor], config: Any, history: Any) -> None:
+    """Steps, text and slots held tell the same story, by the adapter's kind of memory."""
+    steps, text, held = (tensors[name] for name in _COUNTS[1:] + _COUNTS[:1])
+    per_step = steps if config.memory.startswith("concat") else (steps > 0).long()
+    if not torch.equal(held.sum(1), per_step * config.num_comp_tokens):
+        raise ValueError(f"users hold {held.sum(1).tolist()!r:.80} slots after {steps.tolist()!r:.80} steps")
+    if not torch.equal(steps > 0, text > 0) or bool((text < steps).any()) or int(text.max()) > _LONGEST_TEXT:
+        raise ValueError(f"{text.tolist()!r:.80} tokens were read in {steps.tolist()!r:.80} steps")
+    if config.memory == "gist" and [len(row) for row in history] != text.tolist():
+        raise ValueError("the history is not what was read")
 
 
 def _check_history(settings: Mapping[str, Any], vocabulary: int) -> None:

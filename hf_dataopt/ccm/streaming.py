@@ -132,7 +132,15 @@ class StreamingContextMemory:
         stream._layers, stream.chat = layers_of(tensors, "cache"), read_chat(settings, source)
         for name in _STATE:
             setattr(stream, name, settings[name.lstrip("_")])
-        if stream.size > stream.max_kv or stream.memory_slots + stream.sink > max(stream.size, stream.sink):
+        unused = stream._virtual_slots if stream.compress else stream.memory_slots
+        wrong = (
+            any(not name.startswith("cache.") for name in tensors),
+            stream.size > stream.max_kv,
+            stream.memory_slots + stream.sink > max(stream.size, stream.sink),
+            max(stream.memory_slots, stream._virtual_slots) > stream.memory_size or unused > 0,
+            stream.tokens_seen < stream.size or bool(stream.tokens_seen) != bool(stream.size),
+        )
+        if any(wrong):
             raise ValueError(f"{source} holds {stream.size} slots, which do not fit its sizes; save it again")
         return stream
 

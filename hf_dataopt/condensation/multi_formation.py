@@ -23,6 +23,8 @@ RECIPE_COLUMN = "formation"
 _MOST_CELLS = 256
 _MOST_RATIO, _LEAST_BYTES = 32, 2**30
 _MOST_PIXELS = 2**24
+# what the files of a batch's pictures may unpack to, and be formed into, for each of their bytes
+_PIXELS_PER_BYTE, _MOST_ENCODED, _LEAST_PIXELS = 256, 1024, 2**26
 Kind = Literal["single", "multi", "bound"]
 Axis = Literal["image", "time"]
 
@@ -197,10 +199,13 @@ class MultiFormation:
             raise ValueError(f"the recipe cuts into {formation.factor} cells a side, at most {_MOST_CELLS} are formed")
         return cls(formation, column=recipe["column"], output=output)
 
-    def _check_size(self, stored: Tensor) -> None:
+    def _check_size(self, stored: Tensor, encoded: int | None) -> None:
         """Refuse, before anything is formed, what a small recipe would blow up."""
         made = self.formation.count(len(stored)) * stored[0].numel() * 4
-        if made > max(_LEAST_BYTES, _MOST_RATIO * stored.numel() * 4):
+        most = _MOST_RATIO * stored.numel() * 4
+        if encoded is not None:
+            most = min(most, _MOST_ENCODED * encoded)
+        if made > max(_LEAST_BYTES, most):
             raise ValueError(
                 f"{len(stored)} stored elements would be formed into {made:,} bytes; if you trust the recipe, form fewer at a "
                 "time: map(..., batch_size=1)"
@@ -210,10 +215,10 @@ class MultiFormation:
         """Form one batch of rows; the recipe column is dropped."""
         if self.column not in batch:
             raise ValueError(f"no column {self.column!r} among {sorted(batch)}; name the column of stored elements")
+        encoded = _check_pixels(_undecoded(batch, self.column))
         values = list(batch[self.column])
-        _check_pixels(values)
         stored = stack(values)
-        self._check_size(stored)
+        self._check_size(stored, encoded)
         formed = form(stored, self.formation)
         order = form_labels(torch.arange(len(values)), self.formation).tolist()
         # deleting in place is how a map callable drops a column
@@ -229,12 +234,37 @@ class MultiFormation:
         return rows
 
 
-def _check_pixels(values: list[Any]) -> None:
-    """Refuse pictures that would fill the memory, by their headers."""
-    sizes = read_rows([value for value in values if is_image(value)], picture_size)[0]
-    for width, height in sizes:
+def _undecoded(batch: Any, column: str) -> list[Any]:
+    """The cells of a batch of `Dataset.map` before `datasets` decodes them, which takes as much memory as it takes."""
+    table = getattr(batch, "pa_table", None)
+    if table is None or column not in table.column_names or "bytes" not in getattr(table[column].type, "names", ()):
+        return list(batch[column])
+    return list(table[column].to_pylist())
+
+
+def _check_pixels(values: list[Any]) -> int | None:
+    """Refuse pictures that would fill the memory, by their headers.
+
+    Returns:
+        Bytes of the pictures' files; None where they are decoded already, or arrays.
+    """
+    pictures = [value for value in values if is_image(value)]
+    total, encoded = 0, sum(_file_bytes(value) for value in pictures)
+    for width, height in read_rows(pictures, picture_size)[0]:
+        total += width * height
         if width * height > _MOST_PIXELS:
             raise ValueError(f"a stored image has {width} x {height} pixels, at most {_MOST_PIXELS:,} are read")
+    if encoded and total > max(_LEAST_PIXELS, _PIXELS_PER_BYTE * encoded):
+        raise ValueError(
+            f"{len(pictures)} stored images of {encoded:,} bytes hold {total:,} pixels; if you trust them, form fewer at a "
+            "time: map(..., batch_size=1)"
+        )
+    return encoded or None
+
+
+def _file_bytes(value: Any) -> int:
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    return len(content) if isinstance(content, bytes) else 0
 
 
 def _repeat(values: Any, order: list[int]) -> Any:

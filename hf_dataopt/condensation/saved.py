@@ -47,7 +47,7 @@ def save_condensed(
         The folder: `data/`, `preview.png`, `hf_dataopt.json` and a card.
 
     Raises:
-        ValueError: no recipe, or no rows.
+        ValueError: no recipe, no rows, or rows that `load_condensed` would refuse.
     """
     recipe = read_recipe(condensed)
     if "label_column" not in recipe:
@@ -60,6 +60,7 @@ def save_condensed(
     settings = config.to_json_string() if config is not None else "{}"
     with replacing(folder, "condensed_dataset") as draft:
         metadata = write_parquet(condensed, draft)
+        _check_rows(read_parquet(draft), recipe)
         shown = torch.cat([rows[:per_class] for rows in found])
         save_preview(stack(plain[recipe["column"]])[shown], draft / "preview.png", per_class)
         finish(
@@ -108,6 +109,10 @@ def _check_rows(condensed: Dataset, recipe: Mapping[str, Any]) -> None:
     plain = condensed.with_format("numpy")
     column = recipe.get("label_column", RECIPE_COLUMN)
     names = getattr(condensed.features[column], "names", None) or ()
+    rows = condensed.with_format("arrow")
+    for name in (column, recipe["column"]):
+        if any(rows[start : start + 1_000][name].null_count for start in range(0, len(rows), 1_000)):
+            raise ValueError(f"this condensed set has rows without a {name!r:.40}; get it again")
     labels = np.asarray(plain.select_columns([column])[:][column])
     if not len(labels) or labels.dtype.kind != "i" or not 0 <= labels.min() <= labels.max() < len(names):
         raise ValueError(f"the labels of this condensed set are none of its {len(names)} classes; get it again")

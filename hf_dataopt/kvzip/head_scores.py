@@ -126,5 +126,7 @@ def push_head_scores(scores: torch.Tensor, repo_id: str, *, model_id: str, **opt
 
 
 def _check(scores: torch.Tensor) -> None:
-    if scores.ndim != 2 or scores.numel() == 0 or not torch.isfinite(scores).all():
-        raise ValueError(f"head scores must be finite and (layers, KV heads), got shape {tuple(scores.shape)}")
+    if not scores.is_floating_point() or scores.ndim != 2 or not scores.numel() or not scores.float().isfinite().all():
+        raise ValueError(
+            f"head scores must be finite and (layers, KV heads), got {scores.dtype} of shape {tuple(scores.shape)}"
+        )

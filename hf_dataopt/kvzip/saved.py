@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .._compat import chunked_attention, layer_device, layer_kinds, linear_layer, linear_states, text_config, window_of
+from ..progress import told
 from ..publishing.artifacts import fetch
 from ..publishing.identity import check_identity, identity
 from ..publishing.kinds import MODEL
-from ..publishing.safe_files import check_finite, read_tensors
+from ..publishing.record import check_version, known_settings
+from ..publishing.safe_files import MAX_VALUE, check_finite, read_tensors
 from ..publishing.writer import finish, replacing
 from .attention import RaggedContext
 from .config import KVzipConfig
@@ -41,7 +44,7 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
         The folder: `cache.safetensors`, `hf_dataopt.json` and a card.
 
     Raises:
-        ValueError: a cache whose model is gone and unknown.
+        ValueError: a cache whose model is gone and unknown, or NaN, infinite or very large values in it.
     """
     if cache.made_by is None:
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
@@ -64,6 +67,7 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
             windows[str(index)] = layer.sliding_window
         else:
             tensors |= {f"state.{index}.{name}": state.contiguous() for name, state in linear_states(layer).items()}
+    check_finite(tensors, MAX_VALUE)
     name = cache.made_by["name"] or MODEL
     with replacing(folder, "kvzip_cache") as draft:
         save_file(tensors, str(draft / _FILE))
@@ -118,21 +122,24 @@ def load_cache(
     check_identity(about.get("model"), identity(model), f"the cache in {folder}")
     tensors = read_tensors(folder / _FILE)
     try:
-        check_finite(tensors)
-        config = KVzipConfig.from_json_string(json.dumps(about["config"]))
+        check_finite(tensors, MAX_VALUE)
+        newer = check_version(about, folder)
+        config = KVzipConfig.from_json_string(
+            known_settings(about["config"], (one.name for one in fields(KVzipConfig)), newer)
+        )
         prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
-        ids = prompt.ids[
-            prompt.ids != (getattr(model.config, "image_token_id", None) or -1)
-        ]  # may lie outside the vocabulary
+        ids = torch.cat([tensors[name] for name in _IDS])
+        picture = getattr(model.config, "image_token_id", None)  # may lie outside the vocabulary
+        ids = ids if picture is None else ids[ids != picture]
         if bool((ids < 0).any() | (ids >= text_config(model).vocab_size).any()):
             raise ValueError("token ids outside the vocabulary")
         layers = [
             _layer(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])
             for index, kind in enumerate(layer_kinds(text_config(model)))
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{folder} holds no whole cache ({type(error).__name__}: {error}); get it again, or compress again"
+            f"{folder} holds no whole cache ({type(error).__name__}: {told(error)}); get it again, or compress again"
         ) from error
     return layers, prompt, config, about["model"]
 
@@ -161,8 +168,8 @@ def _layer(
 def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proof: Proof, n_tokens: int) -> KVzipLayer:
     keys, values, lengths = (tensors[f"layer.{index}.{name}"] for name in ("keys", "values", "lengths"))
     heads, key_width, value_width = proof.shapes[index]
-    counts = lengths.tolist()
-    if lengths.ndim != 1 or len(counts) != heads or not all(0 <= n <= n_tokens for n in counts):
+    counts = lengths.tolist() if lengths.ndim == 1 else []
+    if lengths.dtype != torch.int64 or len(counts) != heads or not all(0 <= n <= n_tokens for n in counts):
         raise ValueError(f"layer {index} has lengths {counts!r:.80} for {heads} heads")
     _check_values(index, model, keys, (sum(counts), key_width))
     _check_values(index, model, values, (sum(counts), value_width))

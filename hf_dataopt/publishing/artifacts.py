@@ -70,12 +70,13 @@ def fetch(
     for path in belongs(folder, about):
         if path.suffix == ".safetensors":
             check_safetensors(path)
-        elif path.suffix == ".parquet":
-            check_parquet(path)
     missing = [name for name in KINDS[kind].needs if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}; get the whole artifact again")
     check_files(folder, about)
+    for path in belongs(folder, about):
+        if path.suffix == ".parquet":  # opened when its hash is right
+            check_parquet(path)
     if (folder / CARD).is_file():
         read_card(folder / CARD)
     return folder, about

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..decoding import MOST_PIXELS, picture_size
+from ..progress import told
 from .record import ABOUT, belongs, read_about
-from .safe_files import read_table
+from .safe_files import parse_json, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHARD_BYTES = 500 * 2**20
-_MOST_PIXELS = 2**26
+# pictures of one file may unpack to this many times its bytes, and always to this many pixels
+_MOST_RATIO, _LEAST_PIXELS = 256, 2**28
 
 
 def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[str, Any]:
@@ -33,7 +35,7 @@ def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[
     Raises:
         ValueError: no rows, or a split name that the Hub does not take.
     """
-    from datasets import DatasetInfo, SplitDict, SplitInfo
+    from datasets import Dataset, DatasetInfo, SplitDict, SplitInfo
     from datasets.features.features import require_storage_embed
     from datasets.table import embed_table_storage
 
@@ -48,10 +50,9 @@ def write_parquet(dataset: Dataset, folder: Path, split: str = "train") -> dict[
     for index in range(shards):
         shard: Any = dataset.shard(shards, index, contiguous=True)
         if embed:
-            # pictures that are only named by a path would be lost with this machine
-            shard = shard.with_format("arrow").map(
-                embed_table_storage, batched=True, batch_size=100, keep_in_memory=True
-            )
+            # pictures that are only named by a path would be lost with this machine; all at once, since every call reads the
+            # names of all classes
+            shard = Dataset(embed_table_storage(shard.with_format("arrow")[:]))
         path = folder / "data" / f"{split}-{index:05d}-of-{shards:05d}.parquet"
         shard.with_format(None).to_parquet(path)
         stored += path.stat().st_size
@@ -69,40 +70,52 @@ def read_parquet(folder: Path) -> Dataset:
     Raises:
         ValueError: no parquet files, or files that cannot be read.
     """
-    from datasets import Dataset, Features, concatenate_datasets
-    from pyarrow.lib import ArrowException
+    from datasets import concatenate_datasets
 
     about = read_about(folder) if (folder / ABOUT).is_file() else {"kind": "cleaned_dataset"}
     data = folder / "data"
     paths = sorted(path for path in belongs(folder, about) if path.parent == data and path.suffix == ".parquet")
     if not paths:
         raise ValueError(f"{folder / 'data'} holds no parquet files; get the whole artifact again")
-    parts = []
-    for path in paths:
-        table = read_table(path)
-        try:
-            features = Features.from_arrow_schema(table.schema)
-            _check_media(table, features)
-            parts.append(Dataset(table.cast(features.arrow_schema)))
-        except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no parquet file that can be read ({error!s:.200}); get it again") from error
+    parts = [_read_shard(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if part.features != parts[0].features:
+            raise ValueError(f"{path} has other columns than {paths[0].name}; get the whole artifact again")
     return concatenate_datasets(parts)
 
 
-def _check_media(table: Any, features: Any) -> None:
-    """Pictures and sounds lie in the file, not anywhere on this machine, and no picture is larger than it may be.
+def _read_shard(path: Path) -> Dataset:
+    from datasets import Dataset, Features
+
+    from .tables import UNREADABLE
+
+    table = read_table(path)
+    try:
+        if own := (table.schema.metadata or {}).get(b"huggingface"):
+            parse_json(own.decode("utf-8"), "what it says of its columns")
+        features = Features.from_arrow_schema(table.schema)
+        _check_media(table, features, max(_LEAST_PIXELS, _MOST_RATIO * path.stat().st_size))
+        return Dataset(table.cast(features.arrow_schema))
+    except UNREADABLE as error:
+        # the libraries' messages quote names of columns
+        raise ValueError(f"{path} is no parquet file that can be read ({told(error)}); get it again") from None
+
+
+def _check_media(table: Any, features: Any, most: int) -> None:
+    """Pictures and sounds lie in the file, not anywhere on this machine, and pictures are as large as they may be.
 
     Raises:
-        ValueError: a row that names a path instead, that is no picture, or one with too many pixels.
+        ValueError: a row that names a path instead, that is no picture, or one with too many pixels, alone or together.
     """
-    from PIL import Image, UnidentifiedImageError
-
+    pixels = 0
     for name, feature in features.items():
         kind = type(feature).__name__
         if kind not in ("Image", "Audio", "Video"):
+            if _has_media(feature):
+                raise ValueError(f"the column {name!r:.40} holds lists of pictures or sounds; none of ours does")
             continue
-        for row, cell in enumerate(table[name].to_pylist() if kind == "Image" else table[name]):
-            value = cell if kind == "Image" else cell.as_py()
+        for row, cell in enumerate(table[name]):
+            value = cell.as_py()
             if value is None:
                 continue
             if not isinstance(value, dict) or value.get("bytes") is None:
@@ -110,12 +123,26 @@ def _check_media(table: Any, features: Any) -> None:
             if kind != "Image":
                 continue
             try:
-                with Image.open(io.BytesIO(value["bytes"])) as picture:
-                    width, height = picture.size
-            except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-                raise ValueError(f"row {row} of {name!r:.40} is no picture ({error!s:.80})") from error
-            if width * height > _MOST_PIXELS:
-                raise ValueError(f"row {row} of {name!r:.40} has {width} x {height} pixels, at most {_MOST_PIXELS:,}")
+                width, height = picture_size(value)
+            except ValueError as error:
+                raise ValueError(f"row {row} of {name!r:.40} is no picture ({error})") from None
+            pixels += width * height
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"row {row} of {name!r:.40} has {width} x {height} pixels, at most {MOST_PIXELS:,}")
+            if pixels > most:
+                raise ValueError(
+                    f"the pictures up to row {row} of {name!r:.40} have {pixels:,} pixels, at most {most:,}"
+                )
+
+
+def _has_media(feature: Any) -> bool:
+    """Whether a picture or sound lies somewhere inside a feature."""
+    if type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti"):
+        return True
+    inner = feature.values() if isinstance(feature, dict) else feature
+    if not isinstance(feature, dict | list):
+        inner = [feature.feature] if hasattr(feature, "feature") else []
+    return any(map(_has_media, inner))
 
 
 def read_dataset(name: str, split: str, config: str | None = None) -> Any:

@@ -60,18 +60,26 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
     local = folder.is_dir()
     if not local:
         folder = download(str(source), None, revision=revision, token=token, only=_RECORDS)
+    inside = files_of(folder)
     about = about_of(folder)
     kind = KINDS[about["kind"]]
     metadata, text = read_card(folder / CARD) if (folder / CARD).is_file() else ({}, "")
     code = about.get("code")
     if local:
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in inside}
     else:
         files = listing(str(source), kind.repo_type, revision=revision, token=token)
     name = PLACEHOLDER if local else str(source)
+    licence, origin = metadata.get("license"), about.get("source")
     try:
         how = usage(about["kind"], name, **(code if isinstance(code, dict) else {}))
-    except (KeyError, IndexError, TypeError):  # the record lacks a value: the card's own code is the next best
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # the record lacks a value: the card's own code is the next best
         how = first_block(text)
     return {
         "kind": about["kind"],
@@ -79,8 +87,8 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
         "repo_type": kind.repo_type,
         "format_version": about["format_version"],
         "files": files,
-        "licence": metadata.get("license"),
-        "source": about.get("source"),
+        "licence": licence if licence is None else str(licence),
+        "source": origin if isinstance(origin, dict) and "id" in origin else None,
         "facts": {key: about[key] for key in _SHOWN if isinstance(about.get(key), str | int | float)},
         "usage": how.replace(PLACEHOLDER, str(source)) if local else how,
     }
@@ -98,7 +106,7 @@ def show(result: dict[str, Any], console: Any) -> None:
     table = Table(title=result["title"], show_header=False)
     rows = {
         "licence": result["licence"] or "not given",
-        **({"made from": result["source"]["id"]} if isinstance(result["source"], dict) else {}),
+        **({"made from": result["source"]["id"]} if result["source"] else {}),
         **{key.replace("_", " "): value for key, value in result["facts"].items()},
         "files": "\n".join(f"{name}  {size:,} bytes" for name, size in list(result["files"].items())[:20]),
     }

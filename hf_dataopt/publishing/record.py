@@ -1,24 +1,30 @@
 """`hf_dataopt.json`: kind, version, facts, and which files belong to an artifact, with their sizes and hashes.
 
-Format 1 may gain entries; a release that cannot be read by an older one has a higher number. Artifacts of the first releases
-name no files: they are read as they are.
+`format_version` has a higher number where older releases cannot read what is written; `format_minor` counts what was added
+that they may leave unread: settings and tensors with new names are refused in a file of a minor format that this release knows
+(damage, or somebody else's), and left out of one with a higher number. Artifacts of the first releases name no files: they are
+read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .kinds import KINDS
 from .safe_files import CARD, check_names, files_of, read_json
 
+logger = logging.getLogger(__name__)
+
 ABOUT = "hf_dataopt.json"
-FORMAT = 1
+FORMAT, MINOR = 1, 0
 _PIECE = 4 * 2**20
 # what the Hub, its client and file managers put beside the files of an artifact
 _STRANGERS = {".gitattributes", ".DS_Store", ".cache"}
@@ -36,33 +42,60 @@ def read_about(folder: Path) -> dict[str, Any]:
     """
     about = read_json(folder / ABOUT)
     found = about.get("kind")
-    check_version(about.get("format_version"), folder / ABOUT)
+    check_version(about, folder / ABOUT)
     if not isinstance(found, str) or found not in KINDS:
         raise ValueError(f"{folder} holds a {found!r:.80}, which this version does not know; update hf_dataopt")
     _check_list(folder, about.get("files"))
     return about
 
 
-def check_version(number: Any, path: Path) -> None:
-    """Refuse a `format_version` that is none, or newer than what this release reads.
+def check_version(about: Mapping[str, Any], path: Path, name: str = "format_version") -> bool:
+    """Refuse a format that is none, or newer than what this release reads.
+
+    Args:
+        about: what the file says.
+        path: names it.
+        name: of the entry.
+
+    Returns:
+        Whether the minor format is newer: what has a name that this release does not know is to be left out.
 
     Raises:
-        ValueError: it is; `path` names the file.
+        ValueError: it must not be read.
     """
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ValueError(f"{path} has format_version {number!r:.40}; it must be a number from 1")
+    number, minor = about.get(name), about.get("format_minor", 0)
+    if type(number) is not int or number < 1 or type(minor) is not int or minor < 0:
+        raise ValueError(
+            f"{path} has {name} {number!r:.40} and format_minor {minor!r:.40}; they must be numbers from 1 and from 0"
+        )
     if number > FORMAT:
-        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; update hf_dataopt")
+        by = f", written by hf_dataopt {about['hf_dataopt']!r:.20}" if about.get("hf_dataopt") else ""
+        raise ValueError(f"{path} has format {number}.{minor}{by}, this version reads {FORMAT}; update hf_dataopt")
+    if minor > MINOR:
+        logger.info(
+            "%s has format %d.%d, this version knows %d.%d; what is new in it is left out",
+            path,
+            number,
+            minor,
+            FORMAT,
+            MINOR,
+        )
+    return minor > MINOR
+
+
+def known_settings(settings: Any, names: Iterable[str], newer: bool) -> str:
+    """Settings as JSON for a config's `from_json_string`; of a newer minor format only those with `names`."""
+    if newer and isinstance(settings, dict):
+        known = set(names)
+        settings = {name: value for name, value in settings.items() if name in known}
+    return json.dumps(settings)
 
 
 def _check_list(folder: Path, files: Any) -> None:
     if files is None:
         return
     good = isinstance(files, dict) and all(
-        isinstance(one, dict)
-        and isinstance(one.get("size"), int)
-        and not isinstance(one["size"], bool)
-        and isinstance(one.get("sha256"), str)
+        isinstance(one, dict) and type(one.get("size")) is int and isinstance(one.get("sha256"), str)
         for one in files.values()
     )
     if not good:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ..progress import told
+
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 CARD = "README.md"
 MAX_JSON = 64 * 2**20
 MAX_CARD = 16 * 2**20  # of it at most 1 MiB of text
 _MAX_TEXT = 2**20
-MAX_HEADER = 16 * 2**20
+MAX_HEADER = 4 * 2**20
+# largest value of keys, values and weights: what float16 holds. Beyond it sums of products turn into infinity and NaN
+MAX_VALUE = 65504.0
 MAX_FILES = 10_000
 MAX_DEPTH = 40
+# lists and objects in a JSON file, events in YAML: each takes far more memory than its two signs in the file
+_MAX_PARTS = 2**20
+_YAML_TEXT = "tag:yaml.org,2002:str"
+_MAX_AXES, _MAX_AXIS = 16, 2**48
+_LONGEST_NUMBER = 1_000
 # a card names every class of a data set: 21,841 of ImageNet take 1 MB
 _MAX_YAML, _MAX_SCALAR = 8 * 2**20, 512 * 2**10
-# a table may be this many times as large as its file, and always this large
-_MAX_RATIO, _LEAST_TABLE = 1_000, 256 * 2**20
-_ROWS = 256  # read at a time
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "U16": 2, "I16": 2, "F32": 4, "U32": 4, "I32": 4}
 _BYTES |= {"F64": 8, "U64": 8, "I64": 8, "C64": 8}
 # what torch, numpy and joblib would unpickle: never downloaded, never uploaded, never opened
@@ -68,23 +75,43 @@ def files_of(folder: Path, besides: tuple[str, ...] = ()) -> list[Path]:
     own = folder.resolve()
     # the Hub client's cache: snapshots/COMMIT/file -> blobs/HASH of the same repository
     blobs = own.parent.parent / "blobs" if own.parent.name == "snapshots" else own
-    for path in sorted(folder.rglob("*")):
-        if path.relative_to(folder).parts[0] in besides:
-            continue
-        target = path.resolve()
+    for path in sorted(_entries(folder, besides)):
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError) as error:  # a link to itself
+            raise ValueError(f"{told(path)} is a link to nothing; remove it") from error
         if path.is_symlink() and not (target.is_relative_to(own) or target.is_relative_to(blobs)):
             raise ValueError(
-                f"{path} is a link that leads out of {folder}; put the file itself there if you want it read"
+                f"{told(path)} is a link that leads out of {told(folder)}; put the file itself there if you want it read"
             )
         if not target.exists():
-            raise ValueError(f"{path} is a link to nothing; remove it")
+            raise ValueError(f"{told(path)} is a link to nothing; remove it")
         mode = target.stat().st_mode
         if stat.S_ISREG(mode):
             found.append(path)
         elif not stat.S_ISDIR(mode):
-            raise ValueError(f"{path} is neither a file nor a folder; remove it")
+            raise ValueError(f"{told(path)} is neither a file nor a folder; remove it")
     check_names([path.relative_to(folder).as_posix() for path in found], str(folder))
     return found
+
+
+def _entries(folder: Path, besides: tuple[str, ...]) -> Iterator[Path]:
+    """Everything in a folder and in its folders, but for these names in it; links to folders are named, not followed."""
+    left, count = [(folder, 1)], 0
+    while left:
+        here, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{told(folder)} holds folders more than {MAX_DEPTH} deep; an artifact has a few")
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if depth == 1 and entry.name in besides:
+                    continue
+                count += 1
+                if count > 2 * MAX_FILES:
+                    raise ValueError(f"{told(folder)} has more than {MAX_FILES:,} files; an artifact has a few")
+                yield here / entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    left.append((here / entry.name, depth + 1))
 
 
 def is_pickle(name: str) -> bool:
@@ -105,30 +132,35 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     """A JSON object from text that a stranger may have written.
 
     Raises:
-        ValueError: nested too deeply, not JSON, NaN or infinity, or no object.
+        ValueError: nested too deeply, too many lists and objects, not JSON, NaN or infinity, or no object.
     """
     try:
+        _check_nesting(text)
         value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-        if _depth(value) > MAX_DEPTH:
-            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} is no JSON that can be read ({type(error).__name__}: {error}); get it again"
+            f"{where} is no JSON that can be read ({type(error).__name__}: {told(error)}); get it again"
         ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{where} must hold a JSON object, got a {type(value).__name__}; get it again")
     return value
 
 
-def _depth(value: Any) -> int:
-    """How deep lists and objects are nested, level by level: it may be deeper than functions can call themselves."""
-    level, depth = [value], 0
-    while level := [one for one in level if isinstance(one, list | dict)]:
-        depth += 1
+def _check_nesting(text: str) -> None:
+    """Depth and number of lists and objects, from the signs alone: what is too deep never reaches a parser."""
+    count = text.count("[") + text.count("{")
+    if count <= MAX_DEPTH:
+        return
+    if count > _MAX_PARTS:
+        raise ValueError(f"it holds {count:,} lists and objects, at most {_MAX_PARTS:,} are read")
+    depth = 0
+    for sign in _BRACKETS.findall(_STRINGS.sub("", text)):
+        depth += 1 if sign in "[{" else -1
         if depth > MAX_DEPTH:
-            break
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-    return depth
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+_STRINGS, _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL), re.compile(r"[\[\]{}]")
 
 
 def _finite(text: str) -> float:
@@ -146,12 +178,18 @@ def _read_text(path: Path, limit: int) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is missing; get the whole artifact again")
     size = path.stat().st_size
+    if size <= limit:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)  # the size of a file that grows, or of none on a disk, says nothing
+        size = len(content)
     if size > limit:
         raise ValueError(f"{path} has {size:,} bytes, at most {limit:,} are read; it is not what its name says")
     try:
-        return path.read_text(encoding="utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); get it again") from error
+        raise ValueError(
+            f"{path} is not UTF-8 text ({told(error)}); get it again"
+        ) from None  # it holds all of the text
 
 
 def check_safetensors(path: Path) -> dict[str, Any]:
@@ -175,7 +213,7 @@ def check_safetensors(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is no safetensors file (header of {length:,} bytes in {size:,}); get it again")
         head = file.read(length)
     try:
-        header = json.loads(head)
+        header = parse_json(head.decode("utf-8"), "the header")
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         spans = sorted(tuple(entry["data_offsets"]) for entry in tensors.values())
         # one after the other without gaps: no two tensors share bytes, and nothing hides between or behind them
@@ -185,7 +223,7 @@ def check_safetensors(path: Path) -> dict[str, Any]:
         fits = fits and all(
             _takes(entry) == entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values()
         )
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} has a broken safetensors header ({type(error).__name__}); get it again") from error
     if not fits:
         raise ValueError(f"{path} has tensors that do not fit the file; get it again")
@@ -194,37 +232,71 @@ def check_safetensors(path: Path) -> dict[str, Any]:
 
 def _takes(entry: Mapping[str, Any]) -> int:
     """Bytes of a tensor by its dtype and shape."""
-    shape = entry["shape"]
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError("a shape that is none")
-    return math.prod(shape) * (1 if entry["dtype"].startswith("F8_") else _BYTES[entry["dtype"]])
+    shape, count = entry["shape"], 1
+    if len(shape) > _MAX_AXES:
+        raise ValueError("too many axes")
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= _MAX_AXIS:
+            raise ValueError("a shape that is none")
+        count *= size
+    return count * (1 if entry["dtype"].startswith("F8_") else _BYTES[entry["dtype"]])
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, after `check_safetensors`.
 
     Raises:
-        ValueError: the file is not what its name says.
+        ValueError: the file is not what its name says, or holds a flag that is neither true nor false.
     """
-    from safetensors import SafetensorError
+    import torch
     from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = _load(path, load_file)
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
+            raise ValueError(f"{path} holds flags in {name!r:.80} that are neither true nor false; get it again")
+    return tensors
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """`read_tensors` as numpy arrays; dtypes that numpy lacks are refused."""
+    from safetensors.numpy import load_file
+
+    arrays: dict[str, NDArray[Any]] = _load(path, load_file)
+    for name, array in arrays.items():
+        if array.dtype.kind == "b" and array.size and int(array.view("u1").max()) > 1:
+            raise ValueError(f"{path} holds flags in {name!r:.80} that are neither true nor false; get it again")
+    return arrays
+
+
+def _load(path: Path, load: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    from safetensors import SafetensorError
 
     check_safetensors(path)
     try:
-        return load_file(str(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot read the tensors of {path}: {error}") from error
+        return load(str(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read the tensors of {path}: {told(error)}; get it again") from None  # it quotes names
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse NaN and infinite values in any floating-point tensor.
+def check_finite(tensors: Mapping[str, torch.Tensor], most: float | None = None) -> None:
+    """Refuse NaN and infinite values in any floating-point tensor, and values that products would make so.
+
+    Args:
+        tensors: by name.
+        most: largest size of a value; None: any that is finite.
 
     Raises:
         ValueError: there are some; the message names the tensor.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = (float(one) for one in tensor.float().aminmax())
+        if not max(-low, high) < float("inf"):  # NaN too
             raise ValueError(f"{name!r:.80} holds NaN or infinite values")
+        if most is not None and max(-low, high) > most:
+            raise ValueError(f"{name!r:.80} holds values of {low:g} to {high:g}, at most {most:g} are used")
 
 
 def check_parquet(path: Path) -> Any:
@@ -234,38 +306,31 @@ def check_parquet(path: Path) -> Any:
         `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        ValueError: missing, or no parquet file.
+        ValueError: missing, no parquet file, or one that claims to hold far more than its size.
     """
-    import pyarrow.parquet
-    from pyarrow.lib import ArrowException
+    from . import tables
 
     if not path.is_file():
         raise ValueError(f"{path} is missing; get the whole artifact again")
     try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no parquet file that can be read ({error!s:.200}); get it again") from error
+        return tables.opened(path)
+    except tables.UNREADABLE as error:
+        raise ValueError(f"{path} is no parquet file that can be read ({told(error)}); get it again") from None
 
 
 def read_table(path: Path) -> Any:
     """The Arrow table in a parquet file, read a few rows at a time and only as long as it is not absurdly larger than the file.
 
     Raises:
-        ValueError: no parquet file, or one that unpacks to more than 1,000 times its size (and 256 MB).
+        ValueError: no parquet file, or one that unpacks to more than `tables.MAX_RATIO` times its size (and 256 MB).
     """
-    import pyarrow
-    from pyarrow.lib import ArrowException
+    from . import tables
 
-    file, limit, held, parts = check_parquet(path), max(_LEAST_TABLE, _MAX_RATIO * path.stat().st_size), 0, []
+    file = check_parquet(path)
     try:
-        for batch in file.iter_batches(batch_size=_ROWS):
-            held += batch.nbytes
-            if held > limit:
-                raise ValueError(f"it unpacks to more than {limit:,} bytes")
-            parts.append(batch)
-        return pyarrow.Table.from_batches(parts, schema=file.schema_arrow)
-    except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no parquet file that can be read ({error!s:.200}); get it again") from error
+        return tables.read(path, file)
+    except tables.UNREADABLE as error:
+        raise ValueError(f"{path} is no parquet file that can be read ({told(error)}); get it again") from None
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
@@ -295,22 +360,38 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         raise ValueError(f"the metadata of {where} has {len(text):,} characters, at most {_MAX_YAML:,} are read")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=loader):
+        depth, resolve = 0, yaml.resolver.Resolver().resolve
+        for count, event in enumerate(yaml.parse(text, Loader=loader)):
+            if count > _MAX_PARTS:
+                raise ValueError(f"it has more than {_MAX_PARTS:,} parts")
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("it repeats itself by aliases")
-            if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MAX_SCALAR:
-                raise ValueError(f"one value has {len(event.value):,} characters, at most {_MAX_SCALAR:,} are read")
+            if getattr(event, "tag", None) not in (None, "!", _YAML_TEXT):
+                raise ValueError(f"it has the tag {event.tag!r:.80}; plain values need none")
+            if isinstance(event, yaml.ScalarEvent):
+                if len(event.value) > _MAX_SCALAR:
+                    raise ValueError(f"one value has {len(event.value):,} characters, at most {_MAX_SCALAR:,} are read")
+                long = not event.style and len(event.value) > _LONGEST_NUMBER
+                if long and resolve(yaml.ScalarNode, event.value, (True, False)) != _YAML_TEXT:
+                    raise ValueError(f"one number has {len(event.value):,} digits")
             starts = isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent)
             depth += starts - isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent)
             if depth > MAX_DEPTH:
                 raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
         value = yaml.load(text, Loader=loader)  # noqa: S506 - one of the two safe loaders
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        message = " ".join(str(error).split())
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        # the library's own message quotes the text
         raise ValueError(
-            f"the metadata of {where} was refused ({type(error).__name__}: {message:.200}); edit the card"
-        ) from error
+            f"the metadata of {where} was refused ({type(error).__name__}: {told(error)}); edit the card"
+        ) from None
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -21,8 +21,8 @@ from typing import Any
 from . import cards
 from .kinds import usage
 from .names import looks_like_repo
-from .record import ABOUT, FORMAT, draft_of, foreign_files, is_draft, list_files
-from .safe_files import CARD, read_card, read_json
+from .record import ABOUT, FORMAT, MINOR, draft_of, foreign_files, is_draft, list_files
+from .safe_files import CARD, check_parquet, check_safetensors, read_card, read_json
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -126,7 +126,14 @@ def finish(
     Raises:
         ValueError: a card or record that our own reader would refuse; nothing else is ever published.
     """
-    record = {"format_version": FORMAT, "kind": kind, "hf_dataopt": _own_version(), "code": dict(code or {}), **about}
+    record = {
+        "format_version": FORMAT,
+        "format_minor": MINOR,
+        "kind": kind,
+        "hf_dataopt": _own_version(),
+        "code": dict(code or {}),
+        **about,
+    }
     if origin is not None and looks_like_repo(origin[1]):
         record["source"] = {"type": origin[0], "id": origin[1]}
     if metadata is not None:
@@ -137,6 +144,13 @@ def finish(
         (folder / CARD).write_text(text, encoding="utf-8")
         read_card(folder / CARD)
     record["files"] = list_files(folder)
+    for name in record["files"]:
+        if name.endswith(".json"):
+            read_json(folder / name)
+        elif name.endswith(".safetensors"):
+            check_safetensors(folder / name)
+        elif name.endswith(".parquet"):
+            check_parquet(folder / name)
     with (folder / ABOUT).open("w", encoding="utf-8") as file:
         file.write(json.dumps(record, indent=2) + "\n")
         file.flush()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..progress import told
 from ..publishing.artifacts import fetch
-from ..publishing.record import ABOUT
-from ..publishing.safe_files import check_safetensors, files_of, read_json
+from ..publishing.record import ABOUT, MINOR, check_version, known_settings
+from ..publishing.safe_files import files_of, read_arrays, read_json
 from ..publishing.writer import finish, replacing
 from .config import RelationConfig
 from .outlier import Reference
@@ -21,6 +23,7 @@ FORMAT = 1
 KIND = "relation_report"
 UNFINISHED = "unfinished"  # stripes of a run that was killed, in the folder of the report
 _JSON, _TENSORS = "report.json", "report.safetensors"
+_INFINITE = "infinite"
 # name -> kind of its numbers
 ARRAYS = {
     "labels": "i",
@@ -47,6 +50,9 @@ def save_report(
         arrays: `ARRAYS` by name, (n,) each.
         parts: ranks that a combined score is made of.
         reference: one per checkpoint.
+
+    Raises:
+        ValueError: values that `load_report` would refuse; what was there before stays.
     """
     from safetensors.numpy import save_file
 
@@ -54,10 +60,13 @@ def save_report(
     found |= {f"part.{name}": np.ascontiguousarray(values) for name, values in parts.items()}
     for k, one in enumerate(reference):
         found |= {f"reference.{k}.{name}": value for name, value in one.arrays().items()}
-    text = json.dumps({"format": FORMAT, **about}, indent=1)
+    level = about["outlier_level"]  # JSON knows no infinity
+    settings = {**about, "outlier_level": _INFINITE if level == np.inf else level}
+    text = json.dumps({"format": FORMAT, "format_minor": MINOR, **settings}, indent=1)
     with replacing(folder, KIND, besides=(UNFINISHED,)) as draft:
         save_file(found, draft / _TENSORS)
         (draft / _JSON).write_text(text + "\n", encoding="utf-8")
+        _checked(read_json(draft / _JSON), read_arrays(draft / _TENSORS), folder)
         flagged = {"rows": len(found["labels"]), "dropped": int(found["is_label_error"].sum())}
         finish(draft, KIND, about=flagged)
 
@@ -68,33 +77,34 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: no report in the folder, a damaged file, values that cannot be, or a newer format.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     folder = Path(folder)
     try:
         if (folder / ABOUT).is_file() or not folder.is_dir():
             folder, _ = fetch(folder, KIND)
         else:  # written before reports had a record
             files_of(folder)
-            check_safetensors(folder / _TENSORS)
-        return _checked(read_json(folder / _JSON), load_file(folder / _TENSORS))
-    except (OSError, KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
+        return _checked(read_json(folder / _JSON), read_arrays(folder / _TENSORS), folder)
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{folder} holds no readable relation report ({type(error).__name__}: {error!s:.400}); fit again"
+            f"{folder} holds no readable relation report ({type(error).__name__}: {told(error, 400)}); fit again"
         ) from error
 
 
-def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    number = about.get("format")
-    if isinstance(number, bool) or not isinstance(number, int) or number > FORMAT:
-        raise ValueError(f"it was written by a newer version (format {number!r:.20}); update hf_dataopt")
+def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: str | Path) -> dict[str, Any]:
+    newer = check_version(about, Path(folder) / _JSON, "format")
+    if newer:
+        arrays = {
+            name: one for name, one in arrays.items() if name in ARRAYS or name.startswith(("part.", "reference."))
+        }
     columns = [_pair(one) for one in _list(about, "columns")]
+    if not columns:
+        raise ValueError("it names no columns")
     values, names = _list(about, "label_values"), _list(about, "label_names")
     if len(values) != len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{len(values)} labels with {len(names)} names")
     level, summary = about["outlier_level"], about["summary"]
-    if isinstance(level, bool) or not isinstance(level, int | float) or not np.isfinite(level):
+    level = np.inf if level == _INFINITE else level
+    if isinstance(level, bool) or not isinstance(level, int | float) or not level > -np.inf:
         raise ValueError(f"outlier_level is {level!r:.40}")
     if not isinstance(about["label_column"], str) or not isinstance(summary, dict):
         raise ValueError("label_column or summary is of the wrong kind")
@@ -111,15 +121,13 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[
             raise ValueError(f"{name} holds codes from {one.min()} to {one.max()} for {len(names)} labels")
     reference = [Reference.from_arrays(arrays, k, *names) for k, names in enumerate(columns)]
     for held in reference:
-        for name, matrix in held.arrays().items():
-            if matrix.ndim != 2 or matrix.dtype != np.float32 or not np.isfinite(matrix).all():
-                raise ValueError(f"the reference {name} are {matrix.dtype} {matrix.shape}, or not finite")
-            if len(matrix) != len(held.features):
-                raise ValueError(f"the reference has {len(held.features)} rows and {len(matrix)} {name}")
+        _check_reference(held)
     if {name for name in arrays if not name.startswith(("part.", "reference."))} != set(ARRAYS):
         raise ValueError(f"unexpected arrays among {sorted(arrays)!r:.200}")
     return {
-        "config": RelationConfig.from_json_string(json.dumps(about["config"])),
+        "config": RelationConfig.from_json_string(
+            known_settings(about["config"], (one.name for one in fields(RelationConfig)), newer)
+        ),
         "label_column": about["label_column"],
         "columns": columns,
         "label_values": values,
@@ -130,6 +138,22 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[
         "reference": reference,
         **{name: arrays[name] for name in ARRAYS},
     }
+
+
+def _check_reference(held: Reference) -> None:
+    """What new rows can be compared with: features with a direction, and probabilities."""
+    for name, matrix in held.arrays().items():
+        if matrix.ndim != 2 or matrix.dtype != np.float32 or not np.isfinite(matrix).all():
+            raise ValueError(f"the reference {name} are {matrix.dtype} {matrix.shape}, or not finite")
+        if len(matrix) != len(held.features):
+            raise ValueError(f"the reference has {len(held.features)} rows and {len(matrix)} {name}")
+    squares = np.einsum("ij,ij->i", held.features, held.features, dtype=np.float32)
+    if not (np.isfinite(squares) & (squares > 0)).all():
+        raise ValueError("the reference features have rows without a direction")
+    if held.probs is not None and len(held.probs):
+        total = held.probs.sum(axis=1)
+        if held.probs.min() < 0 or not (np.abs(total - 1) < 0.02).all():
+            raise ValueError("the reference probs are no probabilities")
 
 
 def _list(about: Mapping[str, Any], name: str) -> list[Any]:
