@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,8 @@ from .safe_files import CARD, SAFE, check_names, read_card
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+# of the client's transport, whose library differs from version to version (httpx, httpx2)
+_BROKEN_OFF = {"ReadError", "WriteError", "CloseError", "RemoteProtocolError"}
 
 
 def download(
@@ -39,24 +41,42 @@ def download(
 
     Raises:
         ValueError: no Hub name, or a repository with file names that are refused.
-        HubError: it cannot be read.
+        HubError: it cannot be read; offline (`HF_HUB_OFFLINE=1`), it is not in the cache.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
+    patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
+    if constants.HF_HUB_OFFLINE:
+        return _cached(repo_id, [repo_type] if repo_type else ["model", "dataset"], revision, patterns)
     api = HfApi(token=token)
     with hub_errors(f"reading {repo_id}"):
         if repo_type is None:
             repo_type = "model" if api.repo_exists(repo_id, repo_type="model") else "dataset"
         info: Any = patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision))
         check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
-        patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
         return Path(
             snapshot_download(
                 repo_id, repo_type=repo_type, revision=info.sha or revision, token=token, allow_patterns=patterns
             )
         )
+
+
+def _cached(repo_id: str, kinds: list[str], revision: str | None, patterns: list[str]) -> Path:
+    """What an earlier download has left in the Hub client's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    options: dict[str, Any] = {"revision": revision, "local_files_only": True, "allow_patterns": patterns}
+    for kind in kinds:
+        with suppress(LocalEntryNotFoundError):
+            return Path(snapshot_download(repo_id, repo_type=kind, **options))
+    at = f" at {revision}" if revision else ""
+    raise HubError(
+        f"reading {repo_id} failed: HF_HUB_OFFLINE is set, and the Hub's cache does not hold it{at}; unset that to "
+        "download it, or name a folder"
+    )
 
 
 def listing(
@@ -88,15 +108,15 @@ def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None)
 
 
 def patiently(call: Callable[[], _Result], tries: int = 4) -> _Result:
-    """A call again after a server error; the Hub's client does so for uploads, but for none of these."""
+    """A call again after a server error or a connection that broke off; the Hub's client does so for uploads only."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for left in reversed(range(tries)):
         try:
             return call()
-        except HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", 0)
-            if left == 0 or status < 500:
+        except Exception as error:
+            status = getattr(error.response, "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
+            if left == 0 or (status < 500 and type(error).__name__ not in _BROKEN_OFF):
                 raise
             time.sleep(2.0 ** (tries - left - 1))
     raise RuntimeError("unreachable")

@@ -194,13 +194,17 @@ def _keeper(name: str, scratch: Path) -> tuple[Any, Any]:
         os.close(asking)
         os.close(answer)
         return os.fdopen(ask, "w"), os.fdopen(answering)
-    os.close(ask)
-    saved = VICTIMS[name](Path(tempfile.mkdtemp(dir=scratch)))
-    with os.fdopen(asking) as lines, os.fdopen(answer, "w") as out:
-        for line in lines:
-            out.write(json.dumps(_one(saved, json.loads(line))) + "\n")
-            out.flush()
-    os._exit(0)
+    try:
+        os.close(ask)
+        saved = VICTIMS[name](Path(tempfile.mkdtemp(dir=scratch)))
+        with os.fdopen(asking) as lines, os.fdopen(answer, "w") as out:
+            for line in lines:
+                out.write(json.dumps(_one(saved, json.loads(line))) + "\n")
+                out.flush()
+    except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(0)
 
 
 def _serve(answers: Any) -> None:
@@ -217,7 +221,10 @@ def _serve(answers: Any) -> None:
             keeper = keepers[name] if name in keepers else keepers.setdefault(name, _keeper(name, Path(scratch)))
             keeper[0].write(line)
             keeper[0].flush()
-            answers.write(keeper[1].readline())
+            answer = keeper[1].readline()
+            if not answer:
+                raise RuntimeError(f"the victim {name} could not be made")
+            answers.write(answer)
             answers.flush()
 
 
