@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,15 +47,15 @@ def download(
 
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
-    patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
     if constants.HF_HUB_OFFLINE:
-        return _cached(repo_id, [repo_type] if repo_type else ["model", "dataset"], revision, patterns)
+        return _cached(repo_id, [repo_type] if repo_type else ["model", "dataset"], revision)
     api = HfApi(token=token)
     with hub_errors(f"reading {repo_id}"):
         if repo_type is None:
             repo_type = "model" if api.repo_exists(repo_id, repo_type="model") else "dataset"
         info: Any = patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision))
         check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
+        patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
         return Path(
             snapshot_download(
                 repo_id, repo_type=repo_type, revision=info.sha or revision, token=token, allow_patterns=patterns
@@ -63,15 +63,17 @@ def download(
         )
 
 
-def _cached(repo_id: str, kinds: list[str], revision: str | None, patterns: list[str]) -> Path:
-    """What an earlier download has left in the Hub client's cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _cached(repo_id: str, kinds: list[str], revision: str | None) -> Path:
+    """The newest that earlier downloads have left in the Hub client's cache: their commits, branches do not stay there."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
 
-    options: dict[str, Any] = {"revision": revision, "local_files_only": True, "allow_patterns": patterns}
-    for kind in kinds:
-        with suppress(LocalEntryNotFoundError):
-            return Path(snapshot_download(repo_id, repo_type=kind, **options))
+    try:
+        repos = [one for one in scan_cache_dir().repos if one.repo_id == repo_id and one.repo_type in kinds]
+    except CacheNotFound:
+        repos = []
+    found = [one for repo in repos for one in repo.revisions if revision in (None, one.commit_hash, *one.refs)]
+    if found:
+        return max(found, key=lambda one: one.last_modified).snapshot_path
     at = f" at {revision}" if revision else ""
     raise HubError(
         f"reading {repo_id} failed: HF_HUB_OFFLINE is set, and the Hub's cache does not hold it{at}; unset that to "
@@ -100,7 +102,8 @@ def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None)
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     try:
-        found = read_card(Path(hf_hub_download(repo_id, CARD, repo_type=repo_type, token=token)))[0].get("license")
+        card = patiently(lambda: hf_hub_download(repo_id, CARD, repo_type=repo_type, token=token))
+        found = read_card(Path(card))[0].get("license")
     except (RepositoryNotFoundError, EntryNotFoundError, ValueError, OSError) as error:
         logger.info("no licence found for %s: %s", repo_id, error)
         return None
@@ -116,7 +119,8 @@ def patiently(call: Callable[[], _Result], tries: int = 4) -> _Result:
             return call()
         except Exception as error:
             status = getattr(error.response, "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
-            if left == 0 or (status < 500 and type(error).__name__ not in _BROKEN_OFF):
+            broken_off = {type(error).__name__, type(error.__cause__).__name__} & _BROKEN_OFF
+            if left == 0 or (status < 500 and not broken_off):
                 raise
             time.sleep(2.0 ** (tries - left - 1))
     raise RuntimeError("unreachable")

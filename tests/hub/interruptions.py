@@ -21,6 +21,7 @@ def main(folder: Path) -> dict[str, Any]:
         time.sleep = lambda seconds: None
         found = _interrupted(hub, folder)
         found |= _offline(folder)
+        hub.stopped = True  # connections that are still open too
     return found | _dead(folder)
 
 
