@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 import transformers as tf
 from datasets import Dataset, disable_progress_bars
+from tqdm import tqdm
 
-from hf_dataopt.checkpoint import PassCheckpoint
+from hf_dataopt.checkpoint import PassCheckpoint, write_atomically
 from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.features import FeatureExtractor
@@ -82,7 +84,7 @@ def job(function: Callable[[Path], bytes]) -> Callable[[Path], Saved]:
     def run(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         result = function(folder)
-        (folder / "result").write_bytes(result)
+        write_atomically(folder / "result", result)
 
     def read(folder: Path) -> str:
         result = folder / "result"
@@ -210,6 +212,7 @@ def _keeper(name: str, scratch: Path) -> tuple[Any, Any]:
 def _serve(answers: Any) -> None:
     torch.set_num_threads(1)
     disable_progress_bars()
+    tqdm.set_lock(threading.RLock())  # not its semaphore, which a killed fork would keep from all others
     PassCheckpoint.__init__.__defaults__ = (0.0,)
     graph.LARGEST_TILE["cpu"] = 32
     keepers: dict[str, tuple[Any, Any]] = {}
