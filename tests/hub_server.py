@@ -78,6 +78,7 @@ class HubServer:
         self._stop_after: int | None = None
         self._stop_where = ""
         self.stopped = False
+        self._drop: tuple[int, bool, bool] | None = None
         self._server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> HubServer:
@@ -140,9 +141,19 @@ class HubServer:
         """Read this much of the next upload (LFS file or commit), then hang up, and hang up on everything after it."""
         self._stop_after, self._stop_where = after_bytes, path
 
+    def drop(self, number: int, *, after: bool, for_good: bool) -> None:
+        """Hang up on the `number`-th request from now (0: the next one).
+
+        Args:
+            number: which.
+            after: it is carried out, and only the answer is lost; else nothing happens.
+            for_good: hang up on everything that comes later too.
+        """
+        self._drop = (len(self.requests) + number, after, for_good)
+
     def restart(self) -> None:
-        """Serve again after `stop_in_upload`."""
-        self._stop_after, self.stopped = None, False
+        """Serve again after `stop_in_upload` or `drop`."""
+        self._stop_after, self.stopped, self._drop = None, False, None
 
     def take_failure(self, path: str) -> int | None:
         """Status of the failure that is due for this path."""
@@ -180,7 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
         # an encoded slash belongs to a revision (refs%2Fpr%2F1), a plain one separates segments
         self.segments = [unquote(one) for one in parts.path.strip("/").split("/")]
         hub.requests.append(f"{self.command} {path}")
-        if hub.stopped:
+        dropped = hub._drop is not None and len(hub.requests) - 1 == hub._drop[0]
+        late = hub._drop is not None and hub._drop[1]
+        if hub.stopped or (dropped and not late):
+            hub.stopped = hub.stopped or bool(hub._drop and hub._drop[2])
             self._hang_up()
             return
         try:
@@ -193,6 +207,10 @@ class _Handler(BaseHTTPRequestHandler):
             hub.unknown.append(f"{self.command} {path}")
             raise _Answer(404, {"error": f"this test server has no {self.command} {path}"})
         except _Answer as answer:
+            if dropped:
+                hub.stopped = bool(hub._drop and hub._drop[2])
+                self._hang_up()
+                return
             self._send(answer)
         except ConnectionAbortedError:
             self._hang_up()

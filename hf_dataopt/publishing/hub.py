@@ -16,6 +16,8 @@ from .safe_files import CARD, SAFE, check_names, read_card
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+# of the client's transport, whose library differs from version to version (httpx, httpx2)
+_BROKEN_OFF = {"ReadError", "WriteError", "CloseError", "RemoteProtocolError"}
 
 
 def download(
@@ -39,12 +41,14 @@ def download(
 
     Raises:
         ValueError: no Hub name, or a repository with file names that are refused.
-        HubError: it cannot be read.
+        HubError: it cannot be read; offline (`HF_HUB_OFFLINE=1`), it is not in the cache.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
+    if constants.HF_HUB_OFFLINE:
+        return _cached(repo_id, [repo_type] if repo_type else ["model", "dataset"], revision)
     api = HfApi(token=token)
     with hub_errors(f"reading {repo_id}"):
         if repo_type is None:
@@ -57,6 +61,24 @@ def download(
                 repo_id, repo_type=repo_type, revision=info.sha or revision, token=token, allow_patterns=patterns
             )
         )
+
+
+def _cached(repo_id: str, kinds: list[str], revision: str | None) -> Path:
+    """The newest that earlier downloads have left in the Hub client's cache: their commits, branches do not stay there."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repos = [one for one in scan_cache_dir().repos if one.repo_id == repo_id and one.repo_type in kinds]
+    except CacheNotFound:
+        repos = []
+    found = [one for repo in repos for one in repo.revisions if revision in (None, one.commit_hash, *one.refs)]
+    if found:
+        return max(found, key=lambda one: one.last_modified).snapshot_path
+    at = f" at {revision}" if revision else ""
+    raise HubError(
+        f"reading {repo_id} failed: HF_HUB_OFFLINE is set, and the Hub's cache does not hold it{at}; unset that to "
+        "download it, or name a folder"
+    )
 
 
 def listing(
@@ -80,7 +102,8 @@ def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None)
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     try:
-        found = read_card(Path(hf_hub_download(repo_id, CARD, repo_type=repo_type, token=token)))[0].get("license")
+        card = patiently(lambda: hf_hub_download(repo_id, CARD, repo_type=repo_type, token=token))
+        found = read_card(Path(card))[0].get("license")
     except (RepositoryNotFoundError, EntryNotFoundError, ValueError, OSError) as error:
         logger.info("no licence found for %s: %s", repo_id, error)
         return None
@@ -88,15 +111,16 @@ def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None)
 
 
 def patiently(call: Callable[[], _Result], tries: int = 4) -> _Result:
-    """A call again after a server error; the Hub's client does so for uploads, but for none of these."""
+    """A call again after a server error or a connection that broke off; the Hub's client does so for uploads only."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for left in reversed(range(tries)):
         try:
             return call()
-        except HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", 0)
-            if left == 0 or status < 500:
+        except Exception as error:
+            status = getattr(error.response, "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
+            broken_off = {type(error).__name__, type(error.__cause__).__name__} & _BROKEN_OFF
+            if left == 0 or (status < 500 and not broken_off):
                 raise
             time.sleep(2.0 ** (tries - left - 1))
     raise RuntimeError("unreachable")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 import transformers as tf
 from datasets import Dataset, disable_progress_bars
+from tqdm import tqdm
 
-from hf_dataopt.checkpoint import PassCheckpoint
+from hf_dataopt.checkpoint import PassCheckpoint, write_atomically
 from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.features import FeatureExtractor
@@ -82,7 +84,7 @@ def job(function: Callable[[Path], bytes]) -> Callable[[Path], Saved]:
     def run(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         result = function(folder)
-        (folder / "result").write_bytes(result)
+        write_atomically(folder / "result", result)
 
     def read(folder: Path) -> str:
         result = folder / "result"
@@ -194,18 +196,23 @@ def _keeper(name: str, scratch: Path) -> tuple[Any, Any]:
         os.close(asking)
         os.close(answer)
         return os.fdopen(ask, "w"), os.fdopen(answering)
-    os.close(ask)
-    saved = VICTIMS[name](Path(tempfile.mkdtemp(dir=scratch)))
-    with os.fdopen(asking) as lines, os.fdopen(answer, "w") as out:
-        for line in lines:
-            out.write(json.dumps(_one(saved, json.loads(line))) + "\n")
-            out.flush()
-    os._exit(0)
+    try:
+        os.close(ask)
+        saved = VICTIMS[name](Path(tempfile.mkdtemp(dir=scratch)))
+        with os.fdopen(asking) as lines, os.fdopen(answer, "w") as out:
+            for line in lines:
+                out.write(json.dumps(_one(saved, json.loads(line))) + "\n")
+                out.flush()
+    except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(0)
 
 
 def _serve(answers: Any) -> None:
     torch.set_num_threads(1)
     disable_progress_bars()
+    tqdm.set_lock(threading.RLock())  # not its semaphore, which a killed fork would keep from all others
     PassCheckpoint.__init__.__defaults__ = (0.0,)
     graph.LARGEST_TILE["cpu"] = 32
     keepers: dict[str, tuple[Any, Any]] = {}
@@ -217,7 +224,10 @@ def _serve(answers: Any) -> None:
             keeper = keepers[name] if name in keepers else keepers.setdefault(name, _keeper(name, Path(scratch)))
             keeper[0].write(line)
             keeper[0].flush()
-            answers.write(keeper[1].readline())
+            answer = keeper[1].readline()
+            if not answer:
+                raise RuntimeError(f"the victim {name} could not be made")
+            answers.write(answer)
             answers.flush()
 
 

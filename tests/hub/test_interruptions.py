@@ -1,0 +1,44 @@
+"""A push that loses its connection at every request in turn: never half an artifact, and the next push completes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ..conftest import REPO
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("interruptions")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env |= {"HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    call = [sys.executable, "-m", "tests.hub.interruptions", str(folder)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=REPO, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_every_request_of_a_push(found: dict[str, Any]) -> None:
+    print(f"\n{found['requests']} requests a push: {json.dumps(found['counts'], indent=2)}")
+    assert found["requests"] >= 8 and len(found["counts"]) == 4 and not found["unknown"]
+    for count in found["counts"].values():
+        assert count["old copy"] + count["new copy"] == count["loads"] == found["requests"]
+        assert count["complete in the end"] == found["requests"]
+        assert count.get("refused", 0) == count.get("said what to do", 0)
+
+
+def test_one_lost_request_is_sent_again(found: dict[str, Any]) -> None:
+    assert found["counts"]["request lost"]["went through"] == found["requests"]
+
+
+def test_without_a_network(found: dict[str, Any]) -> None:
+    assert found["offline, cached"] == "fine"
+    assert "HF_HUB_OFFLINE" in found["offline, not cached"] and "name a folder" in found["offline, not cached"]
+    for call in ("offline, push", "dead, push", "dead, load"):
+        assert found[call].startswith("HubError") and "check the connection and try again" in found[call], found[call]
