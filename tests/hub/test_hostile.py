@@ -468,6 +468,10 @@ RECIPES = [
     '{"formation": {"kind": "__import__"}, "column": "image"}',
     '{"formation": {"bound": 1e9}, "column": "image"}',
     '{"formation": {}, "column": "image", "label_column": "other"}',
+    '{"formation": {"pad_value": 1e300}, "column": "image"}',
+    '{"formation": {}, "column": "image", "mean": [1e300]}',
+    '{"formation": {}, "column": "image", "mean": [1' + "0" * 400 + "]}",
+    '{"formation": {}, "column": "image", "std": [1e-300]}',
 ]
 
 
