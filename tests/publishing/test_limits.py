@@ -363,6 +363,18 @@ def test_an_infinite_level_is_read_again(tmp_path: Path) -> None:
     assert RelationReport.load(tmp_path / "report").outlier_level == np.inf
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", "meta", "0", "nowhere", "cpu"])
+def test_reports_of_another_machines_device_score_new_rows_here(device: str, tmp_path: Path) -> None:
+    data = make(n=60).dataset()
+    report = RelationCleaner().fit(data, quiet=True)
+    report.save(tmp_path)
+    about = json.loads((without_list(tmp_path) / "report.json").read_text())
+    _edit(tmp_path / "report.json", config={**about["config"], "device": device})
+    loaded = RelationReport.load(tmp_path)
+    assert loaded.config.device == ("cpu" if device == "cpu" else None)
+    assert np.array_equal(loaded.score_outliers(data, quiet=True), report.score_outliers(data, quiet=True))
+
+
 def test_writers_refuse_what_readers_would(tmp_path: Path) -> None:
     """And what was there before stays."""
     model = tiny_model("llama")
