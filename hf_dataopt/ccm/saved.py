@@ -157,7 +157,7 @@ def _check(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Any
     if ids is not None and (not isinstance(ids, list) or not ids or ids != [*range(ids[0], ids[0] + len(ids))]):
         raise ValueError(f"comp_token_ids are {ids!r:.80}, needed are ids in a row")
     held = [len(tensor) for name, tensor in tensors.items() if name.endswith("lora_comp_embeddings") and tensor.ndim]
-    if held != [count] or len(ids or held * count) != count:
+    if held != [count] or (ids is not None and len(ids) != count):
         raise ValueError(f"it holds {held} compression tokens, its settings say {count!r:.40}")
 
 

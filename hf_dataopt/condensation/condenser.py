@@ -323,7 +323,7 @@ class DatasetCondenser:
             image_column,
             label_column=label_column,
             mean=[round(float(value), 6) for value in data.mean],
-            std=[round(float(value), 6) for value in data.std],
+            std=[round(float(value), 6) or float(value) for value in data.std],  # 0 is refused where it is read
             match=config.match,
             metric=config.metric,
             images_per_class=config.images_per_class,

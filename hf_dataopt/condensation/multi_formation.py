@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..decoding import is_picture, picture_size, read_array, read_image, read_rows
-from ..publishing.safe_files import parse_json
+from ..publishing.safe_files import MAX_VALUE, parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +25,7 @@ _MOST_RATIO, _LEAST_BYTES = 32, 2**30
 _MOST_PIXELS = 2**24
 # what the files of a batch's pictures may unpack to, and be formed into, for each of their bytes
 _PIXELS_PER_BYTE, _MOST_ENCODED, _LEAST_PIXELS = 256, 1024, 2**26
+_LEAST_STD = 1e-12
 Kind = Literal["single", "multi", "bound"]
 Axis = Literal["image", "time"]
 
@@ -197,6 +198,8 @@ class MultiFormation:
         formation = Formation(**{name: value for name, value in recipe["formation"].items() if name in known})
         if formation.factor > _MOST_CELLS:
             raise ValueError(f"the recipe cuts into {formation.factor} cells a side, at most {_MOST_CELLS} are formed")
+        if abs(formation.pad_value) > MAX_VALUE:
+            raise ValueError(f"the recipe pads with {formation.pad_value:g}; at most {MAX_VALUE:g} is used")
         return cls(formation, column=recipe["column"], output=output)
 
     def _check_size(self, stored: Tensor, encoded: int | None) -> None:
@@ -358,9 +361,9 @@ def read_recipe(dataset: Any) -> Mapping[str, Any]:
     for name in ("mean", "std"):
         values = recipe.get(name, [0.0])
         numbers = isinstance(values, list) and all(
-            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= MAX_VALUE for v in values
         )
-        if not numbers or (name == "std" and not all(value > 0 for value in recipe.get(name, [1.0]))):
+        if not numbers or (name == "std" and not all(value >= _LEAST_STD for value in recipe.get(name, [1.0]))):
             raise ValueError(f"the recipe of this data set has a {name} of {values!r:.80}; condense again")
     found: Mapping[str, Any] = recipe
     return found

@@ -117,7 +117,7 @@ def load_head_scores(
     if scores is None or not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{folder} holds no whole head scores; get them again, or make them with head_scores()")
     _check(scores)
-    return scores, model["name"]
+    return scores.float(), model["name"]
 
 
 def push_head_scores(scores: torch.Tensor, repo_id: str, *, model_id: str, **options: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .._compat import cache_keyword, input_device, text_config
+from .._compat import cache_keyword, input_device, linear_states, text_config
 from ..routing.attach import detach
 from ..routing.cache import RoutedCache
 from ..routing.verdicts import Verdicts
@@ -37,11 +37,13 @@ class Proof:
         refusal: what differed, in words; None where nothing did.
         shapes: (heads, key width, value width) per layer that caches keys.
         latent: see `PrefilledContext`.
+        states: shape of each state by name, per layer that keeps states instead of keys.
     """
 
     refusal: str | None
     shapes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     latent: bool = False
+    states: dict[int, dict[str, tuple[int, ...]]] = field(default_factory=dict)
 
 
 VERDICTS = Verdicts("KVzip on")
@@ -89,7 +91,7 @@ def _probe(model: Any, seed: int) -> Proof:
     noise = _mean(torch.cat(steps, dim=1) - expected)
     least, most = _ALLOWED.get(expected.dtype, _ALLOWED_HALF)
     if difference <= max(least * size, min(4 * noise, most * size)):
-        return Proof(None, _shapes(prefilled), prefilled.latent)
+        return Proof(None, _shapes(prefilled), prefilled.latent, _states(prefilled))
     return Proof(
         f"logits of {size:.2g} on average move by {difference:.2g}, those of the model's own cache by {noise:.2g}"
     )
@@ -113,6 +115,11 @@ def _shapes(prefilled: PrefilledContext) -> dict[int, tuple[int, int, int]]:
         if isinstance(keys, torch.Tensor):
             found[index] = (keys.shape[1], keys.shape[3], layer.values.shape[3])
     return found
+
+
+def _states(prefilled: PrefilledContext) -> dict[int, dict[str, tuple[int, ...]]]:
+    found = {index: linear_states(layer) for index, layer in enumerate(prefilled.cache.layers)}
+    return {index: {name: tuple(one.shape) for name, one in states.items()} for index, states in found.items()}
 
 
 def _ids(model: Any, seed: int) -> torch.Tensor:

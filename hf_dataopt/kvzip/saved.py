@@ -162,6 +162,11 @@ def _layer(
         for name, tensor in tensors.items()
         if name.startswith(f"state.{index}.")
     }
+    found = {name: tuple(state.shape) for name, state in states.items() if state.is_floating_point()}
+    if found != proof.states.get(index, {}):
+        raise ValueError(
+            f"layer {index} has the states {found!r:.120}, needed are {proof.states.get(index, {})!r:.120}"
+        )
     return linear_layer(model, index, states)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import HubError
+from ..progress import told
 from .names import looks_like_repo
 from .safe_files import CARD, SAFE, check_names, read_card
 
@@ -135,7 +136,7 @@ def hub_errors(doing: str) -> Iterator[None]:
         yield
     except (ValueError, HubError) as error:
         if isinstance(error, HfHubHTTPError):
-            raise HubError(f"{doing} failed: {error}") from error
+            raise HubError(f"{doing} failed: {told(error, 400)}") from error
         raise
     except RepositoryNotFoundError as error:
         hint = "no such repository, or a private one that your token does not see; check the name, then `hf auth login`"
@@ -149,9 +150,9 @@ def hub_errors(doing: str) -> Iterator[None]:
             403: "the token may not write there; use one with write access",
             412: "somebody else committed in the meantime; push again",
         }
-        raise HubError(f"{doing} failed with status {status}: {hints.get(status or 0, str(error))}") from error
+        raise HubError(f"{doing} failed with status {status}: {hints.get(status or 0, told(error, 400))}") from error
     except Exception as error:
         # the client's transport errors differ from version to version; whatever they are, the commit was not made
         raise HubError(
-            f"{doing} failed ({type(error).__name__}: {error}); check the connection and try again"
+            f"{doing} failed ({type(error).__name__}: {told(error, 400)}); check the connection and try again"
         ) from error

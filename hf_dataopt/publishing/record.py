@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..progress import told
 from .kinds import KINDS
 from .safe_files import CARD, check_names, files_of, read_json
 
@@ -69,8 +70,8 @@ def check_version(about: Mapping[str, Any], path: Path, name: str = "format_vers
             f"{path} has {name} {number!r:.40} and format_minor {minor!r:.40}; they must be numbers from 1 and from 0"
         )
     if number > FORMAT:
-        by = f", written by hf_dataopt {about['hf_dataopt']!r:.20}" if about.get("hf_dataopt") else ""
-        raise ValueError(f"{path} has format {number}.{minor}{by}, this version reads {FORMAT}; update hf_dataopt")
+        by = f" (written by {told(about['hf_dataopt'], 20)})" if about.get("hf_dataopt") else ""
+        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; update hf_dataopt{by}")
     if minor > MINOR:
         logger.info(
             "%s has format %d.%d, this version knows %d.%d; what is new in it is left out",

@@ -292,7 +292,8 @@ def check_finite(tensors: Mapping[str, torch.Tensor], most: float | None = None)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        low, high = (float(one) for one in tensor.float().aminmax())
+        wide = tensor if tensor.element_size() > 1 else tensor.float()  # of 8 bits torch finds no extremes
+        low, high = (float(one) for one in wide.aminmax())
         if not max(-low, high) < float("inf"):  # NaN too
             raise ValueError(f"{name!r:.80} holds NaN or infinite values")
         if most is not None and max(-low, high) > most:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ..publishing.safe_files import files_of, read_arrays, read_json
 from ..publishing.writer import finish, replacing
 from .config import RelationConfig
 from .outlier import Reference
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 KIND = "relation_report"
@@ -124,10 +127,9 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
         _check_reference(held)
     if {name for name in arrays if not name.startswith(("part.", "reference."))} != set(ARRAYS):
         raise ValueError(f"unexpected arrays among {sorted(arrays)!r:.200}")
+    text = known_settings(about["config"], (one.name for one in fields(RelationConfig)), newer)
     return {
-        "config": RelationConfig.from_json_string(
-            known_settings(about["config"], (one.name for one in fields(RelationConfig)), newer)
-        ),
+        "config": _placed(RelationConfig.from_json_string(text)),
         "label_column": about["label_column"],
         "columns": columns,
         "label_values": values,
@@ -138,6 +140,25 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
         "reference": reference,
         **{name: arrays[name] for name in ARRAYS},
     }
+
+
+def _placed(config: RelationConfig) -> RelationConfig:
+    """Settings for new rows on this machine: without the device of another one."""
+    import torch
+
+    if config.device is None:
+        return config
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        device = torch.device("meta")
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device.type == "cpu" or (
+        here is not None and device.type == here.type and (device.index or 0) < torch.accelerator.device_count()
+    ):
+        return config
+    logger.info("this machine has no device %r; new rows are scored on the default one", config.device)
+    return replace(config, device=None)
 
 
 def _check_reference(held: Reference) -> None:

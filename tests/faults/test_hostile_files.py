@@ -8,7 +8,9 @@ may be anything (a score, a pixel), and only finite ones. Nothing crashes, hangs
 from __future__ import annotations
 
 import copy
+import io
 import json
+import logging
 import os
 import random
 import resource
@@ -30,8 +32,11 @@ from safetensors.torch import load_file, save_file
 
 from hf_dataopt import CompressedContextMemory, KVzipCache, MultiFormation, RelationReport, StreamingContextMemory
 from hf_dataopt.ccm.saved import load_adapter
+from hf_dataopt.checkpoint import PassCheckpoint
+from hf_dataopt.cli import _console
 from hf_dataopt.condensation.saved import load_condensed
 from hf_dataopt.kvzip.head_scores import load_head_scores
+from hf_dataopt.publishing import info
 from hf_dataopt.publishing.artifacts import fetch
 from hf_dataopt.publishing.dataset_files import read_parquet
 
@@ -42,6 +47,7 @@ from .saves import SAVES
 
 SECONDS, MEMORY = 20, 1_500  # MB
 LEAST = 80  # variants of each kind
+RECORDS = ("hf_dataopt.json", "README.md")
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))  # others find others
 QUESTION = [5, 6, 7]
 
@@ -296,9 +302,10 @@ def variants(name: str, folder: Path, scratch: Path) -> list[Variant]:
     rng = random.Random(f"{name} {SEED}")
     found = []
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    others = {"README.md", "report.html", "preview.png", "worst.png"}
+    others = {"report.html", "preview.png", "worst.png"}
     for file in [one for one in files if Path(one).name not in others]:
-        own, ending = Path(file).name == "hf_dataopt.json", Path(file).suffix
+        # neither is in the list of hashes
+        own, ending = Path(file).name in RECORDS, Path(file).suffix
         made: list[tuple[Callable[[bytes], bytes | None], bool]] = []
         made += [(flips(rng), True) for _ in range(10)] + [(torn(rng), True) for _ in range(6)]
         made += [
@@ -340,6 +347,15 @@ def limited() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def shown(folder: Path) -> list[Any]:
+    """What `hf-dataopt info` writes into a terminal: its signs that are none."""
+    screen = io.StringIO()
+    info.show(info.describe(folder), _console(file=screen, width=100))
+    bad = {one for one in screen.getvalue() if not one.isprintable()} - {"\n"}
+    assert not bad, bad
+    return [""]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -402,10 +418,12 @@ def test_nothing_is_silently_wrong(name: str, tmp_path: Path, capsys: pytest.Cap
             target.write_bytes(content)
         found = outcome(read, tmp_path / "it", whole, case.free)
         counts[found.split()[0]] += 1
-        if found not in ("refused", "equal", "changed"):
-            wrong.append((case.file, case.listed, found))
-            if keep := os.environ.get("KEEP_HOSTILE"):
-                shutil.copytree(tmp_path / "it", Path(keep) / f"{name}-{len(wrong)}")
+        seen = outcome(shown, tmp_path / "it", [""], True) if case.file in RECORDS else "refused"
+        for one in (found, seen):
+            if one not in ("refused", "equal", "changed"):
+                wrong.append((case.file, case.listed, one))
+        if wrong and (keep := os.environ.get("KEEP_HOSTILE")):
+            shutil.copytree(tmp_path / "it", Path(keep) / f"{name}-{len(wrong)}")
         shutil.rmtree(tmp_path / "it")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     with capsys.disabled():
@@ -413,3 +431,41 @@ def test_nothing_is_silently_wrong(name: str, tmp_path: Path, capsys: pytest.Cap
     assert not wrong
     assert len(cases) >= LEAST and counts["refused"] > len(cases) // 3
     assert grown < MEMORY
+
+
+def test_checkpoints_are_whole_or_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rng, place, key = random.Random(f"checkpoint {SEED}"), tmp_path / "part.safetensors", {"data": "a", "settings": "b"}
+    like = {"sums": torch.rand(40, generator=torch.Generator().manual_seed(0)), "counts": torch.arange(7)}
+    PassCheckpoint(place, key).save(5, like, force=True)
+    whole, counts = place.read_bytes(), Counter[str]()
+    anything = lambda path: True  # noqa: E731
+    changes = [make(rng) for make in (flips, torn, headers) for _ in range(40)]
+    changes += [tensors(rng, tmp_path) for _ in range(24)] + [lambda content: b"", lambda content: content[:8]]
+
+    def about(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+        def within(content: bytes) -> bytes:
+            length = struct.unpack("<Q", content[:8])[0]
+            header = json.loads(content[8 : 8 + length])
+            header["__metadata__"]["about"] = change(header["__metadata__"]["about"].encode()).decode()
+            text = json.dumps(header).encode()
+            return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+        return within
+
+    changes += [about(entries(rng, anything)) for _ in range(60)]
+    for change in changes:
+        place.write_bytes(change(whole))
+        with limited():
+            found = PassCheckpoint(place, key).load(10, like)
+        counts["left alone" if found is None else "equal"] += 1
+        if found is not None:
+            assert found[0] == 5 and all(torch.equal(found[1][name], value) for name, value in like.items())
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == counts["left alone"] > 100
+    assert all(
+        "part.safetensors" in one and not {*one} - {"\n"} - {sign for sign in one if sign.isprintable()} for one in said
+    )
+    with capsys.disabled():
+        print(f"\ncheckpoint: {len(changes)} variants, {dict(sorted(counts.items()))}")

@@ -468,6 +468,10 @@ RECIPES = [
     '{"formation": {"kind": "__import__"}, "column": "image"}',
     '{"formation": {"bound": 1e9}, "column": "image"}',
     '{"formation": {}, "column": "image", "label_column": "other"}',
+    '{"formation": {"pad_value": 1e300}, "column": "image"}',
+    '{"formation": {}, "column": "image", "mean": [1e300]}',
+    '{"formation": {}, "column": "image", "mean": [1' + "0" * 400 + "]}",
+    '{"formation": {}, "column": "image", "std": [1e-300]}',
 ]
 
 
@@ -488,8 +492,10 @@ def test_parquet_files(tmp_path: Path, content: bytes) -> None:
     recipe = recipe_text(Formation(factor=2), "image", label_column="label")
     folder = save_condensed(_recipe_set(recipe), tmp_path / "c")
     next((folder / "data").glob("*.parquet")).write_bytes(content)
-    with pytest.raises(ValueError, match="no parquet file"):
+    with pytest.raises(ValueError, match="no whole condensed set"):
         load_condensed(folder)
+    with pytest.raises(ValueError, match="no parquet file"):
+        load_condensed(without_list(folder))
 
 
 # -- memories and caches
