@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,30 +34,42 @@ def relation() -> dict[str, np.ndarray]:
     return {name: np.asarray(getattr(report, name)) for name in names}
 
 
-def features() -> dict[str, np.ndarray]:
-    """Each process maps its share of the rows; batches hold the same rows whoever maps them."""
+def rows() -> Any:
+    """Rows to map."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({"image": list(np.random.default_rng(0).normal(size=(64, 3, 16, 16)).astype(np.float32))})
+
+
+def extractor() -> Any:
+    """Of a small model, the same everywhere."""
     import torch
     import transformers as tf
-    from datasets import Dataset, concatenate_datasets
 
-    from hf_dataopt import distributed
     from hf_dataopt.features import FeatureExtractor
 
-    images = np.random.default_rng(0).normal(size=(64, 3, 16, 16)).astype(np.float32)
-    data = Dataset.from_dict({"image": list(images)})
     config = tf.ViTConfig(
         image_size=16, patch_size=8, num_labels=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32,
     )  # fmt: skip
-    torch.manual_seed(0)
-    extractor = FeatureExtractor(tf.ViTForImageClassification(config))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FeatureExtractor(tf.ViTForImageClassification(config))
+
+
+def features() -> dict[str, np.ndarray]:
+    """Each process maps its share of the rows; batches hold the same rows whoever maps them."""
+    import torch
+    from datasets import Dataset, concatenate_datasets
+
+    from hf_dataopt import distributed
+
     world = distributed.world_size()
-    share = data.shard(world, distributed.rank(), contiguous=True)
-    mapped = share.map(extractor, batched=True, batch_size=8, remove_columns=["image"])
-    parts = [mapped.to_dict()]
+    share = rows().shard(world, distributed.rank(), contiguous=True)
+    parts: list[Any] = [share.map(extractor(), batched=True, batch_size=8, remove_columns=["image"]).to_dict()]
     if world > 1:
-        parts = [None] * world  # type: ignore[list-item]
-        torch.distributed.all_gather_object(parts, mapped.to_dict())
+        mine, parts = parts[0], [None] * world
+        torch.distributed.all_gather_object(parts, mine)
     found = concatenate_datasets([Dataset.from_dict(part) for part in parts]).with_format("numpy")
     return {name: np.asarray(found[name][:]) for name in ("features", "probs")}
 

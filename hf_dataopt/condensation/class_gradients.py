@@ -58,7 +58,8 @@ class ClassGradients:
             found = [gradients(self.network, x, y, self.names, differentiable=differentiable) for x, y in pairs]
             return [torch.stack(values) for values in zip(*found, strict=True)]
         inputs, outputs, loss = self._forward(images, labels)
-        slopes = torch.autograd.grad(loss * classes, outputs, create_graph=differentiable)
+        # each class's mean, whatever other classes are here: the same bits, however classes are dealt to processes
+        slopes = torch.autograd.grad(loss / (len(images) // classes), outputs, create_graph=differentiable)
         results = []
         for layer, value, slope in zip(self.layers, inputs, slopes, strict=True):
             value = value if differentiable else value.detach()
@@ -66,7 +67,7 @@ class ClassGradients:
         return results
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Inputs of the layers, their outputs, and the loss; no graph leads to the parameters."""
+        """Inputs of the layers, their outputs, and the summed loss; no graph leads to the parameters."""
         inputs: dict[int, Tensor] = {}
         outputs: dict[int, Tensor] = {}
 
@@ -80,7 +81,8 @@ class ClassGradients:
         handles = [layer.register_forward_hook(keep) for layer in self.layers]
         frozen = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         try:
-            loss = F.cross_entropy(logits_from(functional_call(self.network, frozen, (images,))), labels)
+            logits = logits_from(functional_call(self.network, frozen, (images,)))
+            loss = F.cross_entropy(logits, labels, reduction="sum")
         finally:
             for handle in handles:
                 handle.remove()

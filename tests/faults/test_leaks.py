@@ -37,7 +37,7 @@ def mixing() -> Callable[[], object]:
     images, labels = torch.rand(8, 3, 16, 16), torch.arange(8) % 4
     targets, maps = torch.nn.functional.one_hot(labels, 4).float(), torch.rand(8, 16, 16)
     config, own = CoMixupConfig.cifar100(), torch.Generator().manual_seed(0)
-    return lambda: (puzzle_mix(images, targets, maps), co_mixup(images, targets, maps, config, own))
+    return lambda: (puzzle_mix(images, targets, maps, generator=own), co_mixup(images, targets, maps, config, own))
 
 
 def contexts() -> Callable[[], object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_dataopt.relation.graph import RelationGraph
 from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise
 from hf_dataopt.relation.outlier import outlier_scores
 from hf_dataopt.relation.rows import Rows, rows_of
+from hf_dataopt.relation.tiles import ExactSums
 
 from ..reference.relation import algorithm_4, cut_objective, weights
 from .data import Case, make
@@ -106,6 +108,23 @@ def test_neighbour_margin_equals_a_sort(k: int, memory: float) -> None:
         votes = np.bincount(CASE.labels[near], weights=s[i, near] ** 4, minlength=5)
         expected.append(np.delete(votes, CASE.labels[i]).max() - votes[CASE.labels[i]])
     np.testing.assert_allclose(neighbour_margin(build(CASE, config), k, quiet=True), expected, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), processes=st.integers(1, 5))
+def test_sums_do_not_hang_on_their_order(seed: int, processes: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = (rng.normal(size=(60, 7)) * 10.0 ** rng.uniform(-9, 3.5, size=(60, 7))).astype(np.float32)
+    found = []
+    for order, count in ((np.arange(60), 1), (rng.permutation(60), processes)):
+        parts = [ExactSums(7) for _ in range(count)]
+        for k, row in enumerate(order):
+            parts[k % count].add(np.arange(7), values[row])
+        coarse, fine = (sum(one.parts[which] for one in parts) for which in range(2))
+        found.append((coarse + fine).numpy())
+    assert found[0].tobytes() == found[1].tobytes()
+    exact = [math.fsum(column) for column in values.astype(np.float64).T]
+    np.testing.assert_allclose(found[0], exact, rtol=1e-15, atol=60 * 2.0**-59)
 
 
 @settings(max_examples=25, deadline=None)
