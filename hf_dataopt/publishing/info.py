@@ -74,13 +74,8 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
     licence, origin = metadata.get("license"), about.get("source")
     try:
         how = usage(about["kind"], name, **(code if isinstance(code, dict) else {}))
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # the record lacks a value: the card's own code is the next best
+    except (LookupError, TypeError, ValueError, AttributeError):
+        # the record lacks a value: the card's own code is the next best
         how = first_block(text)
     return {
         "kind": about["kind"],

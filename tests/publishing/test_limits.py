@@ -290,7 +290,9 @@ def test_adapters_named_by_an_expression_are_read_again(tmp_path: Path) -> None:
 
     from hf_dataopt import CCMConfig
 
-    model = get_peft_model(tiny_model("llama"), CCMConfig(target_modules=r".*\.(q|v)_proj", rank_pattern={"q_proj": 4}))
+    model = get_peft_model(
+        tiny_model("llama"), CCMConfig(r=16, target_modules=r".*\.(q|v)_proj", rank_pattern={"q_proj": 4, "v_proj": 2})
+    )
     loaded = load_adapter(tiny_model("llama"), save_adapter(model, tmp_path / "adapter"))
     assert loaded.peft_config["default"].target_modules == r".*\.(q|v)_proj"
 
@@ -355,6 +357,7 @@ def test_counts_of_memories_agree(kind: str, tmp_path: Path) -> None:
         {"text": np.zeros_like(text)},
         {"text": steps - 1},
         {"text": text + 2**40},
+        {"text": text[:0], "steps": steps[:0], "held": held[:0]},
         *([{"steps": steps + 1}] if kind == "concat" else []),
         *([{"text": text + 1}] if kind == "gist" else []),
     ):
