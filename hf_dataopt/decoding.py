@@ -22,6 +22,7 @@ OnError = Literal["raise", "skip"]
 T = TypeVar("T")
 
 MOST_PIXELS = 2**26  # of one picture; its header says how many, before anything is decoded
+_PROGRAMS = ("EPS", "WMF")  # Pillow would start one on a stranger's file
 _PLAIN = (np.ndarray, list, tuple)
 # what decoders raise on foreign or torn files
 _UNREADABLE = (
@@ -159,10 +160,10 @@ def _header(value: Any) -> Any:
     try:
         if isinstance(value, Mapping):
             value = value["path"] if value.get("bytes") is None else value["bytes"]
-        if isinstance(value, bytes):
-            return Image.open(io.BytesIO(value))
-        if isinstance(value, str):
-            return Image.open(value)
+        if isinstance(value, bytes | str):
+            value = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        if getattr(value, "format", None) in _PROGRAMS:
+            raise ValueError(f"{value.format} is decoded by another program")
         value.size  # noqa: B018 -- anything else must be a picture
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise _undecodable(error) from error

@@ -141,8 +141,8 @@ def _check(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Any
     check_finite(tensors, MAX_VALUE)
     if settings.get("task_type") not in (None, "CAUSAL_LM"):
         raise ValueError(f"it is made for the task {settings['task_type']!r:.40}")
-    ranks = [_rank(name, tensor, base) for name, tensor in tensors.items() if ".lora_A." in name]
-    for kind, most in (("r", max(ranks, default=0)), ("lora_alpha", MAX_VALUE)):
+    sizes = [max(_sizes(name, tensor, base)) for name, tensor in tensors.items() if ".lora_A." in name]
+    for kind, most in (("r", max(sizes, default=0)), ("lora_alpha", MAX_VALUE)):
         patterns = settings.get("rank_pattern" if kind == "r" else "alpha_pattern") or {}
         for value in (settings.get(kind), *patterns.values()):
             if isinstance(value, bool) or not isinstance(value, int if kind == "r" else int | float):
@@ -161,13 +161,13 @@ def _check(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Any
         raise ValueError(f"it holds {held} compression tokens, its settings say {count!r:.40}")
 
 
-def _rank(name: str, tensor: Tensor, base: Any) -> int:
-    """Rank of one matrix A (r, in), if the module that it is named after takes `in` numbers."""
+def _sizes(name: str, tensor: Tensor, base: Any) -> tuple[int, int]:
+    """Rank and width of one matrix A (r, in), if the module that it is named after takes `in` numbers."""
     module = base.get_submodule(name.removeprefix("base_model.model.").split(".lora_A.")[0])
     widths = [module.in_features] if hasattr(module, "in_features") else list(module.weight.shape)
     if tensor.ndim < 2 or tensor.shape[1] not in widths:
         raise ValueError(f"{name!r:.120} has shape {tuple(tensor.shape)}, the module takes {widths}")
-    return int(tensor.shape[0])
+    return int(tensor.shape[0]), int(tensor.shape[1])
 
 
 _MANY, _REPEATED = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")

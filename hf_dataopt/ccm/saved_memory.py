@@ -137,6 +137,8 @@ def _known(name: str) -> bool:
 def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: Shapes, dtype: torch.dtype) -> None:
     """Every group of layers is whole: one pair per layer, of the model's heads, for as many users and slots."""
     users = len(tensors["steps"]) if "steps" in tensors else 1
+    if not users:
+        raise ValueError("a memory of no users")
     groups: dict[str, dict[int, int]] = {}
     for name, tensor in tensors.items():
         parts = name.split(".")

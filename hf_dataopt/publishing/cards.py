@@ -115,9 +115,12 @@ def block(text: Any, language: str = "") -> Ready:
 
 
 def first_block(text: str) -> str:
-    """The first Python block of a card, empty where there is none."""
-    found = re.search(r"^(`{3,})python\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)
-    return found[2] if found else ""
+    """The first Python block of a card, empty where there is none, or where it is not closed."""
+    opened = re.search(r"^(`{3,})python\n", text, re.MULTILINE)
+    if opened is None:
+        return ""
+    closed = re.compile(rf"^{opened[1]}$", re.MULTILINE).search(text, opened.end())
+    return text[opened.end() : closed.start()] if closed else ""
 
 
 def versions() -> str:

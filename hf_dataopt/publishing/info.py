@@ -11,6 +11,7 @@ EXAMPLES = [
     "hf-dataopt info me/cifar10-idc-10",
     "hf-dataopt info run1/artifact --json",
 ]
+_LONGEST = 20_000  # signs of code that are coloured, which takes its time
 _SHOWN = ("rows", "classes", "dropped", "tokens", "bytes", "full_bytes", "steps", "answer")
 
 
@@ -73,13 +74,8 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
     licence, origin = metadata.get("license"), about.get("source")
     try:
         how = usage(about["kind"], name, **(code if isinstance(code, dict) else {}))
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # the record lacks a value: the card's own code is the next best
+    except (LookupError, TypeError, ValueError, AttributeError):
+        # the record lacks a value: the card's own code is the next best
         how = first_block(text)
     return {
         "kind": about["kind"],
@@ -114,4 +110,5 @@ def show(result: dict[str, Any], console: Any) -> None:
         # Text, not markup: what a stranger wrote is shown as it stands
         table.add_row(key, Text(f"{value:,}" if isinstance(value, int) else str(value)[:500]))
     console.print(table)
-    console.print(Syntax(result["usage"].rstrip(), "python", background_color="default"))
+    code = result["usage"].rstrip()[:_LONGEST]
+    console.print(Syntax(code, "python", background_color="default"))

@@ -126,8 +126,8 @@ def list_files(folder: Path, skip: Callable[[str], bool] = lambda name: False) -
 def own_files(folder: Path, besides: tuple[str, ...] = ()) -> list[Path]:
     """The files of a folder without those of artifacts inside it, and without what a killed save has left there."""
     paths = [path for path in files_of(folder, besides) if not any(map(is_draft, path.relative_to(folder).parts))]
-    inner = [path.parent for path in paths if path.name == ABOUT and path.parent != folder]
-    return [path for path in paths if not any(path.is_relative_to(other) for other in inner)]
+    inner = {path.parent for path in paths if path.name == ABOUT and path.parent != folder}
+    return [path for path in paths if inner.isdisjoint(path.parents)]
 
 
 def inner_artifacts(folder: Path, besides: tuple[str, ...] = ()) -> list[Path]:
@@ -174,7 +174,8 @@ def belongs(folder: Path, about: Mapping[str, Any]) -> list[Path]:
     paths, files = own_files(folder), about.get("files")
     if files is None:
         return paths
-    return [path for path in paths if path.relative_to(folder).as_posix() in (*files, ABOUT, CARD)]
+    known = {*files, ABOUT, CARD}
+    return [path for path in paths if path.relative_to(folder).as_posix() in known]
 
 
 def foreign_files(folder: Path, kind: str, besides: tuple[str, ...] = ()) -> list[str]:

@@ -27,12 +27,14 @@ from hf_dataopt import (
     RelationReport,
 )
 from hf_dataopt.ccm.saved import load_adapter, save_adapter
+from hf_dataopt.cli import _console
 from hf_dataopt.condensation.columns import to_dataset
 from hf_dataopt.condensation.multi_formation import Formation, recipe_text
 from hf_dataopt.condensation.saved import save_condensed
 from hf_dataopt.decoding import read_image
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
-from hf_dataopt.publishing import safe_files, tables
+from hf_dataopt.publishing import info, safe_files, tables
+from hf_dataopt.publishing.cards import first_block
 from hf_dataopt.publishing.dataset_files import read_parquet, write_parquet
 from hf_dataopt.publishing.info import describe
 from hf_dataopt.publishing.record import FORMAT, MINOR
@@ -219,6 +221,40 @@ def test_what_a_table_says_of_its_columns_is_checked(tmp_path: Path) -> None:
         assert str(refused.value).isprintable()
 
 
+def test_pictures_for_which_a_program_would_be_started(tmp_path: Path) -> None:
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    with Pictures.open(io.BytesIO(content)) as picture:
+        assert picture.format == "EPS"
+    with pytest.raises(ValueError, match="decoded by another program"):
+        read_image(content)
+    features = Features({"image": Image()})
+    (tmp_path / "data").mkdir()
+    table = pa.table({"image": [{"bytes": content, "path": None}]}, schema=features.arrow_schema)
+    pq.write_table(table, tmp_path / "data" / "train-0.parquet")
+    with pytest.raises(ValueError, match="decoded by another program"):
+        read_parquet(tmp_path)
+
+
+# -- things that take forever
+
+
+def test_cards_and_folders_are_read_in_one_pass(tmp_path: Path) -> None:
+    """Quadratic, these would take many minutes."""
+    assert first_block("```python\n" * 90_000) == ""
+    assert first_block("````python\na\n```\n````\n```python\nb\n```\n") == "a\n```\n"
+    folder = save_head_scores(torch.ones(2, 3), tmp_path / "scores", model_id="a/model")
+    record = (folder / "hf_dataopt.json").read_bytes()
+    for number in range(3_000):
+        (folder / str(number)).mkdir()
+        (folder / str(number) / "hf_dataopt.json").write_bytes(record)
+    assert load_head_scores(folder)[0].shape == (2, 3)
+    about = json.loads((folder / "3" / "hf_dataopt.json").read_text())
+    shown = io.StringIO()
+    _edit(folder / "hf_dataopt.json", code={**about["code"], "model": "x" * 5_000_000})
+    info.show(info.describe(folder), _console(file=shown, width=80))
+    assert len(shown.getvalue()) < 100_000
+
+
 # -- adapters
 
 
@@ -254,7 +290,9 @@ def test_adapters_named_by_an_expression_are_read_again(tmp_path: Path) -> None:
 
     from hf_dataopt import CCMConfig
 
-    model = get_peft_model(tiny_model("llama"), CCMConfig(target_modules=r".*\.(q|v)_proj", rank_pattern={"q_proj": 4}))
+    model = get_peft_model(
+        tiny_model("llama"), CCMConfig(r=16, target_modules=r".*\.(q|v)_proj", rank_pattern={"q_proj": 4, "v_proj": 2})
+    )
     loaded = load_adapter(tiny_model("llama"), save_adapter(model, tmp_path / "adapter"))
     assert loaded.peft_config["default"].target_modules == r".*\.(q|v)_proj"
 
@@ -319,6 +357,7 @@ def test_counts_of_memories_agree(kind: str, tmp_path: Path) -> None:
         {"text": np.zeros_like(text)},
         {"text": steps - 1},
         {"text": text + 2**40},
+        {"text": text[:0], "steps": steps[:0], "held": held[:0]},
         *([{"steps": steps + 1}] if kind == "concat" else []),
         *([{"text": text + 1}] if kind == "gist" else []),
     ):
