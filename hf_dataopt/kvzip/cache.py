@@ -36,6 +36,8 @@ from .scoring import score_context
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+    from .gates import KVzipGates
+
 Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
 
 
@@ -90,6 +92,7 @@ class KVzipCache(RoutedCache):
         *,
         config: KVzipConfig | None = None,
         head_scores: torch.Tensor | None = None,
+        gates: KVzipGates | None = None,
         progress: bool = True,
     ) -> KVzipCache:
         """Prefill, score and evict in one go.
@@ -105,6 +108,9 @@ class KVzipCache(RoutedCache):
             config (`KVzipConfig`, optional): all other settings.
             head_scores (`torch.Tensor` (scored layers, KV heads), optional): static importance of every head (see
                 `head_scores.py`): no scoring pass, whole heads are kept or dropped (section 8.4.2).
+            gates (`KVzipGates`, optional): score while reading: no scoring pass. Text is then evicted piece by piece as it is
+                read (`prefill_chunk_size`; with `max_kv_tokens` a fifth of that budget, so that the full cache never exists);
+                images and `level="head"` need the whole context first.
             progress (`bool`, default `True`): show bars.
 
         Returns:
@@ -115,15 +121,22 @@ class KVzipCache(RoutedCache):
                 place one after the other (Qwen-VL); nothing else was computed.
             TypeError, ValueError: a bad context or setting.
 
-        Cost: about two to three prefills at the default chunk size (`replay="local"`: about one more prefill).
+        Cost: about two to three prefills at the default chunk size (`replay="local"`: about one more prefill; `gates`: one).
         """
         config = config or KVzipConfig()
         if keep_ratio is not None:
             config = replace(config, keep_ratio=keep_ratio)
         if head_scores is not None:
+            if gates is not None:
+                raise ValueError("head_scores and gates are two ways to score; give one of them")
             config = replace(config, level="head")
         check_supported(model)
         prompt, images = build_context(tokenizer, context, config)
+        if gates is not None and images is None and config.level != "head":
+            return cls._of(gates.read(model, prompt, config, progress=progress), prompt, config, tokenizer, model)
+        if gates is not None:
+            prefilled, scores = gates.prefill(model, prompt, config, images=images, progress=progress)
+            return cls.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
         prefilled = prefill(model, prompt, config, images=images, progress=progress)
         if head_scores is None:
             scores = score_context(prefilled, config, progress=progress)
@@ -170,8 +183,12 @@ class KVzipCache(RoutedCache):
         keep = keep_mask(scores, config, prefilled.n_prefix)
         always = keep.new_ones(*keep.shape[:2], prefilled.n_prefix)
         layers = compressed_layers(prefilled, torch.cat([always, keep], dim=2), free=free)
-        cache = cls(layers, prefilled.prompt, config, tokenizer, identity(prefilled.model))
-        cache._prepare(prefilled.model)
+        return cls._of(layers, prefilled.prompt, config, tokenizer, prefilled.model)
+
+    @classmethod
+    def _of(cls, layers: list[Any], prompt: KVzipPrompt, config: KVzipConfig, tokenizer: Any, model: Any) -> KVzipCache:
+        cache = cls(layers, prompt, config, tokenizer, identity(model))
+        cache._prepare(model)
         return cache
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:

@@ -70,5 +70,10 @@ def _top(scores: torch.Tensor, ratio: float, ties: str) -> torch.Tensor:
     if ties == "reference":
         threshold = scores.sort(dim=1, descending=True).values[:, max(count - 1, 0)]
         return scores > threshold[:, None]
+    return first(scores, count)
+
+
+def first(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """True at the `count` highest of each row of (rows, n), earlier places first among equals."""
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)

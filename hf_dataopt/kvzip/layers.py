@@ -236,11 +236,17 @@ def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: 
     chunked = chunked_attention(text_config(prefilled.model))
     for index, layer in enumerate(full):
         if index not in prefilled.scored_layers:
-            sliding = isinstance(layer, DynamicSlidingWindowLayer)
-            layers.append(KVzipSlidingLayer.of(layer, chunked) if sliding else copied_layer(layer))
+            layers.append(kept_layer(layer, chunked))
             continue
         kept = keep[prefilled.scored_layers.index(index)]
         layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))
         if free:
             layer.keys = layer.values = None
     return layers
+
+
+def kept_layer(layer: Any, chunked: bool) -> Any:
+    """A layer that is not evicted from, as a compressed cache has it: a window with its own memory, or a copy."""
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return KVzipSlidingLayer.of(layer, chunked)
+    return copied_layer(layer)

@@ -13,7 +13,7 @@ from .config import KVzipConfig
 from .images import ContextImages
 from .prompt import KVzipPrompt
 from .proof import prove
-from .reading import PrefilledContext, read_context
+from .reading import OnInput, PrefilledContext, read_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +26,7 @@ def prefill(
     config: KVzipConfig | None = None,
     *,
     images: ContextImages | None = None,
+    on_input: OnInput | None = None,
     progress: bool = True,
 ) -> PrefilledContext:
     """Encode prefix and context into a full cache, in pieces, without computing logits.
@@ -35,6 +36,7 @@ def prefill(
         prompt: the token sequences.
         config: gives `prefill_chunk_size`; default settings otherwise.
         images: of the context, from `images.build_context`; it is then read in one piece.
+        on_input: called with each scored layer's index and what its attention is given, (n, width), piece by piece.
         progress: show a bar (contexts of more than one piece only).
 
     Returns:
@@ -50,4 +52,4 @@ def prefill(
     prove(model)
     warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
     with evaluating(causal_model_of(model)):
-        return read_context(model, prompt, config, images=images, progress=progress)
+        return read_context(model, prompt, config, images=images, on_input=on_input, progress=progress)

@@ -5,6 +5,8 @@ One that holds images is read in one piece, by the whole model and under its own
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from ..progress import bar
 from ..routing.attach import attach
 from ..routing.cache import RoutedCache
 from ..routing.dispatch import maskless, tag
+from ..routing.layer_inputs import LayerInputs, listening, watch
 from .attention import attend, merge
 from .config import KVzipConfig
 from .images import ContextImages
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 USER = "kvzip"  # of `routing.attach`
 _KEPT_KINDS = {"full", "sliding", "linear", "shared"}
+# called with a layer's index and what its attention is given, (n, width), before the layer's keys are cached
+OnInput = Callable[[int, torch.Tensor], None]
 
 
 @dataclass
@@ -112,13 +117,14 @@ def read_context(
     config: KVzipConfig,
     *,
     images: ContextImages | None = None,
+    on_input: OnInput | None = None,
     user: str = USER,
     progress: bool = True,
 ) -> PrefilledContext:
     """`prefill` of a model that `check_supported` accepts, proven or not.
 
     Args:
-        model, prompt, config, images, progress: as `prefill`.
+        model, prompt, config, images, on_input, progress: as `prefill`.
         user: on whose behalf the model is attached.
 
     Returns:
@@ -130,10 +136,11 @@ def read_context(
     full: list[Any] = plain.layers
     read = [_PrefillLayer(images is not None) if i in scored_layers else layer for i, layer in enumerate(full)]
     ids, embeddings = prompt.ids.to(input_device(model))[None], None
-    if images is None:
-        _read_text(decoder_of(model), ids, OwnCache(read), config.prefill_chunk_size, progress)
-    else:
-        embeddings = _read_images(causal_model_of(model), ids, read, images)
+    with hearing(model, scored_layers, on_input) as inputs:
+        if images is None:
+            read_text(model, ids, OwnCache(read, inputs), config.prefill_chunk_size, progress=progress)
+        else:
+            embeddings = _read_images(causal_model_of(model), ids, _ImageCache(read, model, inputs), images)
     for index, layer in enumerate(read):
         if index in scored_layers:
             full[index].lazy_initialization(layer.keys, layer.values)
@@ -144,11 +151,22 @@ def read_context(
     return PrefilledContext(model, prompt, plain, scored_layers, latent, embeddings)
 
 
-def _read_text(decoder: Any, ids: torch.Tensor, cache: OwnCache, step: int, progress: bool) -> None:
-    start, name = 0, cache_keyword(decoder.forward)
+def read_text(
+    model: Any,
+    ids: torch.Tensor,
+    cache: OwnCache,
+    step: int,
+    *,
+    after: Callable[[], None] = lambda: None,
+    progress: bool = True,
+) -> None:
+    """Forwards of the decoder over ids (1, n), `step` at a time, into `cache`; `after` is called behind each piece."""
+    decoder, start = decoder_of(model), 0
+    name = cache_keyword(decoder.forward)
     with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
         for piece in ids.split(step, dim=1):
             decoder(input_ids=piece, use_cache=True, **{name: cache}, **positions(decoder, start, piece))
+            after()
             start += piece.shape[1]
             shown.update(piece.shape[1])
 
@@ -160,22 +178,71 @@ def positions(decoder: Any, start: int, ids: torch.Tensor) -> dict[str, torch.Te
     return {"position_ids": torch.arange(start, start + ids.shape[1], device=ids.device)[None]}
 
 
+class _Heard:
+    """Hands what attention is given on to whoever wants it, layer by layer."""
+
+    def __init__(self, inputs: LayerInputs, layers: list[int], on_input: OnInput) -> None:
+        self.inputs, self.layers, self.on_input = inputs, layers, on_input
+
+    def before_update(self, layer: int) -> None:
+        """To be called as the layer's keys arrive, inside of its attention module.
+
+        Raises:
+            UnsupportedModelError: what the module was given is no hidden state of one row.
+        """
+        if layer not in self.layers:
+            return
+        given = self.inputs.take(layer)
+        if given is None or given.shape[0] != 1:
+            raise UnsupportedModelError(
+                f"what layer {layer} of this model is given cannot be seen: its attention has no `layer_idx` or is handed no "
+                "hidden states. Use KVzip without gates"
+            )
+        self.on_input(layer, given[0].detach())
+
+
+@contextmanager
+def hearing(model: Any, layers: list[int], on_input: OnInput | None) -> Iterator[_Heard | None]:
+    """What `OwnCache` needs to hand on the inputs of these layers; None where nobody asks."""
+    if on_input is None:
+        yield None
+        return
+    watch(decoder_of(model))
+    with listening() as inputs:
+        yield _Heard(inputs, layers, on_input)
+
+
 class OwnCache(RoutedCache):
-    """A cache of our own forwards: thrown away if one of them fails, so it needs no second copy to go back to."""
+    """A cache of our own forwards: thrown away if one of them fails, so it needs no second copy to go back to.
+
+    Args:
+        layers: see `RoutedCache`.
+        heard: from `hearing`.
+    """
 
     atomic = False
+
+    def __init__(self, layers: list[Any], heard: _Heard | None = None) -> None:
+        super().__init__(layers)
+        self.heard = heard
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """As `RoutedCache.update`."""
+        if self.heard is not None:
+            self.heard.before_update(layer_idx)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 class _ImageCache(OwnCache):
     """The cache of one forward of a whole model; remembers what the decoder is given, which holds the images.
 
     Args:
-        layers: see `RoutedCache`.
+        layers, heard: see `OwnCache`.
         model: for messages.
     """
 
-    def __init__(self, layers: list[Any], model: Any) -> None:
-        super().__init__(layers)
+    def __init__(self, layers: list[Any], model: Any, heard: _Heard | None = None) -> None:
+        super().__init__(layers, heard)
         self.embeddings: torch.Tensor | None = None
         self.refusal = f"KVzip cannot compress images for {type(model).__name__}"
 
@@ -208,8 +275,7 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, torch.Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensors, value)))
 
 
-def _read_images(model: Any, ids: torch.Tensor, layers: list[Any], images: ContextImages) -> torch.Tensor:
-    cache = _ImageCache(layers, model)
+def _read_images(model: Any, ids: torch.Tensor, cache: _ImageCache, images: ContextImages) -> torch.Tensor:
     given = images.on(ids.device, model.dtype)
     model(input_ids=ids, use_cache=True, **given, **{cache_keyword(model.forward): cache}, **last_logits(model))
     if cache.embeddings is None:

@@ -96,6 +96,20 @@ output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=
 print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
 """,
     ),
+    "kvzip_gates": Kind(
+        "KVzip gates",
+        "gates",
+        "model",
+        ("gates.safetensors",),
+        "from hf_dataopt import KVzipCache, KVzipGates\n"
+        + _TRANSFORMERS
+        + _MODEL
+        + """gates = KVzipGates.from_pretrained({repo})
+cache = KVzipCache.from_context(model, tokenizer, "Anna lives in Oslo.", keep_ratio=0.5, gates=gates)
+output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=16)
+print(tokenizer.decode(output[0, cache.ids.shape[1] :]))
+""",
+    ),
     "kvzip_cache": Kind(
         "compressed KVzip cache",
         "cache",

@@ -20,6 +20,7 @@ from transformers import Cache
 from .._compat import causal_model_of, decoder_of, named_arguments, takes_positions, text_config
 from .cache import RoutedCache
 from .dispatch import CURRENT, PENDING, route, unroute
+from .layer_inputs import unwatch
 
 _PREPARE = "prepare_inputs_for_generation"
 _LOCK = threading.Lock()
@@ -71,6 +72,7 @@ def detach(model: Any, user: str, after_prepare: AfterPrepare | None = None) -> 
         if left:
             return
         unroute(decoder.config)
+        unwatch(decoder)
         for module in (base, decoder):
             for hooks, ours in (
                 (module._forward_pre_hooks, lambda hook: isinstance(hook, _Open)),

@@ -18,6 +18,9 @@ from hf_dataopt.cli import main
 from hf_dataopt.condensation.columns import to_dataset
 from hf_dataopt.condensation.multi_formation import Formation, recipe_text
 from hf_dataopt.condensation.saved import load_condensed, save_condensed
+from hf_dataopt.kvzip.gate_fit import GateConfig
+from hf_dataopt.kvzip.gate_network import GateWeights
+from hf_dataopt.kvzip.gates import KVzipGates
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
 from hf_dataopt.publishing.artifacts import fetch
 from hf_dataopt.publishing.dataset_files import read_parquet
@@ -68,6 +71,16 @@ def heads(scratch: Path) -> Saved:
         return lambda folder: save_head_scores(torch.full((2, 3), value), folder, model_id="a/model")
 
     return Saved(save(0.0), save(1.0), lambda folder: digest(load_head_scores(folder)[0]))
+
+
+def gates(scratch: Path) -> Saved:
+    def save(seed: int) -> Callable[[Path], Any]:
+        own = torch.Generator().manual_seed(seed)
+        weights = GateWeights.start(2, 8, 4, 2, own).on_plain(torch.zeros(2, 1, 8), torch.ones(2, 1, 8), 0.0, 1.0)
+        made_by = {"name": "a/model", "dtype": "float32"}
+        return KVzipGates(weights, GateConfig(hidden=4), made_by).save_pretrained
+
+    return Saved(save(0), save(1), lambda folder: digest(*KVzipGates.from_pretrained(folder).weights.tensors.values()))
 
 
 def adapter(scratch: Path) -> Saved:
@@ -121,4 +134,4 @@ def cleaned(scratch: Path) -> Saved:
     return Saved(save(0.05), save(0.2), read)
 
 
-SAVES = {made.__name__: made for made in (cache, memory, stream, heads, adapter, report, condensed, cleaned)}
+SAVES = {made.__name__: made for made in (cache, memory, stream, heads, gates, adapter, report, condensed, cleaned)}

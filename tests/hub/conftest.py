@@ -44,6 +44,7 @@ SHOWN = [
     "me/cleaned",
     "me/cache",
     "me/heads",
+    "me/gates",
     "me/ccm",
     "me/plain-ccm",
     "me/memory",

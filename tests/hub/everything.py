@@ -84,10 +84,11 @@ def push_all(folder: Path) -> dict[str, str]:
     """Push one artifact of every kind; returns what they hold."""
     from huggingface_hub import HfApi, metadata_update
 
-    from hf_dataopt import CompressedContextMemory, KVzipCache, StreamingContextMemory
+    from hf_dataopt import CompressedContextMemory, KVzipCache, KVzipGates, StreamingContextMemory
     from hf_dataopt.ccm.saved import push_adapter
     from hf_dataopt.cli import main
     from hf_dataopt.condensation.saved import push_condensed
+    from hf_dataopt.kvzip.gate_fit import GateConfig
     from hf_dataopt.kvzip.head_scores import head_scores, push_head_scores
     from hf_dataopt.publishing.dataset_files import read_parquet
 
@@ -127,6 +128,9 @@ def push_all(folder: Path) -> dict[str, str]:
     scores = head_scores(model, tokenizer, CONTEXT)
     push_head_scores(scores, "me/heads", model_id=BASE)
     found["heads"] = digest(scores)
+    gates = KVzipGates.fit(model, tokenizer, [CONTEXT, QUESTION * 3], GateConfig(steps=2, hidden=4), progress=False)
+    gates.push_to_hub("me/gates")
+    found["gates"] = digest(*gates.weights.tensors.values())
 
     adapter = adapted(model)
     push_adapter(adapter, "me/ccm", tokenizer, about={"example": (TURNS, QUESTION)})
@@ -183,7 +187,7 @@ def load_all() -> dict[str, str]:
     from datasets import load_dataset
     from peft import PeftModel
 
-    from hf_dataopt import CompressedContextMemory, KVzipCache, MultiFormation, StreamingContextMemory
+    from hf_dataopt import CompressedContextMemory, KVzipCache, KVzipGates, MultiFormation, StreamingContextMemory
     from hf_dataopt.ccm.saved import load_adapter
     from hf_dataopt.condensation.saved import load_condensed
     from hf_dataopt.kvzip.head_scores import load_head_scores
@@ -205,6 +209,9 @@ def load_all() -> dict[str, str]:
     scores, model_id = load_head_scores("me/heads")
     assert model_id == BASE
     found["heads"] = digest(scores)
+    gates = KVzipGates.from_pretrained("me/gates")
+    gates.check(model)
+    found["gates"] = digest(*gates.weights.tensors.values())
     adapter = PeftModel.from_pretrained(model, "me/ccm").eval()
     found["adapter"] = digest(*[weight for name, weight in adapter.named_parameters() if ".lora_" in name])
     memory = CompressedContextMemory.from_pretrained(adapter, "me/memory", tokenizer)

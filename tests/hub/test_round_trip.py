@@ -12,7 +12,7 @@ from hf_dataopt.publishing.safe_files import read_yaml
 from .conftest import SHOWN, Published
 
 DATASETS = ["idc-uint8", "idc-float16", "idc-float32", "plain-uint8", "plain-float16", "plain-float32", "cleaned"]
-MODELS = ["cache", "cache-logits", "heads", "adapter", "memory", "stream"]
+MODELS = ["cache", "cache-logits", "heads", "gates", "adapter", "memory", "stream"]
 
 
 @pytest.mark.parametrize("name", DATASETS + MODELS)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from hf_dataopt import KVzipCache, KVzipConfig
-from hf_dataopt.kvzip.prefill import prefill
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
+from hf_dataopt.kvzip.eviction import keep_mask
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.reading import PrefilledContext
 from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.text.demo_model import INSTALL, load_demo_model, packaged_model_file
 
+from ..conftest import REPO
 from ..models import held
 
 pytestmark = [
@@ -48,13 +49,18 @@ def loaded() -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.fixture(scope="module")
-def prefilled(loaded: tuple[Any, Any]) -> PrefilledContext:
-    """A context of 2,000 tokens."""
+def gated(loaded: tuple[Any, Any]) -> tuple[PrefilledContext, torch.Tensor]:
+    """A context of 2,000 tokens, and what the shipped gates say of it."""
     model, tokenizer = loaded
     prompt = build_prompt(tokenizer, records(60), KVzipConfig())
     assert prompt.context_ids.numel() > 2000
     prompt = dataclasses.replace(prompt, context_ids=prompt.context_ids[:2000])
-    return prefill(model, prompt, progress=False)
+    return KVzipGates.from_pretrained(REPO / "examples" / "gates").prefill(model, prompt, progress=False)
+
+
+@pytest.fixture(scope="module")
+def prefilled(gated: tuple[PrefilledContext, torch.Tensor]) -> PrefilledContext:
+    return gated[0]
 
 
 def test_nothing_evicted_is_the_plain_cache(loaded: tuple[Any, Any], prefilled: PrefilledContext) -> None:
@@ -73,10 +79,11 @@ def test_nothing_evicted_is_the_plain_cache(loaded: tuple[Any, Any], prefilled: 
 
 
 def test_scores_find_what_answers_need_and_bytes_are_freed(
-    loaded: tuple[Any, Any], prefilled: PrefilledContext
+    loaded: tuple[Any, Any], gated: tuple[PrefilledContext, torch.Tensor]
 ) -> None:
-    """At 0.3 a version number in the context stays far more likely than after random eviction."""
+    """At 0.3 a version number in the context stays far more likely than after random eviction; so by the shipped gates."""
     model, tokenizer = loaded
+    prefilled, foretold = gated
     config = KVzipConfig(keep_ratio=RATIO, replay="local", chunk_size=512)
     scores = score_context(prefilled, config, progress=False)
     context = tokenizer.decode(prefilled.prompt.context_ids)
@@ -104,3 +111,7 @@ def test_scores_find_what_answers_need_and_bytes_are_freed(
     noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0))
     full, ours, random = nll(evicted(scores, 1.0)), nll(kvzip), nll(evicted(noise, RATIO))
     assert ours - full < 0.2 * (random - full), f"full {full:.2f}, KVzip {ours:.2f}, random {random:.2f}"
+    gates = nll(evicted(foretold, RATIO))
+    assert gates - full < 0.2 * (random - full), f"full {full:.2f}, gates {gates:.2f}, random {random:.2f}"
+    kept = [keep_mask(values, KVzipConfig(keep_ratio=RATIO)) for values in (scores, foretold)]
+    assert (kept[0] & kept[1]).sum() > 0.65 * kept[0].sum()
