@@ -3,7 +3,13 @@
 Importing the package loads no heavy module; a public name loads its room on first use.
 """
 
+import sys
+import warnings
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .ccm.plugin import install as _install
@@ -35,6 +41,18 @@ _PUBLIC = {
     "plot_mixup": "hf_dataopt.mixup.plot",
     "puzzle_mix": "hf_dataopt.mixup.puzzle_mix",
     "soft_target_loss": "hf_dataopt.mixup.loss",
+}
+
+# modules of 0.1 that have moved; their old names go in 0.3
+_MOVED = {
+    "hf_dataopt.artifact_kinds": "hf_dataopt.publishing.kinds",
+    "hf_dataopt.artifacts": "hf_dataopt.publishing.artifacts",
+    "hf_dataopt.cards": "hf_dataopt.publishing.cards",
+    "hf_dataopt.dataset_files": "hf_dataopt.publishing.dataset_files",
+    "hf_dataopt.demo_model": "hf_dataopt.text.demo_model",
+    "hf_dataopt.info": "hf_dataopt.publishing.info",
+    "hf_dataopt.push": "hf_dataopt.publishing.push",
+    "hf_dataopt.safe_files": "hf_dataopt.publishing.safe_files",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
@@ -75,4 +93,22 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
 
+class _Moved(MetaPathFinder, Loader):
+    """Imports of a moved module by its old name give the module itself, with a `DeprecationWarning`."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return spec_from_loader(fullname, self) if fullname in _MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = import_module(_MOVED[spec.name])
+        spec.loader_state = module.__spec__  # the import system is about to put the old name's in its place
+        warnings.warn(f"{spec.name} has moved to {module.__name__}", DeprecationWarning, stacklevel=2)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.append(_Moved())
 _install()
