@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..settings import brief
 from ..text.chat import ChatFormat, said
 from .attention import skip_positions
 from .config import CCMConfig
@@ -192,7 +193,7 @@ class DataCollatorForCCM:
         for name in kinds:
             if isinstance(feature[name], str | bytes | dict) or not hasattr(feature[name], "__iter__"):
                 raise TypeError(
-                    f"{name} must be a list with an entry for each turn, got {feature[name]!r:.80}; write [...]"
+                    f"{name} must be a list with an entry for each turn, got {brief(feature[name])}; write [...]"
                 )
         named = next((name for name in ("messages", "texts") if name in kinds), None)
         turns = list(feature[named]) if named else []

@@ -11,6 +11,7 @@ import torch
 from .._compat import causal_model_of, input_device, last_logits, text_config
 from ..publishing.artifacts import push_saved
 from ..routing.inputs import CallInputs
+from ..settings import brief
 from ..text.chat import ChatFormat
 from ..text.positions import warn_beyond_positions
 from .active import ccm_config, check_still_active
@@ -377,7 +378,7 @@ class CompressedContextMemory:
         items: Sequence[Any] = [given] if single else given
         if not isinstance(items, list | tuple) or len(items) != users:
             raise ValueError(
-                f"this memory has {users} users and needs a list with one entry for each, got {given!r:.80}; a list of "
+                f"this memory has {users} users and needs a list with one entry for each, got {brief(given)}; a list of "
                 "messages is one entry where it stands in such a list"
             )
         limit = (self.config.comp_token_ids or [0])[0]

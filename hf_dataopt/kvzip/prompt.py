@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..settings import brief
 from ..text.chat import Message, as_message, said, template_owner, tokenizer_of
 from .config import FIRST_REPEAT_PROMPT, NEXT_REPEAT_PROMPT, KVzipConfig
 
@@ -40,7 +41,7 @@ class KVzipPrompt:
         for name in ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids"):
             ids = getattr(self, name)
             if not isinstance(ids, torch.Tensor) or ids.ndim != 1 or ids.dtype != torch.int64:
-                raise TypeError(f"{name} must be a 1-D int64 tensor, got {ids!r:.80}")
+                raise TypeError(f"{name} must be a 1-D int64 tensor, got {brief(ids)}")
         if self.context_ids.numel() == 0:
             raise ValueError("the context has no tokens; give a context with text in it")
 
@@ -193,7 +194,7 @@ def question_rows(
     if entries and not isinstance(question, dict):
         messages = [isinstance(entry, dict) for entry in entries]
         if any(messages) and not all(messages):
-            raise TypeError(f"{needs}, got texts and messages in one list: {question!r:.80}")
+            raise TypeError(f"{needs}, got texts and messages in one list: {brief(question)}")
         entries = [entries] if all(messages) else entries
     if not entries:
         raise TypeError(f"{needs}, got an empty one")
@@ -204,7 +205,7 @@ def question_rows(
         elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
             rows.append(conversation_ids(tokenizer, prompt, entry, config))
         else:
-            raise TypeError(f"{needs}, got {entry!r:.80}")
+            raise TypeError(f"{needs}, got {brief(entry)}")
     return rows
 
 
