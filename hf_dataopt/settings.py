@@ -198,6 +198,12 @@ def check_text(name: str, value: Any, *, empty: bool = True, todo: str = "") -> 
         raise TypeError(f"{name} must be a str, got {brief(value)}{_said(todo)}")
     if not empty and not value.strip():
         raise ValueError(f"{name} is empty{_said(todo or 'give a text')}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} holds half of a character at place {error.start}, which is no text; repair it"
+        ) from error
     return value
 
 
@@ -208,8 +214,9 @@ def check_path(name: str, value: Any) -> Path:
     text = os.fspath(value)
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a path of text, got {brief(text)}")
-    if not text.strip() or "\0" in text:
+    if not text.strip() or "\0" in text or any(len(part) > 255 for part in Path(text).parts):
         raise ValueError(f"{name} must name a file or folder, got {brief(text)}")
+    check_text(name, text)
     return Path(text)
 
 
@@ -407,7 +414,7 @@ def check_dataset(name: str, value: Any, todo: str = "pick a split, or load with
 
     if isinstance(value, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise TypeError(
-            f"{name}: need a datasets.Dataset, got {type(value).__name__}; pick a split, such as ...['train']"
+            f"{name}: need a datasets.Dataset, got {type(value).__name__}; pick one split, such as ...['train']"
         )
     if not isinstance(value, datasets.Dataset):
         raise TypeError(f"{name}: need a datasets.Dataset, got {brief(value)}; {todo}")

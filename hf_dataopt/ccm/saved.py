@@ -13,6 +13,7 @@ from ..publishing.kinds import MODEL
 from ..publishing.names import hub_name
 from ..publishing.safe_files import check_finite, read_json, read_tensors
 from ..publishing.writer import replacing
+from ..settings import brief, check_each, check_kind, check_text, check_tokenizer, optional
 from .active import ccm_config
 from .memory import CompressedContextMemory
 
@@ -45,6 +46,12 @@ def save_adapter(
         ValueError: no active CCM adapter, an example without a tokenizer, or results that lack a field.
     """
     ccm_config(model)
+    optional(check_tokenizer, "tokenizer", tokenizer)
+    for title, text in (("license", license), ("name", name)):
+        optional(check_text, title, text, empty=False)
+    check_each("results", results, check_kind, Mapping, least=0)
+    if example is not None and not (isinstance(example, tuple | list) and len(example) == 2):
+        raise TypeError(f"example must be (contexts, question), got {brief(example)}")
     lacking = [row for row in results if set(_RESULT) - set(row)]
     if lacking:
         raise ValueError(f"every result needs {', '.join(_RESULT)}; got {sorted(lacking[0])}")
@@ -98,7 +105,7 @@ def push_adapter(
     Returns:
         URL of the commit, or of the pull request.
     """
-    values = {"name": repo_id, **(about or {})}
+    values = {"name": repo_id, **(optional(check_kind, "about", about, Mapping) or {})}
     return push_saved(lambda folder: save_adapter(model, folder, tokenizer, **values), repo_id, **options)
 
 

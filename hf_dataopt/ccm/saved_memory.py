@@ -19,6 +19,7 @@ from ..publishing.names import hub_name
 from ..publishing.record import FORMAT, check_version
 from ..publishing.safe_files import check_finite, read_json, read_tensors
 from ..publishing.writer import finish, replacing
+from ..settings import check_text, optional
 from ..text.chat import ChatFormat
 from .active import written_by
 
@@ -46,6 +47,7 @@ def save_memory(
         sizes: users, steps, tokens seen, bytes, for the card.
         adapter: Hub name of the adapter, for the code on the card.
     """
+    optional(check_text, "adapter", adapter, empty=False)
     base = causal_model_of(model)
     text = json.dumps({"format_version": FORMAT, "written_by": written_by(model), **settings}, indent=2)
     users, steps, tokens, nbytes = sizes

@@ -15,7 +15,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "tau": (0.0, 1e3),
     "omega": (0.0, 1.0),
 }
-_COUNTS = {"part_size": 1, "outputs_per_part": (1, 2**16), "sweeps": 1, "distance_window": 1, "distance_stride": 1}
+_COUNTS: dict[str, int | tuple[int, int]] = {
+    "part_size": 1,
+    "outputs_per_part": (1, 2**16),
+    "sweeps": 1,
+    "distance_window": 1,
+    "distance_stride": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import math
 import re
 import stat
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,10 @@ def files_of(folder: Path) -> list[Path]:
     own = folder.resolve()
     # the Hub client's cache: snapshots/COMMIT/file -> blobs/HASH of the same repository
     blobs = own.parent.parent / "blobs" if own.parent.name == "snapshots" else own
-    for path in sorted(folder.rglob("*")):
+    there = list(islice(folder.rglob("*"), 2 * MAX_FILES + 1))  # of a whole disk no more is looked at
+    if len(there) > 2 * MAX_FILES:
+        raise ValueError(f"{folder} has more than {MAX_FILES:,} files; an artifact has a few, so this is none")
+    for path in sorted(there):
         target = path.resolve()
         if path.is_symlink() and not (target.is_relative_to(own) or target.is_relative_to(blobs)):
             raise ValueError(

@@ -14,6 +14,7 @@ from ..publishing.artifacts import fetch
 from ..publishing.record import ABOUT
 from ..publishing.safe_files import check_safetensors, files_of, read_json
 from ..publishing.writer import finish, replacing
+from ..settings import check_path
 from .config import RelationConfig
 from .outlier import Reference
 
@@ -71,7 +72,7 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     try:
         if (folder / ABOUT).is_file() or not folder.is_dir():
             folder, _ = fetch(folder, KIND)

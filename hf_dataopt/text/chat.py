@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..settings import brief, settle
+from ..settings import brief, check_text, check_tokenizer, settle
 from . import plain_text
 
 Message = dict[str, Any]
@@ -61,7 +61,8 @@ class ChatFormat:
 
     def ids(self, tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of a text in which hidden special tokens are text and all others count."""
-        tokenizer = tokenizer_of(tokenizer)
+        tokenizer = tokenizer_of(check_tokenizer("tokenizer", tokenizer))
+        check_text("text", text)
         if self.special_tokens_in_text:
             return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
         return plain_text.encode(tokenizer, text, add_special_tokens=add_special_tokens)

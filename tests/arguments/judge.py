@@ -59,7 +59,7 @@ def fault(error: Exception, case: Case) -> str | None:
         return f"raised at {where}: {error!s:.160}"
     if not any(first <= (last.lineno or 0) <= end for first, end in _raises(last.filename)):
         return f"{type(error).__name__} by chance at {where}: {error!s:.160}"
-    return None if len(str(error)) >= 15 else f"says too little: {error}"
+    return None if len(str(error)) >= 12 else f"says too little: {error}"
 
 
 @contextlib.contextmanager

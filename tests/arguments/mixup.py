@@ -363,5 +363,9 @@ def _items(value: Any) -> bool | None:
 
 
 def _part(value: Tensor) -> Kind:
-    good = like(lambda: value, whole=value.ndim == 4) if value.dtype != torch.bool else instance(Tensor)
+    good = (
+        like(lambda: value, whole=value.ndim == 4, loose=value.ndim == 4)
+        if value.dtype != torch.bool
+        else instance(Tensor)
+    )
     return (NONE | good) if value.ndim in (1, 3) and value.dtype != torch.bool else good
