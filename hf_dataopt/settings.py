@@ -204,7 +204,7 @@ def check_text(name: str, value: Any, *, empty: bool = True, todo: str = "") -> 
         raise ValueError(
             f"{name} holds half of a character at place {error.start}, which is no text; repair it"
         ) from error
-    return value
+    return str(value)  # a numpy string is one too, and YAML does not know it
 
 
 def check_path(name: str, value: Any) -> Path:
@@ -258,7 +258,7 @@ def check_each(
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and len(shape) == 1 and hasattr(value, "tolist"):
         value = value.tolist()
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | range):
         raise TypeError(f"{name} must be a list or tuple, got {brief(value)}")
     if len(value) < least:
         raise ValueError(f"{name} needs at least {least} {'entry' if least == 1 else 'entries'}, got {len(value)}")

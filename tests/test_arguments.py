@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
+import hf_dataopt
 from hf_dataopt import KVzipConfig, PuzzleMixConfig, RelationConfig
 
 from .arguments.cases import cases
@@ -13,6 +16,7 @@ from .arguments.judge import good, run
 from .arguments.pool import Argument, Case, count
 
 SETS = 30
+ASKED_BY_MODELS = {"KVzipCache.check_model", "KVzipCache.view"}  # a forward calls them, with what it was given
 
 
 @pytest.mark.parametrize("name", list(cases()))
@@ -20,6 +24,22 @@ def test_bad_arguments_are_refused_in_our_words(name: str) -> None:
     good(cases()[name])
     tally = run(name, cases()[name], SETS, seed=1)
     assert not tally.other, tally.other
+
+
+def test_every_public_callable_has_a_case() -> None:
+    missing = set()
+    for name in set(hf_dataopt.__all__) - {"__version__"}:
+        public = getattr(hf_dataopt, name)
+        methods = vars(public).items() if inspect.isclass(public) else ()
+        wanted = {f"{name}.{method}" for method, value in methods if not method.startswith("_") and _takes(value)}
+        missing |= {one for one in {name, *wanted} if not any(case.split(" ")[0] == one for case in cases())}
+    assert missing <= ASKED_BY_MODELS, missing
+
+
+def _takes(method: object) -> bool:
+    """Whether a method has arguments of its own."""
+    function = getattr(method, "__func__", method)
+    return inspect.isfunction(function) and len(inspect.signature(function).parameters) > 1
 
 
 def test_numpy_scalars_and_tensors_without_dimensions_are_numbers() -> None:

@@ -47,8 +47,9 @@ def save_adapter(
     """
     ccm_config(model)
     optional(check_tokenizer, "tokenizer", tokenizer)
-    for title, text in (("license", license), ("name", name)):
-        optional(check_text, title, text, empty=False)
+    license, name = (
+        optional(check_text, title, text, empty=False) for title, text in (("license", license), ("name", name))
+    )
     check_each("results", results, check_kind, Mapping, least=0)
     if example is not None and not (isinstance(example, tuple | list) and len(example) == 2):
         raise TypeError(f"example must be (contexts, question), got {brief(example)}")

@@ -47,7 +47,7 @@ def save_memory(
         sizes: users, steps, tokens seen, bytes, for the card.
         adapter: Hub name of the adapter, for the code on the card.
     """
-    optional(check_text, "adapter", adapter, empty=False)
+    adapter = optional(check_text, "adapter", adapter, empty=False)
     base = causal_model_of(model)
     text = json.dumps({"format_version": FORMAT, "written_by": written_by(model), **settings}, indent=2)
     users, steps, tokens, nbytes = sizes

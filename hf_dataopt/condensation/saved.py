@@ -51,8 +51,10 @@ def save_condensed(
     """
     optional(check_kind, "config", config, IDCConfig)
     check_each("scores", scores, check_kind, Mapping, least=0)
-    for title, text in (("source", source), ("license", license), ("name", name)):
+    source, license, name = (
         optional(check_text, title, text, empty=False)
+        for title, text in (("source", source), ("license", license), ("name", name))
+    )
     recipe = read_recipe(condensed)
     if "label_column" not in recipe:
         raise ValueError("the recipe names no label column; condense with DatasetCondenser")

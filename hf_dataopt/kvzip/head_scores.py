@@ -78,9 +78,11 @@ def save_head_scores(
         ValueError: scores of another shape, or not finite.
     """
     _check(scores)
-    for name, text in (("model_id", model_id), ("dtype", dtype), ("source", source)):
+    model_id, dtype, source = (
         check_text(name, text, empty=False)
-    optional(check_text, "license", license, empty=False)
+        for name, text in (("model_id", model_id), ("dtype", dtype), ("source", source))
+    )
+    license = optional(check_text, "license", license, empty=False)
     public = looks_like_repo(model_id)
     with replacing(folder, "head_scores") as draft:
         save_file({"head_scores": scores.contiguous()}, str(draft / _FILE))

@@ -44,7 +44,7 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
     Raises:
         ValueError: a cache whose model is gone and unknown.
     """
-    optional(check_text, "license", license, empty=False)
+    license = optional(check_text, "license", license, empty=False)
     if cache.made_by is None:
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
     layers: list[Any] = cache.pristine_layers

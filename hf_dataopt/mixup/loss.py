@@ -155,4 +155,4 @@ def _items(count: Any) -> Any:
         return count
     if isinstance(count, Tensor) and count.shape == (1,):
         count = count[0]
-    return optional(check_number, "num_items_in_batch", count, 0, above=True)
+    return optional(check_number, "num_items_in_batch", count, 0, 2**53, above=True)

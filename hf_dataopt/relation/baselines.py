@@ -154,7 +154,11 @@ def mahalanobis(
     best = np.full(len(features), np.inf)
     for group, covariance in zip(groups, covariances, strict=True):
         offset = features - group.mean(axis=0)
-        best = np.minimum(best, np.einsum("nd,nd->n", offset, np.linalg.solve(covariance, offset.T).T))
+        try:
+            solved = np.linalg.solve(covariance, offset.T).T
+        except np.linalg.LinAlgError as error:
+            raise ValueError(f"a covariance is singular with ridge={ridge:g}; use a larger ridge") from error
+        best = np.minimum(best, np.einsum("nd,nd->n", offset, solved))
     return best
 
 

@@ -10,6 +10,8 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from hf_dataopt import DatasetCondenser, IDCConfig, MultiFormation
+from hf_dataopt.condensation.augment import Draws, augment, draw
+from hf_dataopt.condensation.matching import distance
 from hf_dataopt.condensation.multi_formation import Formation, form, form_labels
 from hf_dataopt.condensation.saved import load_condensed, push_condensed, save_condensed
 from hf_dataopt.errors import BadRowError, FolderInUseError, HubError
@@ -158,6 +160,31 @@ def cases() -> dict[str, Case]:
             form_labels,
             _of(
                 labels=Argument(lambda: torch.arange(3), like(lambda: torch.arange(3), loose=True)), formation=FORMATION
+            ),
+        ),
+        "matching.distance": Case(
+            distance,
+            _of(
+                real=Argument(images, like(images)),
+                synthetic=Argument(images, like(images)),
+                metric=Argument(lambda: "mse", choice("mse", "l1", "l1_mean", "cos")),
+            ),
+        ),
+        "augment.draw": Case(
+            draw,
+            _of(
+                strategy=Argument(lambda: "color_crop_cutout", WORDS),
+                size=Argument(lambda: (8, 8), Kind(lambda v: None if isinstance(v, list | tuple | range) else False)),
+                generator=Argument(torch.Generator, instance(torch.Generator)),
+                n=Argument(lambda: 2, NONE | count(1)),
+                pick=Argument(lambda: None, NONE | count(0, 0)),
+            ),
+        ),
+        "augment.augment": Case(
+            augment,
+            _of(
+                images=Argument(images, like(images, loose=True)),
+                draws=Argument(lambda: draw("flip", (8, 8), torch.Generator()), instance(Draws)),
             ),
         ),
         "save_condensed": Case(

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import os
 import random
+import shutil
 import signal
 import tempfile
 import traceback
@@ -63,8 +64,8 @@ def fault(error: Exception, case: Case) -> str | None:
 
 
 @contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """A clock, an empty working folder, no Hub, no warnings."""
+def apart() -> Iterator[None]:
+    """An empty working folder, no Hub, no warnings."""
 
     def ring(*_: Any) -> None:
         raise Hang(f"no answer after {SECONDS} s")
@@ -72,26 +73,42 @@ def bounded() -> Iterator[None]:
     before, home = signal.signal(signal.SIGALRM, ring), os.getcwd()
     with tempfile.TemporaryDirectory() as folder, mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
         os.chdir(folder)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             os.chdir(home)
 
 
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """A clock around one call; the working folder is empty again afterwards."""
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for entry in os.scandir("."):
+            shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+
+
 def good(case: Case) -> None:
     """The good arguments are taken, so that a refusal is one of what was put in their place."""
-    with bounded(), contextlib.suppress(*case.allowed):
+    with apart(), bounded(), contextlib.suppress(*case.allowed):
         case.call(**{name: argument.make() for name, argument in case.arguments.items()})
 
 
 def run(name: str, case: Case, sets: int, seed: int = 0) -> Tally:
     """Draw sets with one or two bad arguments and call."""
     drawn, tally = random.Random(f"{name} {seed}"), Tally()
+    with apart():
+        _draw(case, sets, drawn, tally)
+    return tally
+
+
+def _draw(case: Case, sets: int, drawn: random.Random, tally: Tally) -> None:
     seen: Counter[str] = Counter()
     for _ in range(sets):
         names = drawn.sample(list(case.arguments), min(len(case.arguments), 1 if drawn.random() < 0.7 else 2))
@@ -105,7 +122,6 @@ def run(name: str, case: Case, sets: int, seed: int = 0) -> Tally:
             seen[why] += 1
             if seen[why] == 1:
                 tally.other.append(said)
-    return tally
 
 
 def _call(case: Case, values: dict[str, Any], tally: Tally, *, must_refuse: bool) -> str | None:

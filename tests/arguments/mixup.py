@@ -204,7 +204,7 @@ def cases() -> dict[str, Case]:
             {
                 **mixing,
                 "config": CONFIG,
-                "generator": GENERATOR,
+                "generator": Argument(generator, NONE | GENERATOR.kind),  # draws are given
                 "draws": Argument(draws, NONE | instance(PuzzleDraws, near=[lambda: vars(draws())])),
                 "shown": Argument(
                     lambda: (images(), images()),
@@ -274,7 +274,8 @@ def cases() -> dict[str, Case]:
         ),
         "co_mixup": Case(co_mixup, {**mixing, "config": CO_CONFIG, "generator": GENERATOR}),
         "co_mixup.compatibility": Case(
-            compatibility, _fields(distances=Argument(lambda: np.ones((3, 3)), _numbers((3, 3))), config=CO_CONFIG)
+            compatibility,
+            _fields(distances=Argument(lambda: np.ones((3, 3)), Kind(_square, _numbers((3, 3)).bad)), config=CO_CONFIG),
         ),
         "MixResult": Case(MixResult, {name: Argument(lambda v=v: v, _part(v)) for name, v in vars(_result()).items()}),
         "plot_mixup": Case(
@@ -359,12 +360,17 @@ def _pair(value: Any) -> bool | None:
 def _items(value: Any) -> bool | None:
     if isinstance(value, Tensor) and value.shape == (1,):
         return None
-    return number(0, 1.7e308, above=True).takes(value)
+    return number(0, 2**53, above=True).takes(value)
+
+
+def _square(value: Any) -> bool | None:
+    found = _numbers((2, 2)).takes(value), _numbers((3, 3)).takes(value), _numbers((1, 1)).takes(value)
+    return None if None in found else False
 
 
 def _part(value: Tensor) -> Kind:
     good = (
-        like(lambda: value, whole=value.ndim == 4, loose=value.ndim == 4)
+        like(lambda: value, whole=value.ndim == 4, loose=value.ndim >= 2)
         if value.dtype != torch.bool
         else instance(Tensor)
     )
