@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import BadRowError
 from .progress import told
+from .settings import brief, check_callable, check_choice, check_int, optional
 
 OnError = Literal["raise", "skip"]
 T = TypeVar("T")
@@ -33,8 +34,7 @@ _UNREADABLE = (
 
 def check_on_error(value: str) -> None:
     """Refuse what is neither "raise" nor "skip"."""
-    if value not in ("raise", "skip"):
-        raise ValueError(f"on_error is {value!r}; give 'raise', or 'skip' to leave unreadable rows out and count them")
+    check_choice("on_error", value, ("raise", "skip"))
 
 
 def read_rows(
@@ -60,6 +60,10 @@ def read_rows(
     Raises:
         BadRowError: a cell cannot be read, with `on_error="raise"`.
     """
+    check_on_error(on_error)
+    check_callable("read", read)
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        raise TypeError(f"values must be the cells of a column, got {brief(values)}")
     found, kept, skipped = [], [], {}
     numbers = iter(rows) if rows is not None else iter(range(10**18))
     for position, (value, row) in enumerate(zip(values, numbers, strict=False)):
@@ -162,9 +166,10 @@ def _header(value: Any) -> Any:
             value = value["path"] if value.get("bytes") is None else value["bytes"]
         if isinstance(value, bytes | str):
             value = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
+        if not hasattr(value, "getbands") or isinstance(value, type):
+            raise ValueError(f"it is {brief(value)}")
         if getattr(value, "format", None) in _PROGRAMS:
             raise ValueError(f"{value.format} is decoded by another program")
-        value.size  # noqa: B018 -- anything else must be a picture
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise _undecodable(error) from error
     return value
@@ -229,15 +234,22 @@ def read_array(value: Any) -> NDArray[np.float32]:
     if value is None:
         raise ValueError("holds no values")
     try:
-        array = np.asarray(value)
+        array = _array(value)
         array = array.astype(np.float32) if array.dtype.kind in "fiub" else np.asarray(value, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"holds no array of numbers ({told(error, 80)})") from error
     if not array.size:
         raise ValueError("holds no values")
     if not np.isfinite(array).all():
         raise ValueError("holds NaN or infinite values")
     return array
+
+
+def _array(value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError, AttributeError, NotImplementedError) as error:
+        raise ValueError(f"holds no array of numbers ({error!s:.80})") from error
 
 
 def stacked(arrays: list[NDArray[Any]], rows: list[int]) -> NDArray[Any]:
@@ -269,6 +281,7 @@ def read_sound(value: Any, rate: int | None) -> NDArray[np.float32]:
         ValueError: missing, empty, NaN, undecodable, or of another rate.
         ImportError: a sound file, and nothing that decodes it is installed.
     """
+    rate = optional(check_int, "rate", rate, 1)
     if value is None:
         raise ValueError("holds no sound")
     if isinstance(value, Mapping) and "array" not in value:
@@ -283,7 +296,7 @@ def read_sound(value: Any, rate: int | None) -> NDArray[np.float32]:
                 f"has audio of sampling rate {found}, the model needs {rate}; cast the column: "
                 f"dataset.cast_column(column, Audio({rate}))"
             )
-    whole = np.asarray(value)
+    whole = _array(value)
     if not whole.size:
         raise ValueError("holds a sound of no samples")
     samples = read_array(value)

@@ -16,6 +16,7 @@ import torch
 from . import decoding
 from ._compat import positions_of
 from .decoding import OnError
+from .settings import brief, check_callable, check_choice, check_int, check_kind, check_text, optional
 
 logger = logging.getLogger(__name__)
 _AUTO = {
@@ -74,11 +75,17 @@ class FeatureExtractor:
         suffix: str = "",
         on_error: OnError = "raise",
     ) -> None:
-        if modality not in _AUTO:
-            raise ValueError(f"modality is {modality!r}; give one of {', '.join(_AUTO)}")
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype is {dtype!r}; give 'float32', 'bfloat16' or 'float16'")
+        check_choice("modality", modality, tuple(_AUTO))
+        check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
         decoding.check_on_error(on_error)
+        if isinstance(model, str):
+            check_text("model", model, empty=False, todo="give a model, or its Hub name or folder")
+        else:
+            check_classifier(check_kind("model", model, torch.nn.Module, "give a model, or its Hub name or folder"))
+        optional(check_callable, "processor", processor, "give an image processor, feature extractor or tokenizer")
+        check_text("column", column, empty=False)
+        optional(check_text, "revision", revision, empty=False)
+        check_text("suffix", suffix)
         self.model, self.processor, self.column, self.on_error = model, processor, column, on_error
         self.modality, self.revision, self.dtype, self.suffix = modality, revision, dtype, suffix
         self._loaded: torch.nn.Module | None = None
@@ -103,6 +110,8 @@ class FeatureExtractor:
             where: what `map` adds: row numbers (`with_indices=True`), for messages, and a rank (`with_rank=True`).
             rank: picks the GPU where there is one.
         """
+        check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True)")
+        rank = optional(check_int, "rank", rank, 0)
         if self.column not in batch:
             raise ValueError(f"the batch has columns {list(batch)}, not {self.column!r}; set column=")
         model = self._ready()
@@ -317,9 +326,26 @@ def _pooled(inputs: torch.Tensor, outputs: torch.Tensor, logits: torch.Tensor) -
     return inputs.flatten(1)
 
 
+def check_classifier(model: Any) -> int:
+    """Number of labels of a classifier of transformers, or what acts as one.
+
+    Raises:
+        TypeError: a module whose config does not say it.
+        ValueError: a module without weights.
+    """
+    labels = getattr(getattr(model, "config", None), "num_labels", None)
+    if not isinstance(labels, int):
+        raise TypeError(
+            f"model must be a classifier with config.num_labels, got {brief(model)}; set it, or use transformers"
+        )
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"{type(model).__name__} has no weights; give a classifier")
+    return labels
+
+
 def _head(model: Any) -> torch.nn.Linear:
     """The last linear layer with as many outputs as the model has labels."""
-    labels = model.config.num_labels
+    labels = check_classifier(model)
     if labels < 2:
         raise ValueError(f"{type(model).__name__} has {labels} output: a regression model has no class probabilities")
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == labels]

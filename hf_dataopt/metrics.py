@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .settings import check_choice, check_number, numbers
+
 METRIC_NAMES = ("average_precision", "auroc", "tnr_at_tpr")
 
 
@@ -87,8 +89,7 @@ def tnr_at_tpr(labels: ArrayLike, scores: ArrayLike, tpr: float = 0.95) -> float
         >>> tnr_at_tpr([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
         0.5
     """
-    if not 0 < tpr <= 1:
-        raise ValueError(f"tpr is {tpr}; give a share of positives in (0, 1], such as 0.95")
+    tpr = check_number("tpr", tpr, 0, 1, above=True, todo="it is a share of positives, such as 0.95")
     found, false = _counts(labels, scores)
     first = int(np.argmax(found / found[-1] >= tpr))
     return float(1 - false[first] / false[-1])
@@ -120,8 +121,7 @@ def module_path(name: str) -> str:
     Raises:
         ValueError: unknown name.
     """
-    if name not in METRIC_NAMES:
-        raise ValueError(f"no metric module named {name!r}; there are {', '.join(METRIC_NAMES)}")
+    check_choice("name", name, METRIC_NAMES)
     return str(Path(__file__).resolve().parent / "evaluate_modules" / name)
 
 
@@ -129,7 +129,7 @@ def _counts(
     labels: ArrayLike, scores: ArrayLike, need_negatives: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Positives and negatives at or above each distinct score, from the highest score down."""
-    wanted, values = np.asarray(labels), np.asarray(scores)
+    wanted, values = numbers("labels", labels, kinds="fiub"), numbers("scores", scores, kinds="fiub")
     if wanted.ndim != 1 or wanted.shape != values.shape:
         raise ValueError(f"labels have shape {wanted.shape}, scores {values.shape}; give two flat arrays of one length")
     if not np.isin(wanted, (0, 1)).all():

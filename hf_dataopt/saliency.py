@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoding import column_values, is_picture, read_array, read_picture, read_rows, stacked
+from .settings import brief, check_array, check_callable, check_kind, check_shares, check_tensor, check_text, optional
 
 _KEYS = ("pixel_values", "input_values", "input_features")
 
@@ -84,6 +85,15 @@ def summed_cross_entropy(model: nn.Module, inputs: Mapping[str, Any], labels: Te
             f"{type(model).__name__} returned {shape} for {rows} labels; saliency needs a classifier with logits "
             "(batch, classes)"
         )
+    if not labels.is_floating_point() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, "
+            f"the model has {logits.shape[1]} classes; check num_labels"
+        )
+    if labels.is_floating_point() and labels.shape != logits.shape:
+        raise ValueError(
+            f"soft labels are {tuple(labels.shape)}, logits {tuple(logits.shape)}; give a share for each class"
+        )
     return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
 
 
@@ -114,7 +124,15 @@ def input_gradient(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) 
         torch.Size([3, 1, 2, 2])
     """
     model = unwrapped(model)
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs must be the model's keyword arguments by name, got {brief(inputs)}")
     name = main_input(model, inputs)
+    check_tensor(f"inputs[{name!r}]", inputs[name])
+    check_tensor("labels", labels, floating=None)
+    if labels.is_floating_point():
+        check_shares("soft labels", labels, (len(inputs[name]), "classes"))
+    else:
+        labels = check_tensor("labels", labels, (len(inputs[name]),), floating=False).long()
     with undisturbed(model, inputs[name]):
         leaf = inputs[name].detach().clone().requires_grad_()
         loss = summed_cross_entropy(model, {**inputs, name: leaf}, labels)
@@ -137,6 +155,7 @@ def saliency_map(gradient: Tensor) -> Tensor:
     Differs: the text's l2 norm is this times the root of the number of channels (reference code: mean); maps are
         normalized before use.
     """
+    check_tensor("gradient", gradient)
     if gradient.ndim not in (2, 3, 4):
         raise ValueError(
             f"gradient has shape {tuple(gradient.shape)}; give (B, C, H, W), (B, time, mel) or (B, samples)"
@@ -201,12 +220,18 @@ class SaliencyExtractor:
         key: str | None = None,
         output: str = "saliency",
     ) -> None:
-        self.model, self.processor = unwrapped(model), processor
-        self.column, self.label_column, self.output = column, label_column, output
+        self.model, self.processor = unwrapped(model), optional(check_callable, "processor", processor)
+        if next(self.model.parameters(), None) is None:
+            raise ValueError(f"{type(self.model).__name__} has no weights; give a classifier")
+        self.column = check_text("column", column, empty=False)
+        self.label_column = check_text("label_column", label_column, empty=False)
+        self.output = check_text("output", output, empty=False)
+        key = optional(check_text, "key", key, empty=False)
         self.key = str(key or getattr(model, "main_input_name", "pixel_values"))
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One float32 map per row of the batch."""
+        check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True)")
         for name in (self.column, self.label_column):
             if name not in batch:
                 raise ValueError(f"the batch has columns {list(batch)}, not {name!r}; set column= or label_column=")
@@ -218,5 +243,6 @@ class SaliencyExtractor:
             shown = read_rows(values, lambda value: read_picture(value) if is_picture(value) else value)[0]
             made = dict(self.processor(shown, return_tensors="pt"))
         inputs = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for k, v in made.items()}
-        labels = torch.as_tensor(np.asarray(batch[self.label_column])).to(weight.device)
+        given = check_array(self.label_column, batch[self.label_column], 1, kinds="iu", rows=len(values))
+        labels = torch.from_numpy(given.astype(np.int64)).to(weight.device)
         return {self.output: input_saliency(self.model, inputs, labels).cpu().numpy()}

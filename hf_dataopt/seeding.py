@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .settings import check_device, check_int
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,13 +27,13 @@ def generator(
 
     Raises:
         ValueError: one of the numbers is negative.
+        TypeError: one of them is no whole number.
     """
     import numpy as np
     import torch
 
-    if min(seed, epoch, rank, worker) < 0:
-        raise ValueError(
-            f"seed, epoch, rank and worker must be >= 0, got {(seed, epoch, rank, worker)}; use a non-negative seed"
-        )
-    state = np.random.SeedSequence([seed, epoch, rank, worker]).generate_state(1, np.uint64)[0]
+    numbers = {"seed": seed, "epoch": epoch, "rank": rank, "worker": worker}
+    found = [check_int(name, value, 0, 2**64 - 1) for name, value in numbers.items()]
+    check_device("device", device)
+    state = np.random.SeedSequence(found).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state) & (2**63 - 1))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .._compat import active_adapters, causal_model_of
 from ..publishing.identity import identity
+from ..settings import check_kind
 from .config import CCMConfig
 
 _SETTINGS = ("memory", "num_comp_tokens", "merge_weight", "sink", "r", "lora_alpha", "conditional")
@@ -29,7 +32,9 @@ def ccm_config(model: Any) -> CCMConfig:
     Raises:
         ValueError: there is none.
     """
-    config = getattr(model, "peft_config", {}).get(active_adapter(model))
+    check_kind("model", model, torch.nn.Module, "make one with get_peft_model(base, CCMConfig(...))")
+    configs = getattr(model, "peft_config", None)
+    config = configs.get(active_adapter(model)) if isinstance(configs, dict) else None
     if not isinstance(config, CCMConfig):
         raise ValueError(
             f"{type(causal_model_of(model)).__name__} has no active CCM adapter; make one with "

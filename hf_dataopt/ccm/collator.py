@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..settings import brief, check_flag, check_int, check_kind, check_tokenizer, optional
 from ..text.chat import ChatFormat, said
 from .attention import skip_positions
 from .config import CCMConfig
@@ -63,10 +64,12 @@ class DataCollatorForCCM:
         system: str | None = None,
         special_tokens_in_text: bool = False,
     ) -> None:
+        optional(check_tokenizer, "tokenizer", tokenizer)
+        check_kind("config", config, CCMConfig, "pass model.peft_config['default']")
+        max_length = check_int("max_length", max_length, 2)
+        pack, completion_only_loss = check_flag("pack", pack), check_flag("completion_only_loss", completion_only_loss)
         if config.comp_token_ids is None:
             raise ValueError("this config has no compression tokens yet; pass `model.peft_config['default']`")
-        if max_length < 2:
-            raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer, self.config, self.max_length, self.pack = tokenizer, config, max_length, pack
         self.completion_only_loss = completion_only_loss
         self.chat = ChatFormat(
@@ -91,6 +94,8 @@ class DataCollatorForCCM:
         Returns:
             `input_ids`, `attention_mask`, `position_ids`, `labels`, each (rows, longest) int64, padded right.
         """
+        if not isinstance(features, list | tuple):
+            raise TypeError(f"features must be a list of samples, got {brief(features)}")
         if not features:
             raise ValueError("cannot collate an empty batch")
         rows = [[self._sample(feature)] for feature in features]
@@ -185,14 +190,14 @@ class DataCollatorForCCM:
     def _parts(feature: dict[str, Any]) -> tuple[list[Any], Any, Any]:
         """Contexts, input (None if there is none) and output of one sample."""
         if not isinstance(feature, dict):
-            raise TypeError(f"a sample must be a dict, got {type(feature).__name__}")
+            raise TypeError(f"a sample must be a dict, got {brief(feature)}")
         kinds = [name for name in ("messages", "texts", "contexts", "examples") if feature.get(name) is not None]
         if len(kinds) > 1:
             raise ValueError(f"a sample has one of messages, texts, contexts, examples; got {kinds}")
         for name in kinds:
             if isinstance(feature[name], str | bytes | dict) or not hasattr(feature[name], "__iter__"):
                 raise TypeError(
-                    f"{name} must be a list with an entry for each turn, got {feature[name]!r:.80}; write [...]"
+                    f"{name} must be a list with an entry for each turn, got {brief(feature[name])}; write [...]"
                 )
         named = next((name for name in ("messages", "texts") if name in kinds), None)
         turns = list(feature[named]) if named else []

@@ -8,6 +8,8 @@ from typing import Any
 
 from peft import LoraConfig
 
+from ..settings import brief, check_each, check_int, check_number, settle
+
 _BASE = "would change the base model's weights"
 _EVERY = "would act on every token"
 _INITS = (True, False, "gaussian", "orthogonal")  # those that leave the base weights alone
@@ -104,6 +106,7 @@ class CCMConfig(LoraConfig):
     )
 
     def __post_init__(self) -> None:
+        self._check_fields()
         check_conditional(self)
         super().__post_init__()
         self.peft_type = CCMPeftType.CCM
@@ -111,17 +114,29 @@ class CCMConfig(LoraConfig):
             self.task_type = "CAUSAL_LM"
         if self.target_modules is None:
             self.target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        if self.memory not in MEMORIES:
-            raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")
-        if isinstance(self.num_comp_tokens, bool) or self.num_comp_tokens < 1:
-            raise ValueError(f"num_comp_tokens must be at least 1, got {self.num_comp_tokens}")
-        if self.merge_weight is not None and not 0 < self.merge_weight <= 1:
-            raise ValueError(f"merge_weight must be in (0, 1], got {self.merge_weight}; None is the running mean")
-        if self.merge_weight is not None and not self.merges:
-            raise ValueError(f"merge_weight belongs to the merge memories, not to {self.memory!r}")
-        start = self.comp_init_token_ids
-        if start is not None and (not start or any(isinstance(i, bool) or not isinstance(i, int) for i in start)):
-            raise ValueError(f"comp_init_token_ids must be a list of token ids, got {start!r}; None starts at means")
+
+    def _check_fields(self) -> None:
+        settle(
+            self,
+            choices={"memory": MEMORIES},
+            counts={"r": (1, 2**16), "num_comp_tokens": (1, 2**16)},
+            numbers={"lora_alpha": (-1e9, 1e9), "lora_dropout": (0.0, 1.0)},
+            flags=("sink", "conditional"),
+        )
+        if self.merge_weight is not None:
+            todo = "None is the running mean"
+            self.merge_weight = check_number("merge_weight", self.merge_weight, 0, 1, above=True, todo=todo)
+            if not self.merges:
+                raise ValueError(f"merge_weight belongs to the merge memories, not to {self.memory!r}")
+        for name in ("comp_init_token_ids", "comp_token_ids"):
+            if getattr(self, name) is not None:
+                setattr(self, name, list(check_each(name, getattr(self, name), check_int, 0)))
+        targets = self.target_modules
+        names = isinstance(targets, list | tuple | set) and targets and all(isinstance(one, str) for one in targets)
+        if targets is not None and not isinstance(targets, str) and not names:
+            raise TypeError(
+                f"target_modules must be names of linear layers, got {brief(targets)}; None takes q, k, v, o"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Fields for `adapter_config.json`; the type's name tells a reader without this package what to do."""
@@ -139,6 +154,7 @@ class CCMConfig(LoraConfig):
 
     def update_weight(self, step: int) -> float:
         """a_t of step `step` (from 1): the share of h(t) in Mem(t)."""
+        step = check_int("step", step, 1)
         return 1.0 if step == 1 else (1.0 / step if self.merge_weight is None else self.merge_weight)
 
 
@@ -150,7 +166,7 @@ def check_conditional(config: CCMConfig) -> None:
     """
     if isinstance(config.init_lora_weights, str | bool) and config.init_lora_weights not in _INITS:
         raise ValueError(
-            f"init_lora_weights={config.init_lora_weights!r:.40} is refused: it {_BASE}, or starts from statistics of all "
+            f"init_lora_weights={brief(config.init_lora_weights)} is refused: it {_BASE}, or starts from statistics of all "
             "tokens, and a conditional LoRA leaves plain text as it is (Eq. 7.4); use one of "
             f"{', '.join(map(repr, _INITS))}"
         )
@@ -167,7 +183,7 @@ def check_conditional(config: CCMConfig) -> None:
         ):  # an empty list says the same as None; {} is a config of defaults
             continue
         raise ValueError(
-            f"{one.name}={value!r:.60} is refused: {why}, and a conditional LoRA changes compression tokens alone (Eq. 7.4); "
+            f"{one.name}={brief(value)} is refused: {why}, and a conditional LoRA changes compression tokens alone (Eq. 7.4); "
             f"leave {one.name} at {_default(one)!r}, or train such an adapter apart and merge it into the base model first"
         )
 

@@ -11,6 +11,7 @@ import torch
 from .._compat import causal_model_of, input_device, last_logits, text_config
 from ..publishing.artifacts import push_saved
 from ..routing.inputs import CallInputs
+from ..settings import brief, check_each, check_int, check_path, check_tokenizer, optional
 from ..text.chat import ChatFormat
 from ..text.positions import warn_beyond_positions
 from .active import ccm_config, check_still_active
@@ -20,6 +21,7 @@ from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import answer_prompt, awaits_answer, encode_turn
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
+_MOST_USERS = 2**16
 
 
 class CompressedContextMemory:
@@ -59,13 +61,12 @@ class CompressedContextMemory:
         system: str | None = None,
         special_tokens_in_text: bool = False,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, optional(check_tokenizer, "tokenizer", tokenizer)
         self.config = ccm_config(model)
+        batch_size = check_int("batch_size", batch_size, 1, _MOST_USERS)
         self.chat = ChatFormat(
             template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
         )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         proof = prove(model, self.config, type(self))
         self._shapes = proof.shapes if proof else ()
         self._warned = False
@@ -120,9 +121,10 @@ class CompressedContextMemory:
         Raises:
             ValueError: no such user.
         """
-        chosen = sorted(set(range(self.batch_size) if users is None else users))
-        if any(isinstance(user, bool) or not 0 <= user < self.batch_size for user in chosen):
-            raise ValueError(f"users must be in [0, {self.batch_size - 1}], got {list(chosen)}")
+        given = range(self.batch_size) if users is None else check_each("users", users, check_int)
+        chosen = sorted(set(given))
+        if not all(0 <= user < self.batch_size for user in chosen):
+            raise ValueError(f"users must be in [0, {self.batch_size - 1}], got {brief(chosen)}")
         if len(chosen) == self.batch_size:
             self._start(self.batch_size)
             return
@@ -329,7 +331,7 @@ class CompressedContextMemory:
         settings = {"layers": len(self._layers), "history": self._history}
         settings |= {"peak_kv_bytes": self.peak_kv_bytes, "peak_slots": self.peak_slots, **self.chat.to_dict()}
         sizes = (self.batch_size, sum(self.steps.tolist()), sum(self.tokens_seen), self.nbytes)
-        save_memory(Path(folder), "context_memory", self.model, tensors, settings, sizes, adapter)
+        save_memory(check_path("folder", folder), "context_memory", self.model, tensors, settings, sizes, adapter)
 
     @classmethod
     def from_pretrained(
@@ -377,7 +379,7 @@ class CompressedContextMemory:
         items: Sequence[Any] = [given] if single else given
         if not isinstance(items, list | tuple) or len(items) != users:
             raise ValueError(
-                f"this memory has {users} users and needs a list with one entry for each, got {given!r:.80}; a list of "
+                f"this memory has {users} users and needs a list with one entry for each, got {brief(given)}; a list of "
                 "messages is one entry where it stands in such a list"
             )
         limit = (self.config.comp_token_ids or [0])[0]

@@ -17,6 +17,7 @@ from ..publishing.kinds import MODEL
 from ..publishing.names import hub_name
 from ..publishing.safe_files import MAX_VALUE, check_finite, read_json, read_tensors
 from ..publishing.writer import replacing
+from ..settings import brief, check_each, check_kind, check_text, check_tokenizer, optional
 from .active import ccm_config
 from .memory import CompressedContextMemory
 
@@ -50,6 +51,13 @@ def save_adapter(
             `load_adapter` would refuse (NaN weights, names of modules by an expression that may take forever).
     """
     ccm_config(model)
+    optional(check_tokenizer, "tokenizer", tokenizer)
+    license, name = (
+        optional(check_text, title, text, empty=False) for title, text in (("license", license), ("name", name))
+    )
+    check_each("results", results, check_kind, Mapping, least=0)
+    if example is not None and not (isinstance(example, tuple | list) and len(example) == 2):
+        raise TypeError(f"example must be (contexts, question), got {brief(example)}")
     lacking = [row for row in results if set(_RESULT) - set(row)]
     if lacking:
         raise ValueError(f"every result needs {', '.join(_RESULT)}; got {sorted(lacking[0])}")
@@ -104,7 +112,7 @@ def push_adapter(
     Returns:
         URL of the commit, or of the pull request.
     """
-    values = {"name": repo_id, **(about or {})}
+    values = {"name": repo_id, **(optional(check_kind, "about", about, Mapping) or {})}
     return push_saved(lambda folder: save_adapter(model, folder, tokenizer, **values), repo_id, **options)
 
 

@@ -20,6 +20,7 @@ from ..publishing.names import hub_name
 from ..publishing.record import FORMAT, MINOR, check_version
 from ..publishing.safe_files import MAX_VALUE, check_finite, read_json, read_tensors
 from ..publishing.writer import finish, replacing
+from ..settings import check_text, optional
 from ..text.chat import ChatFormat
 from .active import ccm_config, written_by
 
@@ -52,6 +53,7 @@ def save_memory(
     Raises:
         ValueError: NaN, infinite or very large values, which could not be read again.
     """
+    adapter = optional(check_text, "adapter", adapter, empty=False)
     base = causal_model_of(model)
     check_finite(tensors, MAX_VALUE)
     versions = {"format_version": FORMAT, "format_minor": MINOR}

@@ -13,6 +13,15 @@ from torch.nn import functional
 from .._compat import causal_model_of, decoder_of, input_device, layer_kinds, text_config
 from ..errors import UnsupportedModelError
 from ..publishing.artifacts import push_saved
+from ..settings import (
+    check_each,
+    check_flag,
+    check_int,
+    check_path,
+    check_tensor,
+    check_tokenizer,
+    optional,
+)
 from ..text.chat import ChatFormat
 from ..text.positions import warn_beyond_positions
 from .active import ccm_config, check_still_active
@@ -63,18 +72,20 @@ class StreamingContextMemory:
         system: str | None = None,
         special_tokens_in_text: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, ccm_config(model)
+        self.model, self.config = model, ccm_config(model)
+        self.tokenizer = optional(check_tokenizer, "tokenizer", tokenizer)
         n_tok = self.config.num_comp_tokens
+        max_kv = check_int("max_kv", max_kv, 1)
+        compress_tokens = check_int("compress_tokens", compress_tokens, n_tok)
+        memory_size, sink = check_int("memory_size", memory_size, n_tok), check_int("sink", sink, 0)
         if self.config.merges:
             raise ValueError("streaming works on concat memories: a merged key has no position to re-assign")
-        if compress_tokens < n_tok or memory_size < n_tok or sink < 0:
-            raise ValueError(f"compress_tokens and memory_size must be at least {n_tok}, sink at least 0")
         if sink + memory_size + compress_tokens > max_kv:
             raise ValueError(
                 f"max_kv {max_kv} cannot hold sink {sink} + memory {memory_size} + {compress_tokens} tokens to compress"
             )
         self.max_kv, self.compress_tokens, self.memory_size, self.sink = max_kv, compress_tokens, memory_size, sink
-        self.compress = compress
+        self.compress = check_flag("compress", compress)
         self.chat = ChatFormat(
             template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
         )
@@ -103,7 +114,7 @@ class StreamingContextMemory:
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
         settings = {name.lstrip("_"): getattr(self, name) for name in (*_SIZES, *_STATE)} | self.chat.to_dict()
         sizes = (1, self.memory_slots // self.config.num_comp_tokens, self.tokens_seen, nbytes)
-        save_memory(Path(folder), "streaming_memory", self.model, tensors, settings, sizes, adapter)
+        save_memory(check_path("folder", folder), "streaming_memory", self.model, tensors, settings, sizes, adapter)
 
     @classmethod
     def from_pretrained(
@@ -169,7 +180,9 @@ class StreamingContextMemory:
         check_still_active(self.model, self.config)
         if is_said(ids):
             ids = encode_turn(self.tokenizer, ids, not self.tokens_seen, self.chat)
-        tokens = torch.as_tensor(ids, device=input_device(self.model))
+        if not isinstance(ids, torch.Tensor):
+            ids = torch.tensor(check_each("ids", ids, check_int), dtype=torch.int64)
+        tokens = check_tensor("ids", ids, floating=None).to(input_device(self.model))
         if tokens.ndim != 1 or tokens.numel() == 0:
             raise ValueError(f"a stream is fed 1-D, non-empty ids, got shape {tuple(tokens.shape)}")
         limit = (self.config.comp_token_ids or [0])[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..settings import brief, check_tensor
 from ..text.chat import ChatFormat, Message, said
 
 PLAIN = ChatFormat()
@@ -38,13 +39,13 @@ def encode_turn(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLAIN
     if isinstance(turn, torch.Tensor):
         if turn.ndim != 1 or turn.is_floating_point():
             raise TypeError(f"ids must be whole numbers of shape (n,), got {turn.dtype} {tuple(turn.shape)}")
-        return turn.tolist()
+        return check_tensor("ids", turn, floating=False).tolist()
     if isinstance(turn, list | tuple) and not _is_messages(turn):
         if not all(isinstance(entry, int) and not isinstance(entry, bool) for entry in turn):
             raise TypeError("a turn given as a list must hold token ids, or messages {'role', 'content'}")
         return list(turn)
     if not isinstance(turn, str | list):
-        raise TypeError(f"a turn must be str, a message, a list of messages or ids, got {type(turn).__name__}")
+        raise TypeError(f"a turn must be str, a message, a list of messages or ids, got {brief(turn)}")
     if tokenizer is None:
         raise ValueError("text needs a tokenizer; pass one, or pass ids")
     if isinstance(turn, list):

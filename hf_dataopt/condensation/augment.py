@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..settings import check_each, check_generator, check_int, check_kind, check_tensor, check_text, optional
+
 COLOUR = ("brightness", "saturation", "contrast")
 PICKED = ("crop", "scale", "rotate")
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -58,6 +60,7 @@ def operations(strategy: str) -> list[str]:
     Raises:
         ValueError: an unknown operation.
     """
+    check_text("strategy", strategy)
     names = [name for name in strategy.split("_") if name and name != "none"]
     unknown = sorted(set(names) - set(OPERATIONS))
     if unknown:
@@ -88,7 +91,10 @@ def draw(
     Source: section 6.4 "siamese augmentation strategy by DSA"; ranges and the rule "one of crop, scale, rotate" from the
         reference code.
     """
-    names, shape = operations(strategy), (1 if n is None else n,)
+    height, width = check_each("size", size, check_int, 1, least=2)[:2]
+    size = (height, width)
+    check_generator("generator", generator)
+    names, shape = operations(strategy), (optional(check_int, "n", n, 1) or 1,)
     uniform = {}
     if "flip" in names:
         uniform["flip"] = torch.rand(shape, generator=generator)
@@ -99,6 +105,7 @@ def draw(
     if choices:
         if pick is None:
             pick = int(torch.randint(len(choices), (), generator=generator))
+        pick = check_int("pick", pick, 0, len(choices) - 1)
         picked = choices[pick]
         if picked == "crop":
             reach = [int(side * CROP_SHARE + 0.5) for side in size]
@@ -137,8 +144,8 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
         >>> augment(images, draw("color_crop_cutout", (16, 16), torch.Generator())).shape
         torch.Size([4, 3, 16, 16])
     """
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (n, C, H, W), got {tuple(images.shape)}")
+    check_tensor("images", images, ("n", "C", "H", "W"))
+    check_kind("draws", draws, Draws, "give what draw returned")
     if draws.flip is not None:
         images = torch.where(_column(draws.flip, images) < 0.5, images.flip(3), images)
     if draws.brightness is not None:

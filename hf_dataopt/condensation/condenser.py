@@ -23,6 +23,18 @@ from ..checkpoint import PassCheckpoint, locked
 from ..decoding import OnError, check_on_error
 from ..progress import bar
 from ..seeding import generator as seeded
+from ..settings import (
+    brief,
+    check_callable,
+    check_config,
+    check_dataset,
+    check_device,
+    check_int,
+    check_kind,
+    check_path,
+    check_text,
+    optional,
+)
 from .baselines import random_rows
 from .columns import LabelledImages, read_images, to_dataset
 from .config import IDCConfig
@@ -76,9 +88,11 @@ class DatasetCondenser:
     ) -> None:
         check_on_error(on_error)
         self.on_error: OnError = on_error
-        self.config = config or IDCConfig()
-        self.network = network or factory_of(self.config)
-        self.device = torch.device(device) if device else _own_device()
+        self.config = check_config(config, IDCConfig)
+        todo = "give a function of (channels, classes, (height, width)) that makes a classifier"
+        self.network = optional(check_callable, "network", network, todo) or factory_of(self.config)
+        found = optional(check_device, "device", device, here=True)
+        self.device = torch.device(found) if found else _own_device()
         self.losses: list[float] = []
         self._data: tuple[tuple[str, ...], LabelledImages] | None = None
 
@@ -117,7 +131,9 @@ class DatasetCondenser:
 
         Source: Algorithm 5.
         """
-        folder = Path(output_dir) if output_dir is not None else None
+        folder = optional(check_path, "output_dir", output_dir)
+        optional(check_callable, "callback", callback)
+        self._check_columns(dataset, image_column, label_column)
         with nullcontext() if folder is None else locked(folder):
             data = self._read(dataset, image_column, label_column)
             classes = distributed.shard(len(data.class_names))
@@ -179,6 +195,11 @@ class DatasetCondenser:
 
         Source: section 6.5.
         """
+        seeds = check_int("seeds", seeds, 1, 1000)
+        check_dataset("test", test)
+        optional(check_dataset, "train", train)
+        for name, factory in (optional(check_kind, "networks", networks, Mapping) or {}).items():
+            check_callable(f"networks[{brief(name)}]", factory)
         recipe = read_recipe(condensed)
         columns = (recipe["column"], recipe["label_column"])
         stored = stack(condensed.with_format(None)[:][columns[0]])
@@ -207,12 +228,15 @@ class DatasetCondenser:
                 for name, (images, targets) in sets.items()
             }
 
+    @staticmethod
+    def _check_columns(dataset: Any, image_column: Any, label_column: Any) -> None:
+        check_dataset("dataset", dataset)
+        check_text("image_column", image_column, empty=False)
+        check_text("label_column", label_column, empty=False)
+
     def _read(self, dataset: Dataset, image_column: str, label_column: str) -> LabelledImages:
         """The data in memory, kept for the next call on the same data set."""
-        if not hasattr(dataset, "_fingerprint") or not hasattr(dataset, "column_names"):
-            raise TypeError(
-                f"need a datasets.Dataset, got {type(dataset).__name__}; pick a split, or load without streaming"
-            )
+        self._check_columns(dataset, image_column, label_column)
         key = (dataset._fingerprint, image_column, label_column)
         if self._data is None or self._data[0] != key:
             data = read_images(dataset, image_column, label_column, size=self.config.image_size, on_error=self.on_error)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from ..settings import Settings, check_int, check_number
+from ..settings import LARGEST, MOST_SEED, Settings, brief, check_each, check_int, check_number, plain, settle
 
 _CHOICES = {
     "formation": ("single", "multi", "bound"),
@@ -18,11 +18,11 @@ _CHOICES = {
     "storage": ("uint8", "float16", "float32"),
     "dtype": ("float32", "bfloat16"),
 }
-_LEAST = {
+_COUNTS: dict[str, int | tuple[int, int]] = {
     "images_per_class": 1,
-    "factor": 1,
+    "factor": (1, 4096),
     "formed_batch": 1,
-    "depth": 1,
+    "depth": (1, 64),
     "outer_iterations": 0,
     "inner_iterations": 1,
     "real_batch": 1,
@@ -33,9 +33,10 @@ _LEAST = {
     "pretrained_networks": 0,
     "evaluation_batch": 1,
     "checkpoint_every": 1,
-    "seed": 0,
+    "seed": (0, MOST_SEED),
+    "evaluation_epochs": 1,
+    "image_size": (1, 2**14),
 }
-_OPTIONAL_LEAST = {"evaluation_epochs": 1, "image_size": 1}
 _RANGES = {
     "learning_rate": (0.0, 1e6),
     "learning_rate_size": (1.0, 1e6),
@@ -47,7 +48,12 @@ _RANGES = {
     "cutmix": (0.0, 1.0),
     "evaluation_learning_rate": (0.0, 1e3),
     "evaluation_cutmix": (0.0, 1.0),
+    "pad_value": (-LARGEST, LARGEST),
+    "clamp_low": (-LARGEST, LARGEST),
+    "clamp_high": (-LARGEST, LARGEST),
 }
+_TEXTS = ("augmentation", "evaluation_augmentation")
+_OPTIONAL = ("evaluation_epochs", "image_size", "clamp_low", "clamp_high")
 _FLAGS = ("scale_learning_rate", "match_bias", "match_head", "normalise")
 
 
@@ -164,26 +170,27 @@ class IDCConfig(Settings):
     def __post_init__(self) -> None:
         from .augment import operations
 
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in {**_LEAST, **_OPTIONAL_LEAST}.items():
-            value = getattr(self, name)
-            if value is not None or name not in _OPTIONAL_LEAST:
-                check_int(name, value, least)
-        for name, (low, high) in _RANGES.items():
-            check_number(name, getattr(self, name), low, high)
-        for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        settle(
+            self,
+            choices=_CHOICES,
+            numbers=_RANGES,
+            counts=_COUNTS,
+            flags=_FLAGS,
+            texts=_TEXTS,
+            optional=_OPTIONAL,
+        )
+        object.__setattr__(self, "compile", plain(self.compile))
         if not isinstance(self.compile, bool | str):
-            raise TypeError(f"compile must be a bool or a backend's name, got {type(self.compile).__name__}")
-        for name in ("mean", "std"):
+            raise TypeError(f"compile must be a bool or a backend's name, got {brief(self.compile)}")
+        least = 1.0 if self.network == "convnet" else 1 / 64  # at least one channel
+        check_number(
+            "width", self.width, least, todo=f"it is {'channels' if least == 1 else 'a factor of 64 channels'}"
+        )
+        for name, low in (("mean", -LARGEST), ("std", 1e-12)):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, tuple(float(one) for one in value))
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+                values = check_each(name, value, check_number, low)
+                object.__setattr__(self, name, tuple(float(one) for one in values))
         if self.clamp_low is not None and self.clamp_high is not None and self.clamp_low >= self.clamp_high:
             raise ValueError(f"clamp_low must be below clamp_high, got {self.clamp_low} and {self.clamp_high}")
         if self.storage == "uint8" and (self.clamp_low, self.clamp_high) != (0.0, 1.0):
@@ -198,6 +205,7 @@ class IDCConfig(Settings):
         Args:
             height: of the images in pixels.
         """
+        height = check_int("height", height, 1)
         if not self.scale_learning_rate:
             return self.learning_rate
         return self.learning_rate * self.images_per_class / 10 * (height / self.learning_rate_size) ** 2
@@ -206,6 +214,7 @@ class IDCConfig(Settings):
         """Epochs of a scoring run: as set, else by the number of formed images per class."""
         from .multi_formation import Formation
 
+        classes = check_int("classes", classes, 1)
         if self.evaluation_epochs is not None:
             return self.evaluation_epochs
         formation = Formation(factor=self.factor, kind=self.formation, axis=self.axis)
@@ -229,7 +238,7 @@ class IDCConfig(Settings):
             classes: 10 (networks trained 10 epochs first) or 100 (ten pretrained networks, 5 epochs).
             changes: fields to set.
         """
-        many = classes >= 100
+        many = check_int("classes", classes, 2) >= 100
         values: dict[str, Any] = {
             "factor": 3,
             "network": "resnet_ap",
@@ -249,10 +258,10 @@ class IDCConfig(Settings):
             "network_weight_decay": 1e-4 if many else 5e-4,
             "evaluation_learning_rate": 0.1 if many else 0.01,
         }
-        values |= changes
-        if values["factor"] >= 3 and values.get("images_per_class", 10) >= 20:
-            values.setdefault("formation", "bound")
-        return cls(**values)
+        made = cls(**{**values, **changes})
+        if "formation" not in changes and made.factor >= 3 and made.images_per_class >= 20:
+            return replace(made, formation="bound")
+        return made
 
     @classmethod
     def speech(cls, **changes: Any) -> IDCConfig:
@@ -290,5 +299,6 @@ def evaluation_epochs_of(formed_per_class: int, classes: int = 10) -> int:
         >>> evaluation_epochs_of(40), evaluation_epochs_of(40, classes=100)
         (1500, 1000)
     """
+    formed_per_class, classes = check_int("formed_per_class", formed_per_class, 1), check_int("classes", classes, 1)
     epochs = next((count for most, count in _EPOCHS if formed_per_class <= most), 300)
     return int(epochs * 2 / 3) // 100 * 100 if classes >= 100 else epochs

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..progress import bar
 from ..seeding import generator as seeded
+from ..settings import check_int
 from .columns import LabelledImages
 from .config import IDCConfig
 from .matching import logits_of
@@ -80,8 +81,7 @@ def score(
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"got {len(images)} images and {len(labels)} labels; give one label per image, at least one")
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    seeds = check_int("seeds", seeds, 1)
     device = device or torch.device("cpu")
     classes = len(test.class_names)
     epochs = config.epochs_of_evaluation(classes)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..settings import check_choice, check_tensor
+
 Metric = Literal["mse", "l1", "l1_mean", "cos"]
 _COS_EPSILON = 1e-6
 
@@ -30,7 +32,10 @@ def distance(real: Tensor, synthetic: Tensor, metric: Metric) -> Tensor:
     Source: `D` of Algorithm 5, `Cos` of Eq. 6.1 (channel-wise).
     Differs: the text's D is one norm over all parameters; the reference code adds these sums over layers.
     """
-    if real.shape != synthetic.shape:
+    check_tensor("real", real)
+    check_tensor("synthetic", synthetic)
+    check_choice("metric", metric, ("mse", "l1", "l1_mean", "cos"))
+    if real.shape != synthetic.shape or not real.numel():
         raise ValueError(f"gradients have shapes {tuple(real.shape)} and {tuple(synthetic.shape)}; they must be equal")
     return class_distance(real[None], synthetic[None], metric)[0]
 

@@ -14,6 +14,17 @@ from torch import Tensor
 
 from ..decoding import is_picture, picture_size, read_array, read_image, read_rows
 from ..publishing.safe_files import MAX_VALUE, parse_json
+from ..settings import (
+    LARGEST,
+    brief,
+    check_choice,
+    check_dataset,
+    check_int,
+    check_kind,
+    check_tensor,
+    check_text,
+    settle,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,20 +72,16 @@ class Formation:
     bound: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("factor", "bound"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
-        pad = self.pad_value
-        if isinstance(pad, bool) or not isinstance(pad, int | float) or not np.isfinite(pad):
-            raise ValueError(f"pad_value must be a finite number, got {pad!r:.40}")
-        if self.kind not in ("single", "multi", "bound"):
-            raise ValueError(f"kind must be single, multi or bound, got {self.kind!r}")
-        if self.axis not in ("image", "time"):
-            raise ValueError(f"axis must be image or time, got {self.axis!r}")
+        settle(
+            self,
+            choices={"kind": ("single", "multi", "bound"), "axis": ("image", "time")},
+            numbers={"pad_value": (-LARGEST, LARGEST)},
+            counts={"factor": 1, "bound": 1},
+        )
 
     def cells(self, factor: int) -> int:
         """Formed elements of one stored element at `factor`."""
+        factor = check_int("factor", factor, 1)
         return factor if self.axis == "time" else factor**2
 
     def count(self, n: int) -> int:
@@ -83,6 +90,7 @@ class Formation:
 
     def plan(self, n: int) -> list[tuple[int, int, int]]:
         """(factor, first element, end) of each group, in the order of the output."""
+        n = check_int("n", n, 0)
         if self.kind == "single":
             return [(self.factor, 0, n)]
         if self.kind == "multi":
@@ -118,8 +126,8 @@ def form(images: Tensor, formation: Formation) -> Tensor:
         >>> form(torch.rand(2, 3, 8, 8), Formation(factor=2)).shape
         torch.Size([8, 3, 8, 8])
     """
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (n, C, H, W), got {tuple(images.shape)}; add the missing axes")
+    check_tensor("images", images, ("n", "C", "H", "W"))
+    check_kind("formation", formation, Formation)
     return torch.cat(
         [_form(images[start:stop], factor, formation) for factor, start, stop in formation.plan(len(images))]
     )
@@ -127,7 +135,8 @@ def form(images: Tensor, formation: Formation) -> Tensor:
 
 def form_labels(labels: Tensor, formation: Formation) -> Tensor:
     """Labels (n,) repeated in the order of `form`'s output."""
-    plan = formation.plan(len(labels))
+    check_tensor("labels", labels, ("n",), floating=False)
+    plan = check_kind("formation", formation, Formation).plan(len(labels))
     return torch.cat([labels[start:stop].repeat(formation.cells(factor)) for factor, start, stop in plan])
 
 
@@ -182,9 +191,9 @@ class MultiFormation:
     def __init__(
         self, formation: Formation, *, column: str = "image", output: Literal["stored", "tensor"] = "stored"
     ) -> None:
-        if output not in ("stored", "tensor"):
-            raise ValueError(f"output must be 'stored' or 'tensor', got {output!r}")
-        self.formation, self.column, self.output = formation, column, output
+        self.output = check_choice("output", output, ("stored", "tensor"))
+        self.formation = check_kind("formation", formation, Formation, "give Formation(factor=...)")
+        self.column = check_text("column", column, empty=False)
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, *, output: Literal["stored", "tensor"] = "stored") -> MultiFormation:
@@ -195,7 +204,10 @@ class MultiFormation:
         """
         recipe = read_recipe(dataset)
         known = {field.name for field in fields(Formation)}
-        formation = Formation(**{name: value for name, value in recipe["formation"].items() if name in known})
+        try:
+            formation = Formation(**{name: value for name, value in recipe["formation"].items() if name in known})
+        except TypeError as error:
+            raise ValueError(f"the recipe of this data set is damaged: {error}; get it again") from error
         if formation.factor > _MOST_CELLS:
             raise ValueError(f"the recipe cuts into {formation.factor} cells a side, at most {_MOST_CELLS} are formed")
         if abs(formation.pad_value) > MAX_VALUE:
@@ -216,6 +228,7 @@ class MultiFormation:
 
     def __call__(self, batch: MutableMapping[str, Any]) -> dict[str, Any]:
         """Form one batch of rows; the recipe column is dropped."""
+        check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True)")
         if self.column not in batch:
             raise ValueError(f"no column {self.column!r} among {sorted(batch)}; name the column of stored elements")
         encoded = _check_pixels(_undecoded(batch, self.column))
@@ -285,8 +298,8 @@ def stack(values: list[Any]) -> Tensor:
     Raises:
         ValueError: no values, unequal sizes, NaN, or a rank that is no image.
     """
-    if not values:
-        raise ValueError("got no images; give at least one row")
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"need a list of images or arrays, at least one row, got {brief(values)}")
     return torch.from_numpy(alike(read_rows(values, read_element)[0]))
 
 
@@ -345,7 +358,7 @@ def read_recipe(dataset: Any) -> Mapping[str, Any]:
     Raises:
         ValueError: there is none.
     """
-    feature = (dataset.features or {}).get(RECIPE_COLUMN)
+    feature = check_dataset("dataset", dataset).features.get(RECIPE_COLUMN)
     names = getattr(feature, "names", None)
     if not names:
         raise ValueError(

@@ -13,13 +13,13 @@ import torch
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.dataset_files import read_parquet, write_parquet
 from ..publishing.writer import finish, replacing
+from ..settings import check_each, check_kind, check_text, optional
+from .config import IDCConfig
 from .multi_formation import RECIPE_COLUMN, read_recipe, stack
 from .preview import save_preview
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from .config import IDCConfig
 
 
 def save_condensed(
@@ -49,6 +49,12 @@ def save_condensed(
     Raises:
         ValueError: no recipe, no rows, or rows that `load_condensed` would refuse.
     """
+    optional(check_kind, "config", config, IDCConfig)
+    check_each("scores", scores, check_kind, Mapping, least=0)
+    source, license, name = (
+        optional(check_text, title, text, empty=False)
+        for title, text in (("source", source), ("license", license), ("name", name))
+    )
     recipe = read_recipe(condensed)
     if "label_column" not in recipe:
         raise ValueError("the recipe names no label column; condense with DatasetCondenser")
@@ -134,5 +140,5 @@ def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any]
     Returns:
         URL of the commit, or of the pull request.
     """
-    values = {"name": repo_id, **(about or {})}
+    values = {"name": repo_id, **(optional(check_kind, "about", about, Mapping) or {})}
     return push_saved(lambda folder: save_condensed(condensed, folder, **values), repo_id, **options)

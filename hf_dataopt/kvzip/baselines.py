@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..settings import check_each, check_generator, check_int
+
 
 def random_scores(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Random eviction: uniform scores, each layer and head on its own.
@@ -17,7 +19,8 @@ def random_scores(shape: Sequence[int], generator: torch.Generator) -> torch.Ten
     Returns:
         float32 of that shape in [0, 1).
     """
-    return torch.rand(*shape, generator=generator)
+    sizes = check_each("shape", shape, check_int, 1, least=3)
+    return torch.rand(*sizes, generator=check_generator("generator", generator))
 
 
 def recency_scores(shape: Sequence[int]) -> torch.Tensor:
@@ -29,4 +32,5 @@ def recency_scores(shape: Sequence[int]) -> torch.Tensor:
     Returns:
         float32 of that shape in (0, 1].
     """
-    return (torch.arange(1, shape[-1] + 1) / shape[-1]).expand(*shape).contiguous()
+    sizes = check_each("shape", shape, check_int, 1, least=3)
+    return (torch.arange(1, sizes[-1] + 1) / sizes[-1]).expand(*sizes).contiguous()

@@ -22,6 +22,7 @@ from ..publishing.identity import check_identity, identity
 from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
+from ..settings import brief, check_config, check_flag, check_kind, check_tensor, check_tokenizer, optional
 from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
@@ -77,6 +78,16 @@ class KVzipCache(RoutedCache):
         tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         made_by: dict[str, Any] | None = None,
     ) -> None:
+        if not isinstance(layers, list) or not layers:
+            raise TypeError(
+                f"layers must be a list, one cache layer per model layer, got {brief(layers)}; use from_context"
+            )
+        check_kind("prompt", prompt, KVzipPrompt)
+        check_kind("config", config, KVzipConfig)
+        optional(check_tokenizer, "tokenizer", tokenizer)
+        optional(check_kind, "made_by", made_by, dict)
+        if not any(isinstance(layer, KVzipLayer) for layer in layers):
+            raise TypeError("layers hold none that was compressed; use KVzipCache.from_context or from_scores")
         super().__init__(layers)
         self.prompt, self.config, self.tokenizer, self.made_by = prompt, config, tokenizer, made_by
         # layers as they stand right after compression; forks and `reset` start from copies of them
@@ -123,14 +134,18 @@ class KVzipCache(RoutedCache):
 
         Cost: about two to three prefills at the default chunk size (`replay="local"`: about one more prefill; `gates`: one).
         """
-        config = config or KVzipConfig()
+        config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
         if keep_ratio is not None:
             config = replace(config, keep_ratio=keep_ratio)
         if head_scores is not None:
             if gates is not None:
                 raise ValueError("head_scores and gates are two ways to score; give one of them")
             config = replace(config, level="head")
-        check_supported(model)
+        scored = check_supported(model)
+        check_tokenizer("tokenizer", tokenizer)
+        if head_scores is not None:
+            todo = "layers that attend globally, and their KV heads"
+            check_tensor("head_scores", head_scores, (len(scored), "heads"), finite=True, todo=todo)
         prompt, images = build_context(tokenizer, context, config)
         if gates is not None and images is None and config.level != "head":
             return cls._of(gates.read(model, prompt, config, progress=progress), prompt, config, tokenizer, model)
@@ -170,7 +185,10 @@ class KVzipCache(RoutedCache):
         Raises:
             ValueError: scores that do not fit the cache, or a cache that was used up.
         """
-        config = config or KVzipConfig()
+        check_kind("prefilled", prefilled, PrefilledContext, "give what prefill returned")
+        config, free = check_config(config, KVzipConfig), check_flag("free", free)
+        check_tensor("scores", scores)
+        optional(check_tokenizer, "tokenizer", tokenizer)
         full: list[Any] = prefilled.cache.layers
         first = full[prefilled.scored_layers[0]]
         if first.keys is None:
@@ -204,6 +222,8 @@ class KVzipCache(RoutedCache):
         **options: Any,
     ) -> KVzipCache:
         """A saved cache from a folder or the Hub, for the model that made it; see `saved.load_cache`."""
+        check_supported(model)
+        optional(check_tokenizer, "tokenizer", tokenizer)
         layers, prompt, config, made_by = load_cache(source, model, **options)
         cache = cls(layers, prompt, config, tokenizer, made_by)
         cache.attach(model)
@@ -235,7 +255,7 @@ class KVzipCache(RoutedCache):
         Args:
             model: the model of `from_context` or `attach`, wrapped or not. What CCM needs stays.
         """
-        detach(model, USER)
+        detach(check_kind("model", model, torch.nn.Module), USER)
 
     def _prepare(self, model: Any) -> None:
         attach(model, USER)
@@ -328,7 +348,8 @@ class KVzipCache(RoutedCache):
 
     def _question_rows(self, question: Question) -> list[torch.Tensor]:
         if isinstance(question, torch.Tensor):
-            row = question.reshape(-1).cpu() if question.ndim == 1 or question.shape[0] == 1 else None
+            check_tensor("question ids", question, floating=False, least=0)
+            row = question.reshape(-1).cpu() if question.ndim == 1 or question.shape[:1] == (1,) else None
             if row is None or row.dtype != torch.int64:
                 raise TypeError(
                     f"question ids must be int64 of shape (q,) or (1, q), got {question.dtype} {tuple(question.shape)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..settings import Settings, check_int
+from ..settings import Settings, check_number, settle
 from ..text.chat import ChatFormat
 
 TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
@@ -18,6 +18,7 @@ _CHOICES = {
     "softmax_keys": ("chunk", "all"),
     "ties": ("position", "reference"),
 }
+_COUNTS = {"chunk_size": 1, "overlap": 0, "prefill_chunk_size": 1, "max_kv_tokens": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +79,15 @@ class KVzipConfig(Settings):
     special_tokens_in_text: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep_ratio, bool) or not isinstance(self.keep_ratio, int | float):
-            raise TypeError(f"keep_ratio must be a number, got {type(self.keep_ratio).__name__}")
-        if not 0 < self.keep_ratio <= 1:
-            raise ValueError(
-                f"keep_ratio must be in (0, 1], got {self.keep_ratio}; it is the share that stays, not the share removed"
-            )
-        for name, least in (("chunk_size", 1), ("overlap", 0), ("prefill_chunk_size", 1), ("max_kv_tokens", 1)):
-            value = getattr(self, name)
-            if value is not None or name != "max_kv_tokens":
-                check_int(name, value, least)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        todo = "it is the share that stays, not the share removed"
+        ratio = check_number("keep_ratio", self.keep_ratio, 0, 1, above=True, todo=todo)
+        object.__setattr__(self, "keep_ratio", ratio)
+        settle(self, choices=_CHOICES, counts=_COUNTS, texts=("task_line",), optional=("max_kv_tokens",))
         if self.softmax_keys == "all" and self.replay == "local":
             raise ValueError("softmax_keys='all' needs the whole cache in sight: use replay='exact'")
-        if not isinstance(self.task_line, str):
-            raise TypeError(f"task_line must be a str, got {type(self.task_line).__name__}")
-        object.__setattr__(self, "template_kwargs", self.chat.template_kwargs)  # JSON now
+        chat = self.chat
+        object.__setattr__(self, "template_kwargs", chat.template_kwargs)  # JSON now
+        object.__setattr__(self, "special_tokens_in_text", chat.special_tokens_in_text)
 
     @property
     def chat(self) -> ChatFormat:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..settings import check_int, check_kind, check_tensor
 from .config import KVzipConfig
 
 
@@ -30,8 +31,9 @@ def keep_mask(scores: torch.Tensor, config: KVzipConfig, n_prefix: int = 0) -> t
         >>> keep_mask(torch.tensor([[[0.1, 0.9, 0.5, 0.5]]]), KVzipConfig(keep_ratio=0.5))
         tensor([[[False,  True,  True, False]]])
     """
-    if scores.ndim != 3 or scores.numel() == 0:
-        raise ValueError(f"scores must be (layers, KV heads, tokens) and not empty, got shape {tuple(scores.shape)}")
+    check_tensor("scores", scores, ("layers", "KV heads", "tokens"))
+    check_kind("config", config, KVzipConfig)
+    n_prefix = check_int("n_prefix", n_prefix, 0)
     if torch.isnan(scores).any():
         raise ValueError("scores hold NaN; score the context again in float32 or check the model's weights")
     ratio = budget_ratio(config, scores.shape[-1], n_prefix)
@@ -54,6 +56,8 @@ def budget_ratio(config: KVzipConfig, n_context: int, n_prefix: int) -> float:
     Raises:
         ValueError: `max_kv_tokens` leaves nothing for the context.
     """
+    check_kind("config", config, KVzipConfig)
+    n_context, n_prefix = check_int("n_context", n_context, 1), check_int("n_prefix", n_prefix, 0)
     if config.max_kv_tokens is None:
         return config.keep_ratio
     left = config.max_kv_tokens - n_prefix

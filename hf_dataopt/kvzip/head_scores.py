@@ -13,6 +13,7 @@ from ..publishing.kinds import MODEL
 from ..publishing.names import looks_like_repo
 from ..publishing.safe_files import read_tensors
 from ..publishing.writer import finish, replacing
+from ..settings import check_config, check_tensor, check_text, check_tokenizer, optional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,9 +41,13 @@ def head_scores(
     from .config import KVzipConfig
     from .prefill import prefill
     from .prompt import build_prompt
+    from .reading import check_supported
     from .scoring import score_context
 
-    config = config or KVzipConfig()
+    config = check_config(config, KVzipConfig)
+    check_supported(model)
+    check_tokenizer("tokenizer", tokenizer)
+    check_text("text", text, empty=False)
     prefilled = prefill(model, build_prompt(tokenizer, text, config), config)
     return score_context(prefilled, config).amax(dim=-1)
 
@@ -73,6 +78,11 @@ def save_head_scores(
         ValueError: scores of another shape, or not finite.
     """
     _check(scores)
+    model_id, dtype, source = (
+        check_text(name, text, empty=False)
+        for name, text in (("model_id", model_id), ("dtype", dtype), ("source", source))
+    )
+    license = optional(check_text, "license", license, empty=False)
     public = looks_like_repo(model_id)
     with replacing(folder, "head_scores") as draft:
         save_file({"head_scores": scores.contiguous()}, str(draft / _FILE))
@@ -126,7 +136,4 @@ def push_head_scores(scores: torch.Tensor, repo_id: str, *, model_id: str, **opt
 
 
 def _check(scores: torch.Tensor) -> None:
-    if not scores.is_floating_point() or scores.ndim != 2 or not scores.numel() or not scores.float().isfinite().all():
-        raise ValueError(
-            f"head scores must be finite and (layers, KV heads), got {scores.dtype} of shape {tuple(scores.shape)}"
-        )
+    check_tensor("head scores", scores, ("layers", "KV heads"), finite=True)

@@ -8,12 +8,13 @@ import torch
 
 from .._compat import causal_model_of, text_config
 from ..routing.verdicts import evaluating
+from ..settings import check_config, check_flag, check_kind, optional
 from ..text.positions import warn_beyond_positions
 from .config import KVzipConfig
 from .images import ContextImages
 from .prompt import KVzipPrompt
 from .proof import prove
-from .reading import OnInput, PrefilledContext, read_context
+from .reading import OnInput, PrefilledContext, check_supported, read_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +49,10 @@ def prefill(
     Cost: one forward over the context, O(n^2) attention and no mask (with images, the model's own mask of n^2); 2 * layers *
         KV heads * d values per token are stored.
     """
-    config = config or KVzipConfig()
+    config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
+    check_supported(model)
+    check_kind("prompt", prompt, KVzipPrompt, "give what build_prompt returned")
+    optional(check_kind, "images", images, ContextImages)
     prove(model)
     warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
     with evaluating(causal_model_of(model)):

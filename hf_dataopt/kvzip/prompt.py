@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..settings import brief, check_int, check_kind, check_tensor, check_tokenizer
 from ..text.chat import Message, as_message, said, template_owner, tokenizer_of
 from .config import FIRST_REPEAT_PROMPT, NEXT_REPEAT_PROMPT, KVzipConfig
 
@@ -40,7 +41,8 @@ class KVzipPrompt:
         for name in ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids"):
             ids = getattr(self, name)
             if not isinstance(ids, torch.Tensor) or ids.ndim != 1 or ids.dtype != torch.int64:
-                raise TypeError(f"{name} must be a 1-D int64 tensor, got {ids!r:.80}")
+                raise TypeError(f"{name} must be a 1-D int64 tensor, got {brief(ids)}")
+            check_tensor(name, ids, floating=False, least=0)
         if self.context_ids.numel() == 0:
             raise ValueError("the context has no tokens; give a context with text in it")
 
@@ -59,6 +61,7 @@ class KVzipPrompt:
         Returns:
             `(start, end, ids)` per chunk; `start` and `end` count context tokens.
         """
+        chunk_size, overlap = check_int("chunk_size", chunk_size, 1), check_int("overlap", overlap, 0)
         pieces = []
         n = self.context_ids.numel()
         for start in range(0, n, chunk_size):
@@ -92,14 +95,14 @@ def build_prompt(tokenizer: AnyTokenizer, context: Any, config: KVzipConfig) -> 
 
     Source: section 8.3.4; the wording of the prompts is the reference code's.
     """
+    check_tokenizer("tokenizer", tokenizer)
+    check_kind("config", config, KVzipConfig)
     if isinstance(context, dict) and context.get("role") == "user":
         context = as_message(context)["content"]
     elif isinstance(context, list | tuple | dict):
         context = said(context)
     if not isinstance(context, str):
-        raise TypeError(
-            f"context must be a str, got {type(context).__name__}; decode token ids first or use KVzipPrompt"
-        )
+        raise TypeError(f"context must be a str, got {brief(context)}; decode token ids first or use KVzipPrompt")
     chat = config.chat
     prefix, suffix = _around(tokenizer, config, [])
 
@@ -189,11 +192,14 @@ def question_rows(
         "a question must be a str, a message, a list of messages (one conversation), a non-empty list of these (a batch; a "
         "single message in it is written [message]), or a tensor of ids"
     )
-    entries = [question] if isinstance(question, str | dict) or not hasattr(question, "__iter__") else list(question)
+    try:
+        entries = [question] if isinstance(question, str | dict) else list(question)
+    except TypeError:
+        entries = [question]
     if entries and not isinstance(question, dict):
         messages = [isinstance(entry, dict) for entry in entries]
         if any(messages) and not all(messages):
-            raise TypeError(f"{needs}, got texts and messages in one list: {question!r:.80}")
+            raise TypeError(f"{needs}, got texts and messages in one list: {brief(question)}")
         entries = [entries] if all(messages) else entries
     if not entries:
         raise TypeError(f"{needs}, got an empty one")
@@ -204,7 +210,7 @@ def question_rows(
         elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
             rows.append(conversation_ids(tokenizer, prompt, entry, config))
         else:
-            raise TypeError(f"{needs}, got {entry!r:.80}")
+            raise TypeError(f"{needs}, got {brief(entry)}")
     return rows
 
 

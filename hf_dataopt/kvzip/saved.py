@@ -19,6 +19,7 @@ from ..publishing.kinds import MODEL
 from ..publishing.record import check_version, known_settings
 from ..publishing.safe_files import MAX_VALUE, check_finite, read_tensors
 from ..publishing.writer import finish, replacing
+from ..settings import check_text, optional
 from .attention import RaggedContext
 from .config import KVzipConfig
 from .layers import KVzipLayer, KVzipSlidingLayer
@@ -46,6 +47,7 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
     Raises:
         ValueError: a cache whose model is gone and unknown, or NaN, infinite or very large values in it.
     """
+    license = optional(check_text, "license", license, empty=False)
     if cache.made_by is None:
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
     layers: list[Any] = cache.pristine_layers

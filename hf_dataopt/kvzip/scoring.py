@@ -19,6 +19,7 @@ from ..progress import bar
 from ..routing.attach import attach
 from ..routing.dispatch import maskless, tag
 from ..routing.verdicts import evaluating
+from ..settings import check_config, check_flag, check_kind
 from ..text.positions import positions_alike
 from .attention import attend, merge
 from .config import KVzipConfig
@@ -55,12 +56,15 @@ def score_context(
     Cost: with m = chunk size, the linear layers of (1 + prompt / m) forwards over the context and O(n^2) attention
         (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length.
     """
-    config = config or KVzipConfig()
+    config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
+    check_kind("prefilled", prefilled, PrefilledContext, "give what prefill returned")
     model, prompt = prefilled.model, prefilled.prompt
     decoder = decoder_of(model)
     attach(model, user)
     layers: list[Any] = prefilled.cache.layers
     first = layers[prefilled.scored_layers[0]].keys
+    if first is None:
+        raise ValueError("this prefilled context was used up by free=True; prefill again")
     scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
     chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
     shown = bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..settings import check_generator, check_kind, check_tensor
 from .config import PuzzleMixConfig
 
 
@@ -47,6 +48,10 @@ def start_attack(images: Tensor, config: PuzzleMixConfig, generator: torch.Gener
 
     Cost: one copy of the batch.
     """
+    check_tensor("images", images, ("B", "C", "H", "W"))
+    check_kind("config", config, PuzzleMixConfig)
+    check_generator("generator", generator)
+    _check_channels(images, config)
     chosen = torch.rand(len(images), 2, generator=generator) < config.adversarial_probability
     share = torch.rand(len(images), 2, generator=generator)
     noise = (2 * torch.rand(images.shape, generator=generator) - 1) * config.adversarial_eps
@@ -76,6 +81,15 @@ def finish_attack(images: Tensor, attack: Attack, gradient: Tensor, config: Puzz
 
     Cost: two copies of the batch.
     """
+    check_tensor("images", images, ("B", "C", "H", "W"))
+    check_kind("attack", attack, Attack, "give what start_attack returned")
+    check_kind("config", config, PuzzleMixConfig)
+    check_tensor("gradient", gradient)
+    _check_channels(images, config)
+    if attack.noise.shape != images.shape:
+        raise ValueError(
+            f"the attack is on {tuple(attack.noise.shape)}, images are {tuple(images.shape)}; start it anew"
+        )
     if gradient.shape != images.shape:
         raise ValueError(
             f"gradient is {tuple(gradient.shape)}; it must have the shape of images, {tuple(images.shape)}"
@@ -87,6 +101,11 @@ def finish_attack(images: Tensor, attack: Attack, gradient: Tensor, config: Puzz
         _shifted(images, share[:, role, None, None, None] * step, attack.chosen[:, role], config) for role in (0, 1)
     )
     return own, partner
+
+
+def _check_channels(images: Tensor, config: PuzzleMixConfig) -> None:
+    if config.image_std is not None and len(config.image_std) != images.shape[1]:
+        raise ValueError(f"image_std has {len(config.image_std)} channels, the images have {images.shape[1]}")
 
 
 def _shifted(images: Tensor, shift: Tensor, chosen: Tensor, config: PuzzleMixConfig) -> Tensor:

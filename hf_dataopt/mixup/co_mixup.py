@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..settings import check_array, check_generator, check_kind, check_shares, check_tensor, check_together
 from .co_mixup_config import CoMixupConfig
 from .co_mixup_solver import Floats, Ints
 from .co_mixup_sweeps import FORBIDDEN, Parts, objective, sweep
@@ -60,9 +61,9 @@ def co_mixup(
         >>> co_mixup(images, targets, torch.rand(6, 8, 8), CoMixupConfig(), generator).images.shape
         torch.Size([6, 3, 8, 8])
     """
+    check_kind("config", config, CoMixupConfig)
     _check(images, targets, saliency)
-    if generator.device.type != "cpu":
-        raise ValueError(f"generator must be on the CPU, got one on {generator.device}; use torch.Generator()")
+    check_generator("generator", generator)
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     grid = _grid_of(config, images, rng)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -138,7 +139,12 @@ def compatibility(distances: np.ndarray, config: CoMixupConfig) -> Floats:
 
     Source: section 4.4.1.
     """
-    distances = np.asarray(distances, np.float64)
+    distances = check_array("distances", distances, 2).astype(np.float64)
+    if distances.shape[0] != distances.shape[1] or (distances < 0).any():
+        raise ValueError(
+            f"distances must be (m, m) and >= 0, got {distances.shape} with a least of {distances.min():g}"
+        )
+    check_kind("config", config, CoMixupConfig)
     total = distances.sum()
     if not config.strict and total > 0:
         distances = distances / total * len(distances)
@@ -345,22 +351,12 @@ def _grid_of(config: CoMixupConfig, images: Tensor, rng: np.random.Generator) ->
 
 
 def _check(images: Tensor, targets: Tensor, saliency: Tensor) -> None:
-    for name, tensor, rank in (("images", images, 4), ("targets", targets, 2), ("saliency", saliency, 3)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {kind}; convert it first")
-        if tensor.ndim != rank:
-            raise ValueError(f"{name} must have {rank} dimensions, got shape {tuple(tensor.shape)}")
-    if len(images) == 0:
-        raise ValueError("the batch is empty; there is nothing to mix")
-    if len(targets) != len(images):
-        raise ValueError(f"{len(images)} images need {len(images)} rows of targets, got {len(targets)}")
+    check_tensor("images", images, ("B", "C", "H", "W"))
+    check_shares("targets", targets, (len(images), "classes"))
+    check_tensor("saliency", saliency, ("B", "H", "W"), least=0)
+    check_together(images=images, targets=targets, saliency=saliency)
     if saliency.shape != (len(images), *images.shape[2:]):
         raise ValueError(
             f"saliency must be {(len(images), *images.shape[2:])} for images {tuple(images.shape)}, "
             f"got {tuple(saliency.shape)}; average or take the norm over channels"
         )
-    if not bool(torch.isfinite(targets).all()):
-        raise ValueError("targets must be finite; got NaN or infinity")
-    if bool(((saliency < 0) & torch.isfinite(saliency)).any()):
-        raise ValueError("saliency must be >= 0, got a negative value; take its absolute value or square")

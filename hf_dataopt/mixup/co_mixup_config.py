@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..settings import Settings
+from ..settings import Settings, check_each, check_int, settle
 
 _RANGES: dict[str, tuple[float, float]] = {
     "beta": (0.0, 1e3),
@@ -15,7 +15,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "tau": (0.0, 1e3),
     "omega": (0.0, 1.0),
 }
-_LEAST = {"part_size": 1, "outputs_per_part": 1, "sweeps": 1, "distance_window": 1, "distance_stride": 1}
+_COUNTS: dict[str, int | tuple[int, int]] = {
+    "part_size": 1,
+    "outputs_per_part": (1, 2**16),
+    "sweeps": 1,
+    "distance_window": 1,
+    "distance_stride": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,36 +86,26 @@ class CoMixupConfig(Settings):
 
     def __post_init__(self) -> None:
         self._check_grid()
-        for name, (low, high) in _RANGES.items():
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                raise TypeError(f"{name} must be a number, got {type(number).__name__}")
-            if not low <= number <= high:
-                raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
-        for name, least in _LEAST.items():
-            count = getattr(self, name)
-            if count is None and name == "outputs_per_part":
-                continue
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"{name} must be an int, got {type(count).__name__}")
-            if count < least:
-                raise ValueError(f"{name} must be at least {least}, got {count}")
-        for name in ("resolve", "keep_best", "strict"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
-        if self.tau_type not in ("hard", "soft"):
-            raise ValueError(f"tau_type must be 'hard' or 'soft', got {self.tau_type!r}")
+        settle(
+            self,
+            choices={"tau_type": ("hard", "soft")},
+            numbers=_RANGES,
+            counts=_COUNTS,
+            flags=("resolve", "keep_best", "strict"),
+            optional=("outputs_per_part",),
+        )
 
     def _check_grid(self) -> None:
-        if isinstance(self.grid, list):  # JSON has no tuples
-            object.__setattr__(self, "grid", tuple(self.grid))
-        if self.grid is None:
+        grid: Any = self.grid
+        if grid is None:
             return
-        sides = self.grid if isinstance(self.grid, tuple) else (self.grid, self.grid)
-        if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
-            raise TypeError(f"grid must be an int, a pair of ints (rows, columns) or None, got {self.grid!r}")
-        if not all(1 <= side <= 64 for side in sides):
-            raise ValueError(f"grid must have 1 to 64 rows and columns, got {self.grid!r}")
+        if not isinstance(grid, list | tuple) and getattr(grid, "ndim", 0) != 1:  # JSON has no tuples
+            object.__setattr__(self, "grid", check_int("grid", grid, 1, 64, todo="or give (rows, columns)"))
+            return
+        sides = check_each("grid", grid, check_int, 1, 64)
+        if len(sides) != 2:
+            raise TypeError(f"grid must be an int, a pair of ints (rows, columns) or None, got {len(sides)} of them")
+        object.__setattr__(self, "grid", sides)
 
     @classmethod
     def cifar100(cls, **changes: Any) -> CoMixupConfig:

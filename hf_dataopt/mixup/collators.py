@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from transformers import default_data_collator
 
 from .. import seeding
+from ..decoding import read_rows, stacked
 from ..saliency import main_input
+from ..settings import brief, check_array, check_callable, check_config, check_flag, check_int, optional
 from .co_mixup import co_mixup
 from .co_mixup_config import CoMixupConfig
 from .config import PuzzleMixConfig
@@ -41,7 +44,12 @@ class _MixupCollator:
         collate_fn: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
         **options: Any,
     ) -> None:
-        self.mixer, self.collate_fn, self.num_labels = mixer, collate_fn, num_labels
+        self.mixer, self.collate_fn = mixer, check_callable("collate_fn", collate_fn)
+        self.num_labels = optional(check_int, "num_labels", num_labels, 1)
+        if not isinstance(saliency, str):
+            check_callable("saliency", saliency, "give 'live', the name of a column, or a function")
+        elif not saliency.strip():
+            raise ValueError("saliency is empty; give 'live', the name of a column, or a function")
         self.column = saliency if isinstance(saliency, str) and saliency != "live" else None
         self.options = LiveOptions(saliency=None if isinstance(saliency, str) else saliency, **options)
         self.live: LiveMixing | None = None
@@ -67,7 +75,7 @@ class _MixupCollator:
                 "model is None: give the model (saliency is taken in its training forward), or saliency='column' of a data "
                 "set that holds maps"
             )
-        if not isinstance(self.num_labels, int) or self.num_labels < 1:
+        if self.num_labels is None:
             raise ValueError(f"without a model num_labels must be the number of classes, got {self.num_labels!r}")
         if self.options.clean_weight or self.options.attack is not None or self.options.augmentation is not None:
             raise ValueError(
@@ -106,6 +114,7 @@ class _MixupCollator:
 
     @keep_result.setter
     def keep_result(self, keep: bool) -> None:
+        keep = check_flag("keep_result", keep)
         if self.live is None:
             raise ValueError("batches are mixed in loader workers: no result can be kept; give the collator the model")
         self.live.keep_result, self.live.last_result, self.live.last_inputs = keep, None, None
@@ -116,7 +125,7 @@ class _MixupCollator:
         With a model: starts the epoch's random stream; needed only to repeat the draws of a run that is resumed. Without:
         makes equal batches of different epochs mix differently; needed only where the data are not shuffled.
         """
-        self._epoch[0] = epoch
+        self._epoch[0] = epoch = check_int("epoch", epoch, 0)
         if self.live is not None:
             self.live.set_epoch(epoch)
 
@@ -140,14 +149,16 @@ class _MixupCollator:
     def __call__(self, features: list[Any]) -> dict[str, Any]:
         """One batch; mixed here only where there is no model and every row has a saliency map."""
         maps: Tensor | None = None
-        if self.column is not None and features and isinstance(features[0], Mapping):
+        if not isinstance(features, list | tuple) or not len(features):
+            raise TypeError(f"features must be a list of rows, at least one, got {brief(features)}")
+        if self.column is not None and all(isinstance(row, Mapping) for row in features):
             held = [self.column in row for row in features]
             if any(held) and not all(held):
                 raise ValueError(
                     f"{held.count(False)} of {len(held)} rows lack the column {self.column!r}; fill it or drop it"
                 )
             if all(held):
-                maps = torch.stack([torch.as_tensor(row[self.column], dtype=torch.float32) for row in features])
+                maps = _maps([row[self.column] for row in features], self.column)
                 features = [{name: value for name, value in row.items() if name != self.column} for row in features]
             elif not self._warned and int(self._counts.sum()) == 0:  # later ones belong to an evaluation
                 self._warned = True
@@ -156,7 +167,7 @@ class _MixupCollator:
                     "remove_unused_columns=False",
                     self.column,
                 )
-        batch = dict(self.collate_fn(features))
+        batch = dict(_collated(features) if self.collate_fn is default_data_collator else self.collate_fn(features))
         if maps is None:
             return batch
         return self._mix(batch, maps) if self._mixes_here else {**batch, SALIENCY_KEY: maps}
@@ -181,6 +192,33 @@ class _MixupCollator:
         self._counts[slot] += torch.stack([torch.tensor(len(result.targets)), result.unmixed.sum().cpu()])
         batch[name] = result.images.to(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
         return {**batch, "labels": result.targets}
+
+
+def _collated(rows: list[Any]) -> Mapping[str, Any]:
+    """Rows of a data set as a batch; what cannot be one is told of in our words."""
+    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
+    if wrong is not None:
+        raise TypeError(f"a row must be a dict of columns, got {brief(wrong)}; give collate_fn= for other rows")
+    try:
+        batch: Mapping[str, Any] = default_data_collator(rows)
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise ValueError(
+            f"{len(rows)} rows with the columns {sorted(map(str, rows[0]))!s:.200} make no batch ({error!s:.200}); bring them "
+            "to one shape and dtype, or give collate_fn="
+        ) from error
+    return batch
+
+
+def _maps(maps: list[Any], column: str) -> Tensor:
+    """Saliency maps of one shape as one tensor."""
+
+    def read(value: Any) -> np.ndarray:
+        return check_array(f"a map in {column!r}", value, 2, finite=False).astype(np.float32)
+
+    try:
+        return torch.from_numpy(stacked(*read_rows(maps, read, what="row of the batch")[:2]))
+    except TypeError as error:
+        raise ValueError(f"{error}; every row needs a map (H, W) of numbers") from error
 
 
 def batch_generator(seed: int, epoch: int, labels: Tensor, maps: Tensor) -> torch.Generator:
@@ -233,7 +271,7 @@ class DataCollatorForPuzzleMix(_MixupCollator):
     """
 
     def __init__(self, model: nn.Module | None, config: PuzzleMixConfig | None = None, **options: Any) -> None:
-        self.config = config = PuzzleMixConfig() if config is None else config
+        self.config = config = check_config(config, PuzzleMixConfig)
         super().__init__(
             PuzzleMixer(config),
             model,
@@ -270,7 +308,7 @@ class DataCollatorForCoMixup(_MixupCollator):
     """
 
     def __init__(self, model: nn.Module | None, config: CoMixupConfig | None = None, **options: Any) -> None:
-        self.config = CoMixupConfig() if config is None else config
+        self.config = check_config(config, CoMixupConfig)
         super().__init__(CoMixer(self.config), model, **options)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from ..settings import Settings, check_int, check_number
+from ..settings import MOST, Settings, check_each, check_int, check_number, settle
 
 _CHOICES = {
     "data_term": ("code", "text"),
@@ -25,8 +25,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "adversarial_eps": (0.0, 1.0),
     "adversarial_step": (0.0, 1.0),
 }
-_LEAST = {"n_labels": 2, "neighbourhood": 1, "transport_block": 1, "transport_rounds": 1}
-_OPTIONAL = {"transport_block": (None,), "transport_rounds": (None, "grid")}
+_COUNTS = {"n_labels": (2, 4), "neighbourhood": (1, MOST), "transport_block": (1, MOST)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,39 +98,24 @@ class PuzzleMixConfig(Settings):
     image_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, (low, high) in _RANGES.items():
-            check_number(name, getattr(self, name), low, high)
-        for name, least in _LEAST.items():
-            if getattr(self, name) not in _OPTIONAL.get(name, ()):
-                check_int(name, getattr(self, name), least)
-        if self.n_labels > 4:
-            raise ValueError(f"n_labels must be 2, 3 or 4, got {self.n_labels}")
-        if not isinstance(self.transport, bool):
-            raise TypeError(f"transport must be a bool, got {type(self.transport).__name__}")
-        self._check_tuples()
-
-    def _check_tuples(self) -> None:
-        for name in ("grid_sizes", "image_mean", "image_std"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-            elif not isinstance(value, tuple) and not (value is None and name != "grid_sizes"):
-                raise TypeError(f"{name} must be a tuple, got {type(value).__name__}")
-        if not self.grid_sizes:
-            raise ValueError("grid_sizes is empty; name at least one grid size, such as (4,)")
-        for size in self.grid_sizes:
-            check_int("grid_sizes", size, 1)
-        if (self.image_mean is None) != (self.image_std is None):
-            raise ValueError("image_mean and image_std go together; give both or neither")
-        for value in self.image_mean or ():
-            check_number("image_mean", value, -1e6, 1e6)
-        for value in self.image_std or ():
-            check_number("image_std", value, 1e-9, 1e9)
-        if self.image_mean is not None and len(self.image_mean) != len(self.image_std or ()):
-            raise ValueError(f"image_mean has {len(self.image_mean)} channels, image_std {len(self.image_std or ())}")
+        settle(
+            self,
+            choices=_CHOICES,
+            numbers=_RANGES,
+            counts=_COUNTS,
+            flags=("transport",),
+            optional=("transport_block",),
+        )
+        grids = check_each("grid_sizes", self.grid_sizes, check_int, 1)
+        object.__setattr__(self, "grid_sizes", grids)
+        rounds = self.transport_rounds
+        if rounds is not None and not (isinstance(rounds, str) and rounds == "grid"):
+            object.__setattr__(
+                self, "transport_rounds", check_int("transport_rounds", rounds, 1, 10_000, todo="or give 'grid'")
+            )
+        mean, std = check_normalisation("image_mean", self.image_mean, "image_std", self.image_std)
+        object.__setattr__(self, "image_mean", mean)
+        object.__setattr__(self, "image_std", std)
 
     @classmethod
     def cifar100(cls, **changes: Any) -> PuzzleMixConfig:
@@ -150,5 +134,21 @@ class PuzzleMixConfig(Settings):
 
     def adversarial(self, probability: float = 0.1, eps: float = 10 / 255) -> PuzzleMixConfig:
         """The same settings with Algorithm 2 (CIFAR-100: p 0.1; Tiny-ImageNet: p 0.15); step `eps` + 2/255."""
+        eps = check_number("eps", eps, 0.0, 1 - 2 / 255)
         new = {"adversarial_probability": probability, "adversarial_eps": eps, "adversarial_step": eps + 2 / 255}
         return type(self)(**{**asdict(self), **new})
+
+
+def check_normalisation(
+    mean_name: str, mean: Any, std_name: str, std: Any
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation per channel, of one length, or neither."""
+    if (mean is None) != (std is None):
+        raise ValueError(f"{mean_name} and {std_name} go together; give both or neither")
+    if mean is None:
+        return None, None
+    means = check_each(mean_name, mean, check_number, -1e6, 1e6)
+    stds = check_each(std_name, std, check_number, 1e-9, 1e9)
+    if len(means) != len(stds):
+        raise ValueError(f"{mean_name} has {len(means)} channels, {std_name} {len(stds)}; give one of each a channel")
+    return means, stds

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError
+from ..settings import check_array, numbers
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -34,6 +35,13 @@ def grid_energy(unary: Floats, vertical: Floats, horizontal: Floats, labels: Lab
 
     Cost: O(B h w K).
     """
+    problem = _Grids(unary, vertical, horizontal)
+    labels = check_array("labels", labels, 3, kinds="iu", rows=len(unary))
+    if labels.shape != problem.unary.shape[:3] or labels.min() < 0 or labels.max() >= problem.unary.shape[-1]:
+        raise ValueError(
+            f"labels must be {problem.unary.shape[:3]} in [0, {problem.unary.shape[-1]}), got {labels.shape}"
+        )
+    unary = problem.unary
     squared = float((unary.shape[-1] - 1) ** 2)
     chosen = np.take_along_axis(unary, labels[..., None], -1)[..., 0].sum((1, 2))
     down = (vertical * np.diff(labels, axis=1) ** 2).sum((1, 2))
@@ -120,7 +128,10 @@ class _Grids:
     """A checked batch of problems; edge weights are divided by (K-1)^2, so that a step of one label costs them once."""
 
     def __init__(self, unary: Floats, vertical: Floats, horizontal: Floats) -> None:
-        unary, vertical, horizontal = (np.asarray(a, dtype=np.float64) for a in (unary, vertical, horizontal))
+        unary, vertical, horizontal = (
+            numbers(name, given).astype(np.float64, copy=False)
+            for name, given in (("unary", unary), ("vertical", vertical), ("horizontal", horizontal))
+        )
         if unary.ndim != 4 or unary.shape[-1] < 2 or 0 in unary.shape:
             raise ValueError(f"unary is {unary.shape}; needed is (batch, rows, columns, at least 2 labels), none empty")
         size, rows, columns, _ = unary.shape

@@ -20,10 +20,21 @@ from torch import Tensor, nn
 
 from .. import distributed, seeding
 from ..saliency import input_gradient, main_input, saliency_map, unwrapped
+from ..settings import (
+    LARGEST,
+    MOST_SEED,
+    check_callable,
+    check_config,
+    check_int,
+    check_kind,
+    check_number,
+    optional,
+    settle,
+)
 from .adversarial import finish_attack, start_attack
 from .clean import clean_pass
-from .config import PuzzleMixConfig
-from .loss import soft_cross_entropy, soft_targets
+from .config import PuzzleMixConfig, check_normalisation
+from .loss import row_losses, soft_targets
 from .result import MixResult
 
 logger = logging.getLogger(__name__)
@@ -68,21 +79,19 @@ class LiveOptions:
 
     def __post_init__(self) -> None:
         for name in ("saliency", "augmentation"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} is a {type(value).__name__}; give a callable")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if not 0 <= self.clean_weight < float("inf"):
-            raise ValueError(f"clean_weight must be a finite number >= 0, got {self.clean_weight}")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be in [0, 1], got {self.probability}")
+            optional(check_callable, name, getattr(self, name))
+        optional(check_kind, "attack", self.attack, PuzzleMixConfig)
+        numbers = {"probability": (0.0, 1.0), "clean_weight": (0.0, LARGEST)}
+        settle(self, numbers=numbers, counts={"seed": (0, MOST_SEED)})
+        smoothing = check_number("label_smoothing", self.label_smoothing, 0, 1, below=True)
+        object.__setattr__(self, "label_smoothing", smoothing)
         if (self.clean_weight or self.attack is not None) and self.saliency is not None:
             raise ValueError(
                 "clean_weight and adversarial settings use the live model's gradient: use them with saliency='live'"
             )
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(f"give mean and std together, got mean={self.mean}, std={self.std}")
+        mean, std = check_normalisation("mean", self.mean, "std", self.std)
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
 
 
 @dataclass
@@ -117,7 +126,8 @@ class LiveMixing:
     """
 
     def __init__(self, mixer: Mixer, options: LiveOptions | None = None) -> None:
-        self.mixer, self.options = mixer, options or LiveOptions()
+        self.mixer: Mixer = check_callable("mixer", mixer)
+        self.options = check_config(options, LiveOptions, "options")
         self.last_result: MixResult | None = None
         self.last_inputs: Tensor | None = None
         self.keep_result = False
@@ -150,7 +160,7 @@ class LiveMixing:
 
     def set_epoch(self, epoch: int) -> None:
         """Start the random stream of (seed, epoch, rank); call it when training resumes in a later epoch."""
-        self._epoch, self._random = epoch, None
+        self._epoch, self._random = check_int("epoch", epoch, 0), None
 
     def install(self, model: nn.Module) -> None:
         """Put the hooks on `model`; a second call does nothing, and another mixing on the same model is taken off.
@@ -326,7 +336,7 @@ class LiveMixing:
         if step is None:
             return None
         logits = output["logits"] if isinstance(output, dict) else output[0] if isinstance(output, tuple) else output
-        loss = soft_cross_entropy(logits, step.targets, self.options.label_smoothing).mean()
+        loss = row_losses(logits, step.targets, self.options.label_smoothing).mean()
         if step.clean is not None:
             loss = loss + self.options.clean_weight * step.clean
         if step.items is not None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..settings import brief, check_int, check_number, check_shares, check_tensor, check_together, optional
 
 logger = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -25,15 +28,12 @@ def soft_targets(labels: Tensor, num_labels: int) -> Tensor:
     Raises:
         ValueError: an empty batch, another shape, a label out of range, or rows that do not sum to 1.
     """
+    check_tensor("labels", labels, floating=None)
+    num_labels = check_int("num_labels", num_labels, 1)
     if labels.shape[:1] == (0,):
         raise ValueError("the batch is empty; give at least one sample")
     if labels.is_floating_point():
-        if labels.ndim != 2 or labels.shape[1] != num_labels:
-            raise ValueError(f"soft labels have shape {tuple(labels.shape)}; the model needs (batch, {num_labels})")
-        targets = labels.float()
-        if not bool(((targets >= 0).all(1) & ((targets.sum(1) - 1).abs() < 1e-3)).all()):
-            raise ValueError("soft labels must be >= 0 and sum to 1 in every row (one label per sample, not several)")
-        return targets
+        return check_shares("soft labels", labels, ("batch", num_labels)).float()
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {tuple(labels.shape)}; give (batch,) classes or (batch, classes) floats")
     labels = labels.long()
@@ -58,12 +58,22 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float =
         (B,) float32.
 
     Raises:
-        ValueError: different shapes.
+        ValueError: different shapes, or rows of targets that do not sum to 1.
+        TypeError: no tensors of floats.
 
     Source: section 3.3 (the loss of Eq. 3.1).
     """
+    check_tensor("logits", logits, ("B", "classes"))
+    check_tensor("targets", targets, ("B", "classes"))
     if logits.shape != targets.shape:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)}; they must be equal")
+    check_shares("targets", targets)
+    check_together(logits=logits, targets=targets)
+    return row_losses(logits, targets, check_number("label_smoothing", label_smoothing, 0, 1, below=True))
+
+
+def row_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """`soft_cross_entropy` of what was checked before: nothing is looked at, so nothing waits for the device."""
     return torch.nn.functional.cross_entropy(
         logits.float(), targets.float(), reduction="none", label_smoothing=label_smoothing
     )
@@ -103,7 +113,10 @@ def soft_target_loss(
     """
     if labels is None:
         raise ValueError("no labels in the batch; a loss needs them (is the label column named 'label' or 'labels'?)")
-    logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    check_tensor("labels", labels, floating=None)
+    smoothing = check_number("label_smoothing", label_smoothing, 0, 1, below=True)
+    logits = check_tensor("logits", _logits_of(outputs), ("B", "classes"))
+    items = _items(num_items_in_batch)
     training = torch.is_grad_enabled() and logits.requires_grad
     soft = labels.is_floating_point()
     if soft and not training:
@@ -118,7 +131,28 @@ def soft_target_loss(
             "column? Set remove_unused_columns=False"
         )
     classes = logits.shape[-1]
-    rows = soft_cross_entropy(logits, soft_targets(labels, classes), label_smoothing if training else 0.0)
-    if num_items_in_batch is None:
+    targets = soft_targets(labels, classes)
+    if len(targets) != len(logits):
+        raise ValueError(f"{len(logits)} rows of logits but {len(targets)} labels; give one label per row")
+    check_together(logits=logits, labels=targets)
+    rows = row_losses(logits, targets, smoothing if training else 0.0)
+    if items is None:
         return rows.mean()
-    return rows.sum() / (num_items_in_batch / classes if soft else num_items_in_batch)
+    return rows.sum() / (items / classes if soft else items)
+
+
+def _logits_of(outputs: Any) -> Any:
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    if isinstance(outputs, list | tuple) and outputs:
+        return outputs[0]
+    raise TypeError(f"outputs must hold 'logits', or be a tuple that starts with them, got {brief(outputs)}")
+
+
+def _items(count: Any) -> Any:
+    """A number of items; one that lies on a device is not waited for."""
+    if isinstance(count, Tensor) and count.numel() == 1 and count.device.type not in ("cpu", "meta"):
+        return count
+    if isinstance(count, Tensor) and count.shape == (1,):
+        count = count[0]
+    return optional(check_number, "num_items_in_batch", count, 0, 2**53, above=True)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingExtraError
+from ..settings import check_int, check_kind, check_tensor, optional
+from .co_mixup_config import CoMixupConfig
 from .config import PuzzleMixConfig
 from .result import MixResult
 from .statistics import transported_inputs
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 def plot_mixup(
     result: MixResult,
     images: Tensor,
-    config: PuzzleMixConfig | Any = None,
+    config: PuzzleMixConfig | CoMixupConfig | None = None,
     *,
     rows: int = 4,
     inputs: int = 2,
@@ -49,12 +51,17 @@ def plot_mixup(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plots", "plot_mixup") from error
-    if images.ndim != 4 or images.shape[1:] != result.images.shape[1:]:
+    check_kind("result", result, MixResult, "give what puzzle_mix or co_mixup returned")
+    check_tensor("images", images, floating=None)
+    optional(check_kind, "config", config, (PuzzleMixConfig, CoMixupConfig))
+    rows, inputs = check_int("rows", rows, 1), check_int("inputs", inputs, 1)
+    if images.ndim != 4 or images.shape[1:] != result.images.shape[1:] or int(result.sources.max()) >= len(images):
         raise ValueError(f"images are {tuple(images.shape)}, mixed images {tuple(result.images.shape)}: another batch?")
+    if isinstance(config, PuzzleMixConfig) and config.image_std and len(config.image_std) not in (1, images.shape[1]):
+        raise ValueError(f"image_std has {len(config.image_std)} channels, the images have {images.shape[1]}")
     rows, inputs = min(rows, len(result.images)), min(inputs, result.sources.shape[1])
     picture = _pictures(images, config)
-    some = MixResult(**{**vars(result), "sources": result.sources[:rows], "plans": _first(result.plans, rows)})
-    moved = transported_inputs(images, some)
+    moved = transported_inputs(images, _first(result, rows))
     groups = ["input", "saliency", "mask", "shown of input"]
     height, width = images.shape[-2:]
     side = 1.35
@@ -97,8 +104,12 @@ def plot_mixup(
     return figure
 
 
-def _first(plans: Tensor | None, rows: int) -> Tensor | None:
-    return None if plans is None else plans[:rows]
+def _first(result: MixResult, rows: int) -> MixResult:
+    """The first outputs; the saliency of all inputs."""
+    kept = {
+        name: value if value is None or name == "saliency" else value[:rows] for name, value in vars(result).items()
+    }
+    return MixResult(**kept)
 
 
 def _pictures(images: Tensor, config: Any) -> Any:

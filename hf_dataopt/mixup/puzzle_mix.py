@@ -10,6 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..settings import (
+    brief,
+    check_array,
+    check_config,
+    check_kind,
+    check_number,
+    check_shares,
+    check_tensor,
+    check_together,
+    optional,
+    settle,
+)
 from .cells import Axis, border_strips, cell_means, cell_pixels, upsample
 from .config import PuzzleMixConfig
 from .graph_cut import grid_energy, solve_masks, solve_masks_pygco
@@ -32,6 +44,10 @@ class PuzzleDraws:
     partner: Tensor
     grid: int
     lam: float
+
+    def __post_init__(self) -> None:
+        check_tensor("partner", self.partner, ("B",), floating=False, least=0)
+        settle(self, numbers={"lam": (0.0, 1.0)}, counts={"grid": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +117,9 @@ def puzzle_mix(
         >>> mixed.images.shape, mixed.targets.sum(1).tolist()
         (torch.Size([4, 3, 8, 8]), [1.0, 1.0, 1.0, 1.0])
     """
-    config = PuzzleMixConfig() if config is None else config
+    config = check_config(config, PuzzleMixConfig)
+    optional(check_kind, "generator", generator, torch.Generator)
+    optional(check_kind, "draws", draws, PuzzleDraws)
     _check_batch(images, targets, saliency, shown, config)
     with torch.no_grad():
         saliency = saliency.detach().float()
@@ -143,6 +161,10 @@ def draw(usable: Tensor, config: PuzzleMixConfig, generator: torch.Generator | N
     """
     if generator is None:
         raise ValueError("puzzle_mix needs a torch.Generator for its draws; pass generator= or draws=")
+    check_kind("generator", generator, torch.Generator)
+    check_kind("config", config, PuzzleMixConfig)
+    if not isinstance(usable, Tensor) or usable.dtype != torch.bool or usable.ndim != 1:
+        raise TypeError(f"usable must be a bool tensor (B,), got {brief(usable)}")
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     random = np.random.default_rng(seed)
     partner = torch.arange(len(usable))
@@ -175,6 +197,13 @@ def mask_problem(images: Tensor, saliency: Tensor, draws: PuzzleDraws, config: P
 
     Cost: reads only the pixels along cell borders.
     """
+    check_kind("config", config, PuzzleMixConfig)
+    check_kind("draws", draws, PuzzleDraws)
+    _check_images(images, config)
+    check_tensor("saliency", saliency, (len(images), *images.shape[2:]))
+    check_together(images=images, saliency=saliency)
+    if draws.partner.shape != (len(images),):
+        raise ValueError(f"draws.partner must hold {len(images)} places in the batch, got {len(draws.partner)}")
     rows, columns = (Axis(size, min(draws.grid, size)) for size in images.shape[-2:])
     beta = config.beta / (16 * draws.grid)
     pooled = _normalised(cell_means(saliency, rows, columns))
@@ -234,11 +263,12 @@ def solve(
 
     Source: chapter 3, Eq. 3.4 and the prior of section 3.4.1.
     """
-    if not 0 <= lam <= 1:
-        raise ValueError(f"lam must be in [0, 1], got {lam}")
+    lam = check_number("lam", lam, 0, 1)
+    check_kind("problem", problem, MaskProblem)
+    check_kind("config", config, PuzzleMixConfig)
     size, h, w = problem.show.shape
     top = config.n_labels - 1
-    chosen = np.ones(size, dtype=bool) if rows is None else rows
+    chosen = np.ones(size, dtype=bool) if rows is None else check_array("rows", rows, 1, kinds="b", rows=size)
     labels, energies = np.zeros((size, h, w), dtype=np.int64), np.zeros(size)
     if chosen.any():
         label = np.arange(config.n_labels)
@@ -377,26 +407,28 @@ def _normalised(pooled: Tensor) -> Tensor:
 def _check_batch(
     images: Tensor, targets: Tensor, saliency: Tensor, shown: tuple[Tensor, Tensor] | None, config: PuzzleMixConfig
 ) -> None:
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"images are {tuple(images.shape)}; needed is (batch, channels, height, width), none empty "
-            f"(add a channel axis to spectrograms)"
-        )
-    for name, values in (("images", images), ("targets", targets)):
-        if not values.is_floating_point():
-            raise TypeError(f"{name} are {values.dtype}; needed is floating point (scale pixels, one-hot the labels)")
-    if targets.ndim != 2 or len(targets) != len(images):
-        raise ValueError(f"targets are {tuple(targets.shape)}; needed is ({len(images)}, classes): one-hot the labels")
+    _check_images(images, config)
+    check_shares("targets", targets, (len(images), "classes"))
+    check_tensor("saliency", saliency, floating=None)
+    check_together(images=images, targets=targets, saliency=saliency)
+    if shown is not None and (not isinstance(shown, tuple | list) or len(shown) != 2):
+        raise TypeError(f"shown must be two batches like images, got {brief(shown)}")
     if saliency.shape != (len(images), *images.shape[2:]):
         raise ValueError(
             f"saliency is {tuple(saliency.shape)}; images {tuple(images.shape)} need "
             f"{(len(images), *images.shape[2:])}: take the norm over channels"
         )
     for one in shown or ():
+        check_tensor("shown", one)
         if one.shape != images.shape or one.dtype != images.dtype:
             raise ValueError(
                 f"shown is {one.dtype} {tuple(one.shape)}; each of the two must be like images, "
                 f"{images.dtype} {tuple(images.shape)}"
             )
+
+
+def _check_images(images: Tensor, config: PuzzleMixConfig) -> None:
+    todo = "scale pixels to [0, 1], add a channel axis to spectrograms"
+    check_tensor("images", images, ("batch", "channels", "height", "width"), todo=todo)
     if config.image_std is not None and len(config.image_std) != images.shape[1]:
         raise ValueError(f"image_std has {len(config.image_std)} channels, the images have {images.shape[1]}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch import bool as bool_
+
+from ..settings import check_kind, check_tensor, optional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +36,19 @@ class MixResult:
     plans: Tensor | None = None
     energies: Tensor | None = None
     saliency: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Shapes and dtypes; values are not looked at, so nothing waits for the device."""
+        check_tensor("images", self.images, ("B", "C", "H", "W"), floating=None)
+        size = len(self.images)
+        check_tensor("targets", self.targets, (size, "classes"))
+        check_tensor("sources", self.sources, (size, "M"), floating=False)
+        inputs = self.sources.shape[1]
+        check_tensor("masks", self.masks, (size, inputs, "h", "w"))
+        check_tensor("ratios", self.ratios, (size, inputs))
+        if check_kind("unmixed", self.unmixed, Tensor).dtype != bool_ or self.unmixed.shape != (size,):
+            raise TypeError(f"unmixed must be bool of shape ({size},), got {self.unmixed.dtype} {self.unmixed.shape}")
+        cells = self.masks.shape[2] * self.masks.shape[3]
+        optional(check_tensor, "plans", self.plans, (size, inputs, cells), floating=False)
+        optional(check_tensor, "energies", self.energies, (size,))
+        optional(check_tensor, "saliency", self.saliency, ("inputs", *self.masks.shape[2:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..settings import check_kind, check_tensor
 from .cells import Axis, cell_pixels
 from .result import MixResult
 
@@ -32,6 +33,7 @@ def mixed_saliency(result: MixResult) -> Tensor:
         >>> mixed_saliency(result).tolist()
         [1.25, 0.75]
     """
+    _check(result)
     if result.saliency is None:
         raise ValueError("this result carries no saliency; mix with puzzle_mix or co_mixup to get it")
     flat = result.saliency.flatten(1).float()
@@ -57,8 +59,7 @@ def total_variation(images: Tensor) -> Tensor:
         >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])).tolist()
         [1.0]
     """
-    if images.ndim != 4:
-        raise ValueError(f"images are {tuple(images.shape)}; needed is (batch, channels, height, width)")
+    check_tensor("images", images, ("batch", "channels", "height", "width"), floating=None)
     images = images.float()
     total = torch.zeros(len(images), device=images.device)
     for axis in (2, 3):
@@ -78,6 +79,7 @@ def source_shares(result: MixResult) -> Tensor:
 
     Source: section 4.4.1; Figure 4.3.
     """
+    _check(result)
     inputs = int(result.sources.max()) + 1 if result.saliency is None else len(result.saliency)
     shares = torch.zeros(len(result.sources), inputs, device=result.ratios.device)
     return shares.scatter_add_(1, result.sources, result.ratios.float())
@@ -125,6 +127,12 @@ def transported_inputs(images: Tensor, result: MixResult) -> Tensor:
 
     Source: chapter 3, Eq. 3.2: `Pi_k^T x_k`.
     """
+    _check(result)
+    check_tensor("images", images, ("inputs", *result.images.shape[1:]), floating=None)
+    if int(result.sources.max()) >= len(images):
+        raise ValueError(
+            f"the result mixes {int(result.sources.max()) + 1} inputs, got {len(images)} images: another batch?"
+        )
     moved = images[result.sources]
     if result.plans is None:
         return moved
@@ -138,3 +146,7 @@ def transported_inputs(images: Tensor, result: MixResult) -> Tensor:
     write = cell_pixels(cell, cell, rows, columns)
     flat[output[:, None], which[:, None], :, write] = pixels[result.sources[output, which][:, None], :, read]
     return flat.reshape(moved.shape)
+
+
+def _check(result: MixResult) -> None:
+    check_kind("result", result, MixResult, "give what puzzle_mix or co_mixup returned")

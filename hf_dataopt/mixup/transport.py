@@ -7,9 +7,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..settings import check_each, check_int, check_number, numbers, optional
+
 Floats = NDArray[np.float32]
 Cells = NDArray[np.int64]
 _COSTS_AT_ONCE = 1 << 19  # candidate costs looked at in one piece
+_MOST_CELLS = 2**14  # a distance for every pair of them
 _NEAR = 24  # columns looked at first: squared distances up to 8 cells away from a border
 
 
@@ -29,6 +32,11 @@ def grid_distances(rows: int, columns: int) -> Floats:
 
     Cost: O(n^2) for n cells.
     """
+    rows, columns = check_int("rows", rows, 1, _MOST_CELLS), check_int("columns", columns, 1, _MOST_CELLS)
+    if rows * columns > _MOST_CELLS:
+        raise ValueError(
+            f"{rows} x {columns} cells have too many distances, at most {_MOST_CELLS} cells; use larger cells"
+        )
     y, x = np.divmod(np.arange(rows * columns), columns)
     squared = (y[:, None] - y[None]) ** 2 + (x[:, None] - x[None]) ** 2
     return (squared / max(1, (max(rows, columns) - 1) ** 2)).astype(np.float32)
@@ -77,16 +85,24 @@ def masked_transport(
         >>> masked_transport(saliency, mask, (1, 3), cost=0.1).tolist()
         [[2, 0, 1]]
     """
-    saliency, mask = np.asarray(saliency, dtype=np.float32), np.asarray(mask, dtype=np.float32)
+    saliency, mask = (
+        numbers(name, given).astype(np.float32, copy=False) for name, given in (("saliency", saliency), ("mask", mask))
+    )
+    sides = check_each("grid", grid, check_int, 1)
+    if len(sides) != 2:
+        raise ValueError(f"grid must be (rows, columns), got {len(sides)} of them")
+    grid = (sides[0], sides[1])
+    rounds = optional(check_int, "rounds", rounds, 1, 10_000)
     if saliency.ndim != 2 or mask.shape != saliency.shape or saliency.shape[1] != grid[0] * grid[1]:
         raise ValueError(
             f"saliency {saliency.shape}, mask {mask.shape} and grid {grid} do not fit; "
             f"needed are (problems, n), (problems, n) and rows * columns = n"
         )
-    if not cost > 0:
-        raise ValueError(f"cost must be positive, got {cost}; without it any far cell would do")
+    cost = check_number("cost", cost, 0, above=True, todo="it must be positive: without it any far cell would do")
     if not np.isfinite(saliency).all():
         raise ValueError("saliency must be finite; leave samples with non-finite saliency out")
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError(f"mask must be in [0, 1], got {mask.min():g} to {mask.max():g}")
     distances, near = _structure(*grid)
     priced = np.float32(cost) * distances
     if rounds is not None:

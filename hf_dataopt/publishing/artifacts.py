@@ -13,9 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..settings import check_choice, check_path
 from . import cards
 from .adapters import adapter_about, describe_adapter
-from .hub import download, hub_errors, licence_of, patiently
+from .hub import check_hub, check_push, download, hub_errors, licence_of, patiently
 from .kinds import KINDS, PLACEHOLDER
 from .names import looks_like_repo
 from .record import ABOUT, belongs, check_files, inner_artifacts, list_files, read_about
@@ -57,7 +58,9 @@ def fetch(
 
     Cost: one pass over the files for their hashes.
     """
-    folder = Path(source)
+    folder = check_path("source", source)
+    check_hub(revision=revision, token=token)
+    check_choice("kind", kind, tuple(KINDS))
     recover(folder.resolve())
     if not folder.is_dir():
         if not KINDS[kind].repo_type:
@@ -112,9 +115,10 @@ def push_folder(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    folder = Path(folder)
-    if not looks_like_repo(repo_id):
-        raise ValueError(f"{repo_id!r:.200} is no Hub name; give one such as me/name")
+    folder = check_path("folder", folder)
+    check_push(
+        repo_id, private=private, revision=revision, token=token, create_pr=create_pr, commit_message=commit_message
+    )
     about = about_of(folder)
     kind = KINDS[about["kind"]]
     if not kind.repo_type:
@@ -161,6 +165,7 @@ def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str
     Returns:
         URL of the commit, or of the pull request.
     """
+    check_push(repo_id, **options)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "artifact"
         save(folder)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ..errors import HubError
 from ..progress import told
+from ..settings import check_flag, check_kind, check_text, optional
 from .names import looks_like_repo
 from .safe_files import CARD, SAFE, check_names, read_card
 
@@ -19,6 +20,35 @@ logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 # of the client's transport, whose library differs from version to version (httpx, httpx2)
 _BROKEN_OFF = {"ReadError", "WriteError", "CloseError", "RemoteProtocolError"}
+
+
+def check_hub(*, revision: Any = None, token: Any = None) -> None:
+    """Refuse what no Hub call takes, before one is made."""
+    optional(check_text, "revision", revision, empty=False)
+    if token is not None:
+        check_kind("token", token, (str, bool), "give a token, True for the one you logged in with, or None")
+        if isinstance(token, str) and not (token.isascii() and token.isprintable() and token.strip()):
+            raise ValueError(
+                "token is no token of the Hub: it is empty or holds signs that none has; get one with hf auth login"
+            )
+
+
+def check_push(
+    repo_id: Any,
+    *,
+    private: Any = None,
+    revision: Any = None,
+    token: Any = None,
+    create_pr: Any = False,
+    commit_message: Any = None,
+) -> None:
+    """Refuse the arguments of a push that cannot be right, before anything is saved or sent."""
+    if not looks_like_repo(check_text("repo_id", repo_id)):
+        raise ValueError(f"{repo_id!r:.200} is no Hub name; give one such as me/name")
+    check_hub(revision=revision, token=token)
+    optional(check_flag, "private", private)
+    check_flag("create_pr", create_pr)
+    optional(check_text, "commit_message", commit_message, empty=False)
 
 
 def download(

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..settings import check_path
+
 HELP = "say what a folder or Hub repository of ours holds, and how to use it"
 EXAMPLES = [
     "hf-dataopt info me/cifar10-idc-10",
@@ -53,11 +55,12 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
     """
     from .artifacts import about_of
     from .cards import first_block
-    from .hub import download, listing
+    from .hub import check_hub, download, listing
     from .kinds import KINDS, PLACEHOLDER, usage
     from .safe_files import CARD, files_of, read_card
 
-    folder = Path(source)
+    folder = check_path("source", source)
+    check_hub(revision=revision, token=token)
     local = folder.is_dir()
     if not local:
         folder = download(str(source), None, revision=revision, token=token, only=_RECORDS)

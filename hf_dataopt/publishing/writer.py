@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..settings import check_path
 from . import cards
 from .kinds import usage
 from .names import looks_like_repo
@@ -43,7 +44,7 @@ def check_target(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()
         ValueError: no folder, one with files that no save of ours has put there, one that cannot be renamed, or a place where
             nothing can be written.
     """
-    target = Path(folder).resolve()
+    target = check_path("folder", folder).resolve()
     recover(target)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{folder} is a file; name a folder to save to")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_dataopt.errors import MissingExtraError
+from ..errors import MissingExtraError
+from ..settings import check_array, check_flag, check_int, check_number, numbers
 
 Array = NDArray[Any]
 EPS = 1e-6  # the reference code's, inside logarithms and quotients
@@ -29,15 +30,17 @@ def loss(probs: Array, labels: Array) -> Array:
 
 def margin(probs: Array, labels: Array) -> Array:
     """Best other class minus own class, `max_{k != y} p_k - p_y`, in [-1, 1]. Source: Table 5.1 "Margin"."""
-    own = _own(probs, labels)
-    others = np.array(probs, copy=True)
+    own, labels = _own(probs, labels), np.asarray(labels)
+    if np.shape(probs)[1] < 2:
+        raise ValueError("probs have one class only; a margin needs another one")
+    others = np.array(probs, dtype=np.result_type(probs, np.float32))
     others[np.arange(len(others)), labels] = -np.inf
     return others.max(axis=1) - own
 
 
 def entropy(probs: Array) -> Array:
     """`-sum_k p_k log(p_k + 1e-6)`, blind to the label. Source: Table 5.1 "Entropy"."""
-    _matrix("probs", probs)
+    probs = _matrix("probs", probs)
     return -(probs * np.log(probs + EPS)).sum(axis=1)
 
 
@@ -63,9 +66,8 @@ def tracin(features: Array, probs: Array, labels: Array) -> Array:
         labels: (n,) integer labels in [0, C).
     """
     _own(probs, labels)
-    if len(features) != len(probs):
-        raise ValueError(f"features have {len(features)} rows, probs {len(probs)}; give one of each per row")
-    error = np.array(probs, copy=True)
+    features = check_array("features", features, 2, rows=len(probs))
+    error, labels = np.array(probs, dtype=np.result_type(probs, np.float32)), np.asarray(labels)
     error[np.arange(len(error)), labels] -= 1
     return (features**2).sum(axis=1) * (error**2).sum(axis=1)
 
@@ -77,6 +79,7 @@ def jensen_shannon(probs: Array, labels: Array) -> Array:
     Differs: the usual Jensen-Shannon divergence has the arguments of both KL terms the other way round.
     """
     _own(probs, labels)
+    probs, labels = np.asarray(probs), np.asarray(labels)
     given = probs.astype(np.float64) + EPS
     target = np.full_like(given, EPS)
     target[np.arange(len(target)), labels] += 1
@@ -86,7 +89,8 @@ def jensen_shannon(probs: Array, labels: Array) -> Array:
 
 def max_softmax(logits: Array) -> Array:
     """Minus the largest softmax probability (MSP). Source: Table 5.6; Hendrycks and Gimpel 2017."""
-    return -np.exp(logits.max(axis=1) - _logsumexp(_matrix("logits", logits)))
+    logits = _matrix("logits", logits)
+    return -np.exp(logits.max(axis=1) - _logsumexp(logits))
 
 
 def max_logit(logits: Array) -> Array:
@@ -101,7 +105,8 @@ def energy(logits: Array) -> Array:
 
 def react_threshold(train_features: Array, percentile: float = 90.0) -> float:
     """ReAct's clipping value: a percentile of all training activations. Source: Sun et al. 2021."""
-    return float(np.percentile(train_features, percentile, method="higher"))
+    percentile = check_number("percentile", percentile, 0, 100)
+    return float(np.percentile(_matrix("train_features", train_features), percentile, method="higher"))
 
 
 def react(features: Array, weight: Array, bias: Array, threshold: float) -> Array:
@@ -114,6 +119,8 @@ def react(features: Array, weight: Array, bias: Array, threshold: float) -> Arra
 
     Differs: the reference code overwrites its threshold, so that its ReAct row equals Energy exactly.
     """
+    features, weight = _features(features=features, weight=weight)
+    bias, threshold = check_array("bias", bias, 1, rows=len(weight)), check_number("threshold", threshold)
     return energy(np.minimum(features, threshold) @ weight.T + bias)
 
 
@@ -130,6 +137,9 @@ def mahalanobis(
 
     Source: Table 5.6; Lee et al. 2018. Cost: one d x d factorisation a class, or one if tied.
     """
+    features, train_features = _features(features=features, train_features=train_features)
+    train_labels = check_array("train_labels", train_labels, 1, kinds="iu", rows=len(train_features))
+    tied, ridge = check_flag("tied", tied), check_number("ridge", ridge, 0, above=True)
     classes = np.unique(train_labels)
     groups = [train_features[train_labels == c].astype(np.float64) for c in classes]
     if min(len(group) for group in groups) < 2:
@@ -144,7 +154,11 @@ def mahalanobis(
     best = np.full(len(features), np.inf)
     for group, covariance in zip(groups, covariances, strict=True):
         offset = features - group.mean(axis=0)
-        best = np.minimum(best, np.einsum("nd,nd->n", offset, np.linalg.solve(covariance, offset.T).T))
+        try:
+            solved = np.linalg.solve(covariance, offset.T).T
+        except np.linalg.LinAlgError as error:
+            raise ValueError(f"a covariance is singular with ridge={ridge:g}; use a larger ridge") from error
+        best = np.minimum(best, np.einsum("nd,nd->n", offset, solved))
     return best
 
 
@@ -153,6 +167,7 @@ def kl_matching(probs: Array, train_probs: Array) -> Array:
 
     Differs: classes that no training row is predicted as are left out (NaN in the reference code).
     """
+    probs, train_probs = _features(probs=probs, train_probs=train_probs)
     predicted = train_probs.argmax(axis=1)
     means = np.stack([train_probs[predicted == c].mean(axis=0) for c in np.unique(predicted)])
     own = (probs * np.log(probs + EPS)).sum(axis=1, keepdims=True)
@@ -168,8 +183,8 @@ def knn(features: Array, train_features: Array, k: int = 1000) -> Array:
 
     Cost: one (1000, m) block of similarities at a time.
     """
-    if not 0 <= k < len(train_features):
-        raise ValueError(f"k is {k} with {len(train_features)} training rows; choose k below the number of rows")
+    features, train_features = _features(features=features, train_features=train_features)
+    k = check_int("k", k, 0, len(train_features) - 1, todo="choose k below the number of training rows")
     reference, scores = _unit(train_features), []
     for start in range(0, len(features), 1000):
         similarity = _unit(features[start : start + 1000]) @ reference.T
@@ -188,23 +203,37 @@ def local_outlier_factor(features: Array, train_features: Array | None = None, n
         from sklearn.neighbors import LocalOutlierFactor
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "demo", "local_outlier_factor") from error
+    neighbors = check_int("neighbors", neighbors, 1)
+    (features,) = _features(features=features)
+    if train_features is not None:
+        features, train_features = _features(features=features, train_features=train_features)
     if train_features is None:
         return -LocalOutlierFactor(n_neighbors=neighbors).fit(features).negative_outlier_factor_
     return -LocalOutlierFactor(n_neighbors=neighbors, novelty=True).fit(train_features).score_samples(features)
 
 
 def _matrix(name: str, values: Array) -> Array:
-    if values.ndim != 2:
-        raise ValueError(f"{name} have shape {values.shape}; give one row per example, (n, classes)")
-    return values
+    """(n, columns) finite numbers, as an array; rows of probabilities sum to 1."""
+    found = check_array(name, values, 2)
+    if "probs" in name and ((found < 0).any() or (np.abs(found.sum(axis=1) - 1) > 0.02).any()):
+        raise ValueError(f"{name} must be >= 0 and sum to 1 in every row; pass softmax outputs, not logits")
+    return found
+
+
+def _features(**matrices: Array) -> list[Array]:
+    """Matrices of one width."""
+    found = [_matrix(name, values) for name, values in matrices.items()]
+    if len({one.shape[1] for one in found}) > 1:
+        shapes = ", ".join(f"{name} {one.shape}" for name, one in zip(matrices, found, strict=True))
+        raise ValueError(f"{shapes} have rows of different length; they must come from one model")
+    return found
 
 
 def _own(probs: Array, labels: Array) -> Array:
-    _matrix("probs", probs)
-    if labels.shape != (len(probs),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {labels.shape}, probs have {len(probs)} rows; give one integer a row"
-        )
+    probs = _matrix("probs", probs)
+    labels = numbers("labels", labels, kinds="iu")
+    if labels.shape != (len(probs),):
+        raise ValueError(f"labels have shape {labels.shape}, probs {len(probs)} rows; give one integer a row")
     if labels.size and (labels.min() < 0 or labels.max() >= probs.shape[1]):
         raise ValueError(f"labels span {labels.min()} .. {labels.max()} with {probs.shape[1]} probability columns")
     return probs[np.arange(len(probs)), labels]

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from .. import distributed
 from ..checkpoint import PassCheckpoint, locked
+from ..decoding import check_on_error
 from ..progress import say
 from ..publishing.writer import check_target
 from ..seeding import generator
+from ..settings import check_dataset, check_device, check_each, check_flag, check_kind, check_path, check_text, optional
 from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
 from .graph import RelationGraph
@@ -38,6 +40,10 @@ from .unfit import summary_of, unfit_rows
 
 logger = logging.getLogger(__name__)
 Index = NDArray[np.int64]
+_NO_ROWS = (
+    "use Dataset.from_dict(...); an IterableDataset has no row numbers: fit a sample of it, then stream through "
+    "report.score_outliers(iterable)"
+)
 
 
 class RelationCleaner:
@@ -60,10 +66,7 @@ class RelationCleaner:
     """
 
     def __init__(self, config: RelationConfig | None = None, **fields: Any) -> None:
-        if config is not None and not isinstance(config, RelationConfig):
-            raise TypeError(
-                f"config must be a RelationConfig, got {type(config).__name__}; single fields go as keywords"
-            )
+        optional(check_kind, "config", config, RelationConfig, "single fields go as keywords")
         if config is not None and fields:
             raise ValueError(f"give config= or single fields, not both; got config and {sorted(fields)}")
         self.config = config or RelationConfig(**fields)
@@ -107,11 +110,13 @@ class RelationCleaner:
         Cost: per checkpoint n^2 (d + C) operations for the sums (half of f f^T + p p^T), 2 n m (d + C) for the outlier
             scores against m rows, `max_memory_gb` of working memory; with `partition_size=k` n k (d + C).
         """
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is {on_error!r}; give 'raise' or 'skip'")
-        _check_dataset(dataset)
+        check_on_error(on_error)
+        check_dataset("dataset", dataset, _NO_ROWS)
         views = _views(features_column, probs_column)
-        folder = None if output_dir is None else Path(output_dir)
+        check_text("label_column", label_column, empty=False)
+        quiet = check_flag("quiet", quiet)
+        optional(check_device, "device", self.config.device, here=True)
+        folder = optional(check_path, "output_dir", output_dir)
         work = None if folder is None else folder / UNFINISHED
         if folder is not None and distributed.is_main_process():
             check_target(folder, KIND, besides=(UNFINISHED,))
@@ -339,8 +344,10 @@ def _estimate(graphs: list[RelationGraph], config: RelationConfig) -> list[str]:
 
 
 def _views(features: str | Sequence[str], probs: str | Sequence[str]) -> list[tuple[str, str]]:
-    left = [features] if isinstance(features, str) else list(features)
-    right = [probs] if isinstance(probs, str) else list(probs)
+    left, right = (
+        check_each(name, [given] if isinstance(given, str) else given, check_text, empty=False)
+        for name, given in (("features_column", features), ("probs_column", probs))
+    )
     if not left or len(left) != len(right):
         raise ValueError(
             f"features_column names {len(left)} columns and probs_column {len(right)}; give one of each per checkpoint"
@@ -378,17 +385,3 @@ def _with_row(
     row, why = next(iter(unfit.items()))
     first = "" if f"row {row} " in str(error) else f"row {row} {why}; "
     return ValueError(f"{error} ({first}on_error='skip' leaves such rows out, {len(unfit)} of {len(dataset)})")
-
-
-def _check_dataset(dataset: Any) -> None:
-    import datasets
-
-    if isinstance(dataset, datasets.DatasetDict):
-        raise TypeError(f"got a DatasetDict; fit one split, such as dataset[{next(iter(dataset), 'train')!r}]")
-    if isinstance(dataset, datasets.IterableDataset):
-        raise TypeError(
-            "an IterableDataset has no row numbers, and the graph needs all rows at once; fit a Dataset (a sample will "
-            "do), then stream through report.score_outliers(iterable)"
-        )
-    if not isinstance(dataset, datasets.Dataset):
-        raise TypeError(f"need a datasets.Dataset, got {type(dataset).__name__}; use Dataset.from_dict(...)")

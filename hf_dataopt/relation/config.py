@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..settings import Settings, check_int, check_number
+from ..settings import LARGEST, MOST, MOST_SEED, Settings, check_device, check_number, optional, settle
 
 _CHOICES = {
     "score": ("label_noise", "combined"),
@@ -25,8 +24,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "outlier_share": (0.0, 0.999),
     "outlier_epsilon": (0.0, 1.0),
     "max_memory_gb": (1e-3, 1e4),
+    "threshold_value": (0.0, LARGEST),
 }
-_LEAST = {"neighbours": 1, "max_passes": 1, "outlier_reference": 1, "partition_size": 2, "seed": 0}
+_COUNTS = {
+    "neighbours": (1, MOST),
+    "max_passes": (1, MOST),
+    "outlier_reference": (1, MOST),
+    "partition_size": (2, MOST),
+    "seed": (0, MOST_SEED),
+}
 _OPTIONAL = ("outlier_reference", "partition_size", "device")
 
 
@@ -107,29 +113,18 @@ class RelationConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, (low, high) in _RANGES.items():
-            check_number(name, getattr(self, name), low, high)
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None or name not in _OPTIONAL:
-                check_int(name, value, least)
-        for name in ("compatibility", "diagonal"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        flags = ("compatibility", "diagonal")
+        settle(self, choices=_CHOICES, numbers=_RANGES, counts=_COUNTS, flags=flags, optional=_OPTIONAL)
         if self.score == "combined" and not self.compatibility:
             raise ValueError("score='combined' needs the probabilities: use compatibility=True")
-        if self.device is not None and not isinstance(self.device, str):
-            raise TypeError(f"device must be a string such as 'cuda:0', got {type(self.device).__name__}")
+        object.__setattr__(self, "device", optional(check_device, "device", self.device))
         if self.threshold == "quantile" and self.threshold_value < 0.5:
             raise ValueError(
                 f"threshold='quantile' with threshold_value={self.threshold_value} calls more than half of the labels wrong; "
                 "give a quantile of the scores such as 0.9"
             )
-        high = math.inf if self.threshold == "absolute" else 1.0
-        check_number("threshold_value", self.threshold_value, 0.0, high)
+        if self.threshold != "absolute":
+            check_number("threshold_value", self.threshold_value, 0.0, 1.0)
 
     @classmethod
     def dissertation(cls, threshold_value: float, **changes: Any) -> RelationConfig:

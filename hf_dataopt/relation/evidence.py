@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..settings import check_int
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -58,8 +60,7 @@ def evidence_of(
     Raises:
         ValueError: count < 1.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}; ask for at least one row of evidence")
+    count = check_int("count", count, 1, todo="ask for at least one row of evidence")
 
     def strongest(values: NDArray[np.float32]) -> NDArray[np.int64]:
         k = min(count, int((values > 0).sum()))

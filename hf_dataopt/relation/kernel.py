@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..settings import brief, check_config, check_shares, check_tensor
 from .config import RelationConfig
 
 
@@ -107,7 +108,23 @@ def relation(
         tensor([[1., -0.],
                 [-0., 1.]])
     """
-    config = config or RelationConfig()
+    config = check_config(config, RelationConfig)
+    check_tensor("features_i", features_i, ("a", "d"), finite=True)
+    check_tensor("features_j", features_j, ("b", features_i.shape[1]), finite=True)
+    for name, rows in (("features_i", features_i), ("features_j", features_j)):
+        if bool((rows == 0).all(1).any()):
+            raise ValueError(f"{name} hold a row of zeros, which has no direction; drop it")
+    if (probs_i is None) != (probs_j is None):
+        raise ValueError("probs_i and probs_j go together; give both or neither")
+    if probs_i is not None and probs_j is not None:
+        check_shares("probs_i", probs_i, (len(features_i), "classes"))
+        check_shares("probs_j", probs_j, (len(features_j), probs_i.shape[1]))
+    if labels is not None:
+        both = labels if isinstance(labels, tuple | list) else ()
+        if len(both) != 2:
+            raise TypeError(f"labels must be two tensors, (a,) and (b,), got {brief(labels)}")
+        for name, one, count in zip("ij", both, (len(features_i), len(features_j)), strict=True):
+            check_tensor(f"labels of {name}", one, (count,), floating=False)
     dtype = getattr(torch, config.dtype)
     f_i, f_j = normalise(features_i, dtype), normalise(features_j, dtype)
     p_i = None if probs_i is None or not config.compatibility else probs_i.to(dtype)

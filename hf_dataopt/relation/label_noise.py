@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..settings import check_array, check_callable, check_config, check_int, check_number, optional
 from .config import RelationConfig
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,9 @@ def find_label_noise(
         >>> find_label_noise(w.sum(1), lambda rows: w[:, rows].sum(1)).noisy
         array([False, False, False])
     """
-    config = config or RelationConfig()
+    config = check_config(config, RelationConfig)
+    initial = check_array("initial", initial, 1).astype(np.float64, copy=False)
+    check_callable("subset_sums", subset_sums)
     wrong = float((initial > 0).mean()) if len(initial) else 0.0
     if wrong > config.skip_share:
         logger.warning(
@@ -177,8 +180,10 @@ def single_node_label_noise(
     Source: Proposition 9 and its proof: a move changes the objective by v[i] (s[i] - lambda).
     Cost: one row, n values, a move.
     """
-    if threshold < 0:
-        raise ValueError(f"threshold must be >= 0, got {threshold}; it is lambda of Eq. 5.2")
+    threshold = check_number("threshold", threshold, 0, todo="it is lambda of Eq. 5.2")
+    initial = check_array("initial", initial, 1)
+    check_callable("row", row)
+    max_moves = optional(check_int, "max_moves", max_moves, 0)
     scores, noisy = initial.astype(np.float64).copy(), np.zeros(len(initial), bool)
     objectives = [0.0]
     while max_moves is None or len(objectives) <= max_moves:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import PassCheckpoint
 from ..seeding import generator
+from ..settings import check_array, check_number
 from .config import RelationConfig
 from .graph import RelationGraph
 from .rows import Rows, rows_of, rows_of_column
@@ -72,9 +73,11 @@ def is_outlier(scores: NDArray[Any], share: float = 0.01) -> tuple[NDArray[np.bo
     Raises:
         ValueError: share outside [0, 1).
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be in [0, 1), got {share}; it is the part of the rows to call outliers")
-    level = float(np.sort(scores)[-1 - int(share * len(scores) + 1e-9)]) if len(scores) else 0.0
+    share = check_number("share", share, 0, 1, below=True, todo="it is the part of the rows to call outliers")
+    scores = check_array("scores", scores, 1, finite=False)
+    if np.isnan(scores).any():
+        raise ValueError("scores must have no NaN; drop those rows")
+    level = float(np.sort(scores)[-1 - int(share * len(scores) + 1e-9)])
     return scores > level, level
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError
+from ..settings import check_int
 from .graph import RelationGraph
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def draw_relation_map(graphs: list[RelationGraph], row: int, *, title: str, max_
 
     Source: section 5.3.6, Figure 5.1.
     """
-    if max_points < 2:
-        raise ValueError(f"max_points is {max_points}; draw at least 2")
+    max_points = check_int("max_points", max_points, 2)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

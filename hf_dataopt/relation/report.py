@@ -12,6 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..settings import (
+    brief,
+    check_array,
+    check_dataset,
+    check_each,
+    check_flag,
+    check_int,
+    check_kind,
+    check_number,
+    check_path,
+    check_text,
+    numbers,
+    optional,
+    plain,
+)
 from .config import RelationConfig
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
@@ -72,6 +87,26 @@ class RelationReport:
     summary: dict[str, Any] = field(default_factory=dict)
     _graphs: list[RelationGraph] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        """One value a row, of the right kind; results are built here and by `load`, seldom by hand."""
+        check_kind("config", self.config, RelationConfig)
+        check_text("label_column", self.label_column)
+        count = len(check_array("labels", self.labels, 1, kinds="iu"))
+        kinds = {"label_noise_score": "f", "is_label_error": "b", "suggested_label": "iu", "is_outlier": "b"}
+        for name, kind in {**kinds, "outlier_score": "f"}.items():
+            check_array(name, getattr(self, name), 1, kinds=kind, finite=False, rows=count)
+            if kind == "f" and np.isnan(getattr(self, name)).any():
+                raise ValueError(f"{name} must have no NaN; fit again")
+        for name in ("columns", "label_values", "label_names", "reference"):
+            check_kind(name, getattr(self, name), list)
+        for name in ("parts", "summary"):
+            check_kind(name, getattr(self, name), dict)
+        if not self.labels.min() >= 0 or not self.labels.max() < len(self.label_values):
+            raise ValueError(f"labels run to {self.labels.max()}, there are {len(self.label_values)} label_values")
+        level = plain(self.outlier_level)
+        if isinstance(level, bool) or not isinstance(level, int | float) or level != level:
+            raise TypeError(f"outlier_level must be a number, got {brief(level)}")
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -91,6 +126,7 @@ class RelationReport:
         Args:
             dataset: the `datasets.Dataset` that was given to `fit`, or one without those rows already.
         """
+        check_dataset("dataset", dataset)
         skipped = self.summary.get("skipped", {}).get("rows", [])
         if not skipped or len(dataset) != len(self) + len(skipped):
             return dataset
@@ -113,14 +149,21 @@ class RelationReport:
 
         Cost: a look-up. Hashes by scores and settings in `datasets`; works with `num_proc`.
         """
-        rows = np.asarray(indices)
+        check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True, with_indices=True)")
+        rows = numbers("indices", indices, kinds="iu") if not _is_empty(indices) else np.empty(0, np.int64)
+        if rows.ndim != 1:
+            raise ValueError(f"indices must be the row numbers of a batch, (n,), got shape {rows.shape}")
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise ValueError(f"row {rows.max()} is not among the {len(self)} fitted rows; annotate the fitted dataset")
         given = batch.get(self.label_column)
         if given is not None:
             fitted = [self.label_values[code] for code in self.labels[rows]]
+            if not hasattr(given, "__len__") or len(given) != len(fitted):
+                raise ValueError(
+                    f"{len(fitted)} indices need as many labels in {self.label_column!r}, got {brief(given)}"
+                )
             for row, one, other in zip(rows, given, fitted, strict=True):
-                if one != other:
+                if plain(one) != other:
                     raise ValueError(
                         f"row {row} has label {one!r} but {other!r} was fitted: the dataset was shuffled, filtered or "
                         "changed since; annotate before that, or fit again"
@@ -147,6 +190,7 @@ class RelationReport:
         Raises:
             ValueError: another number of rows than was fitted.
         """
+        label_errors, outliers = check_flag("label_errors", label_errors), check_flag("outliers", outliers)
         dataset = self.fitted(dataset)
         self._check_same(dataset)
         drop = (self.is_label_error & label_errors) | (self.is_outlier & outliers)
@@ -166,7 +210,7 @@ class RelationReport:
         Args:
             noise_rate: share of rows to call label errors, [0, 1]: the highest scores, whatever their sign.
             threshold: lambda: rows with a larger score.
-            quantile: lambda as a quantile of the scores, [0, 1].
+            quantile: lambda as a quantile of the scores, [0.5, 1].
             outlier_share: share of rows to call outliers, [0, 1).
             outlier_threshold: outlier score above which a row is one.
 
@@ -178,6 +222,11 @@ class RelationReport:
         Raises:
             ValueError: two rules for one cut, or a number out of range.
         """
+        noise_rate = optional(check_number, "noise_rate", noise_rate, 0, 1)
+        threshold = optional(check_number, "threshold", threshold, 0)
+        quantile = optional(check_number, "quantile", quantile, 0.5, 1)
+        outlier_share = optional(check_number, "outlier_share", outlier_share, 0, 1, below=True)
+        outlier_threshold = optional(check_number, "outlier_threshold", outlier_threshold)
         rules = {"noise_rate": noise_rate, "absolute": threshold, "quantile": quantile}
         given = {name: value for name, value in rules.items() if value is not None}
         if len(given) > 1 or (outlier_share is not None and outlier_threshold is not None):
@@ -200,7 +249,7 @@ class RelationReport:
 
     def worst(self, count: int = 25) -> NDArray[np.int64]:
         """Row numbers by falling `label_noise_score`."""
-        return np.argsort(-self.label_noise_score, kind="stable")[:count]
+        return np.argsort(-self.label_noise_score, kind="stable")[: check_int("count", count, 1)]
 
     def evidence(self, row: int, count: int = 5) -> Evidence:
         """The rows that contradict a row's label most, and those that support it.
@@ -219,8 +268,8 @@ class RelationReport:
         Source: Figures 5.3 and 5.10.
         Cost: n (d + C) operations.
         """
+        row, count = self._check_row(row), check_int("count", count, 1, todo="ask for at least one row of evidence")
         graphs = self._need_graphs()
-        self._check_row(row)
         relations = np.mean([graph.row(row) for graph in graphs], axis=0)
         ranks = {name: float(values[row]) for name, values in self.parts.items()}
         return evidence_of(row, relations, self.labels, count, ranks)
@@ -244,8 +293,8 @@ class RelationReport:
         """
         from .relation_map import draw_relation_map
 
+        row, max_points = self._check_row(row), check_int("max_points", max_points, 2)
         graphs = self._need_graphs()
-        self._check_row(row)
         title = f"row {row}, label {self.label_names[self.labels[row]]}"
         if self.is_label_error[row]:
             title += f", suggested {self.label_names[self.suggested_label[row]]}"
@@ -271,6 +320,9 @@ class RelationReport:
         """
         import datasets
 
+        quiet = check_flag("quiet", quiet)
+        if not isinstance(data, datasets.IterableDataset | datasets.Dataset | Mapping):
+            raise TypeError(f"data must be a Dataset, an IterableDataset or a mapping of arrays, got {brief(data)}")
         if isinstance(data, datasets.IterableDataset):
             return data.map(self._annotate_outliers, batched=True)
         scores = [one.scores(data, self.config, quiet=quiet) for one in self.reference]
@@ -282,7 +334,12 @@ class RelationReport:
 
     def attach(self, graphs: list[RelationGraph]) -> None:
         """Give the report the graph over its dataset, which evidence, maps and new suggestions read."""
-        self._graphs = graphs
+        for graph in check_each("graphs", graphs, check_kind, RelationGraph, least=len(self.columns)):
+            if len(graph) != len(self):
+                raise ValueError(
+                    f"a graph has {len(graph)} rows, the report {len(self)}; give those of the fitted dataset"
+                )
+        self._graphs = list(graphs)
 
     def save(self, folder: str | Path) -> None:
         """Write `report.json` and `report.safetensors` (scores and the reference set) and their record.
@@ -293,6 +350,7 @@ class RelationReport:
         Raises:
             ValueError: the folder holds files that are no report's.
         """
+        folder = check_path("folder", folder)
         about = {
             "config": json.loads(self.config.to_json_string()),
             "label_column": self.label_column,
@@ -316,7 +374,8 @@ class RelationReport:
         Raises:
             ValueError: no report in the folder, a corrupt file, a newer format, or another dataset.
         """
-        report = cls(**load_report(folder))
+        optional(check_dataset, "dataset", dataset)
+        report = cls(**load_report(check_path("folder", folder)))
         if dataset is not None:
             report._check_same(dataset)
             report.attach(graphs_of(dataset, report.columns, report.labels, report.config))
@@ -342,9 +401,8 @@ class RelationReport:
             )
         return self._graphs
 
-    def _check_row(self, row: int) -> None:
-        if not 0 <= row < len(self):
-            raise ValueError(f"row is {row}; the report has rows 0 to {len(self) - 1}")
+    def _check_row(self, row: int) -> int:
+        return check_int("row", row, 0, len(self) - 1, todo=f"the report has rows 0 to {len(self) - 1}")
 
     def _check_same(self, dataset: Any) -> None:
         """The fitted dataset has as many rows and, where the column is still there, the same labels in the same order."""
@@ -359,3 +417,7 @@ class RelationReport:
                 f"row {differs[0]} (and {len(differs) - 1} more) has another label than was fitted: the dataset was shuffled, "
                 "filtered or changed since; give the fitted dataset"
             )
+
+
+def _is_empty(indices: Any) -> bool:
+    return isinstance(indices, list | tuple | range) and not indices

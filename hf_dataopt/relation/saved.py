@@ -17,6 +17,7 @@ from ..publishing.artifacts import fetch
 from ..publishing.record import ABOUT, MINOR, check_version, known_settings
 from ..publishing.safe_files import files_of, read_arrays, read_json
 from ..publishing.writer import finish, replacing
+from ..settings import check_path
 from .config import RelationConfig
 from .outlier import Reference
 
@@ -80,7 +81,7 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: no report in the folder, a damaged file, values that cannot be, or a newer format.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     try:
         if (folder / ABOUT).is_file() or not folder.is_dir():
             folder, _ = fetch(folder, KIND)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..settings import brief, check_text, check_tokenizer, settle
 from . import plain_text
 
 Message = dict[str, Any]
@@ -50,12 +51,9 @@ class ChatFormat:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_kwargs", _json_arguments(self.template_kwargs))
-        if self.system is not None and not isinstance(self.system, str):
-            raise TypeError(f"system must be a str, got {type(self.system).__name__}")
+        settle(self, texts=("system",), flags=("special_tokens_in_text",), optional=("system",))
         if self.system is not None and not self.system.strip():
             raise ValueError("the system message is empty; leave it out (system=None)")
-        if not isinstance(self.special_tokens_in_text, bool):
-            raise TypeError(f"special_tokens_in_text must be a bool, got {type(self.special_tokens_in_text).__name__}")
 
     def hide(self, tokenizer: Any, value: Any) -> Any:
         """A user's text or messages, with the special tokens in them hidden from `ids` (see `plain_text.hide`)."""
@@ -63,7 +61,8 @@ class ChatFormat:
 
     def ids(self, tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of a text in which hidden special tokens are text and all others count."""
-        tokenizer = tokenizer_of(tokenizer)
+        tokenizer = tokenizer_of(check_tokenizer("tokenizer", tokenizer))
+        check_text("text", text)
         if self.special_tokens_in_text:
             return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
         return plain_text.encode(tokenizer, text, add_special_tokens=add_special_tokens)
@@ -150,14 +149,14 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple) or not content or not all(isinstance(part, dict) for part in content):
-        raise TypeError(f"a message's content must be text or a list of text parts, got {content!r:.80}")
+        raise TypeError(f"a message's content must be text or a list of text parts, got {brief(content)}")
     for part in content:
         if part.get("type") != "text":
             raise ValueError(
-                f"a content part of type {part.get('type')!r:.40} cannot be read here, only text can; leave it out"
+                f"a content part of type {brief(part.get('type'))} cannot be read here, only text can; leave it out"
             )
         if not isinstance(part.get("text"), str):
-            raise TypeError(f"a text part's content must be text, got {part.get('text')!r:.80}")
+            raise TypeError(f"a text part's content must be text, got {brief(part.get('text'))}")
     return "".join(part["text"] for part in content)
 
 
@@ -174,7 +173,7 @@ def as_message(value: Any) -> Message:
         got = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
         raise TypeError(f"a message needs 'role' and 'content', got {got}")
     if not isinstance(value["role"], str) or not value["role"]:
-        raise TypeError(f"a message's role must be a word such as 'user', got {value['role']!r:.80}")
+        raise TypeError(f"a message's role must be a word such as 'user', got {brief(value['role'])}")
     return {**value, "content": text_of(value["content"])}
 
 
@@ -200,7 +199,7 @@ def _json_arguments(given: Any) -> dict[str, Any] | None:
     if given is None:
         return None
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"template_kwargs must be a dict of names to values, got {given!r:.80}")
+        raise TypeError(f"template_kwargs must be a dict of names to values, got {brief(given)}")
     taken = sorted(set(given) & set(_OURS))
     if taken:
         raise ValueError(f"template_kwargs cannot set {', '.join(taken)}: that is decided here; leave it out")
@@ -211,7 +210,7 @@ def _json_arguments(given: Any) -> dict[str, Any] | None:
     for name, value in arguments.items():
         try:
             copied[name] = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(
                 f"template_kwargs[{name!r}] must be JSON, so that it can be saved ({error}); functions are converted in "
                 "'tools' only"

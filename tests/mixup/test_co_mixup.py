@@ -424,18 +424,18 @@ def test_bad_batches_are_refused() -> None:
     nan[0] = math.nan
     for arguments, error, words in (
         ((images[:0], targets[:0], saliency[:0]), ValueError, "empty"),
-        ((images[0], targets, saliency), ValueError, "4 dimensions"),
+        ((images[0], targets, saliency), ValueError, r"\(B, C, H, W\)"),
         ((images, targets.argmax(1), saliency), TypeError, "floating"),
-        ((images, targets[:3], saliency), ValueError, "rows of targets"),
+        ((images, targets[:3], saliency), ValueError, "one-hot"),
         ((images, targets, saliency[:, :8]), ValueError, "saliency must be"),
         ((images, targets, -saliency), ValueError, ">= 0"),
-        ((images, nan, saliency), ValueError, "finite"),
+        ((images, nan, saliency), ValueError, "sum to 1"),
         ((images[..., :3], targets, saliency[..., :3]), ValueError, "finer"),
-        (("images", targets, saliency), TypeError, "str"),
+        (("images", targets, saliency), TypeError, "torch.Tensor"),
     ):
         with pytest.raises(error, match=words):
             co_mixup(*arguments, config, generator)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="on the CPU"):
+    with pytest.raises(TypeError, match=r"torch.Generator\(\)"):
         co_mixup(images, targets, saliency, config, SimpleNamespace(device=torch.device("cuda")))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2x2"):
         co_mixup(images[..., :1], targets, saliency[..., :1], CoMixupConfig(grid=None), generator)

@@ -299,12 +299,12 @@ def test_config_round_trip_and_presets() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"n_labels": 5}, ValueError, "2, 3 or 4"),
+        ({"n_labels": 5}, ValueError, "n_labels must be at most 4"),
         ({"n_labels": True}, TypeError, "int"),
         ({"beta": -1.0}, ValueError, "beta must be in"),
         ({"alpha": "1"}, TypeError, "alpha must be a number"),
         ({"eta": float("nan")}, ValueError, "eta"),
-        ({"grid_sizes": ()}, ValueError, "grid_sizes is empty"),
+        ({"grid_sizes": ()}, ValueError, "grid_sizes needs at least 1"),
         ({"grid_sizes": 4}, TypeError, "tuple"),
         ({"grid_sizes": (0,)}, ValueError, "at least 1"),
         ({"solver": "swap"}, ValueError, "solver must be one of"),
@@ -325,13 +325,13 @@ def test_bad_batches() -> None:
     good = {"images": images, "targets": targets, "saliency": saliency, "draws": fixed(4, 4)}
     for changes, error, message in (
         ({"images": images[:, 0]}, ValueError, "channel axis"),
-        ({"images": images[:0]}, ValueError, "none empty"),
+        ({"images": images[:0]}, ValueError, "none of them empty"),
         ({"images": (255 * images).to(torch.uint8)}, TypeError, "floating point"),
         ({"targets": torch.arange(4)}, TypeError, "one-hot"),
         ({"targets": targets[:3]}, ValueError, "one-hot"),
         ({"saliency": saliency[:, None]}, ValueError, "over channels"),
         ({"draws": None}, ValueError, "torch.Generator"),
-        ({"draws": fixed(4, 4, lam=1.5)}, ValueError, "lam"),
+        ({"targets": torch.ones(4, 3)}, ValueError, "sum to 1"),
         ({"draws": fixed(3, 4)}, ValueError, "partner"),
         ({"draws": PuzzleDraws(partner=torch.tensor([0, 1, 2, 4]), grid=4, lam=0.5)}, ValueError, "partner"),
         ({"shown": (images, images.double())}, ValueError, "must be like images"),

@@ -78,7 +78,7 @@ def test_total_variation() -> None:
     assert total_variation(torch.ones(1, 1, 1, 1)).tolist() == [0.0]
     images, result = mixed()
     assert (total_variation(result.images) > 0).all()
-    with pytest.raises(ValueError, match="needed is"):
+    with pytest.raises(ValueError, match="channels, height, width"):
         total_variation(torch.ones(3, 3))
 
 

@@ -87,7 +87,9 @@ def test_local_outlier_factor_finds_the_far_row() -> None:
 def test_bad_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="probability columns"):
         baselines.loss(np.full((2, 3), 1 / 3), np.array([0, 3]))
-    with pytest.raises(ValueError, match="one integer a row"):
+    with pytest.raises(TypeError, match="integers"):
         baselines.margin(np.full((2, 3), 1 / 3), np.array([0.0, 1.0]))
+    with pytest.raises(ValueError, match="one integer a row"):
+        baselines.margin(np.full((2, 3), 1 / 3), np.array([0]))
     with pytest.raises(ValueError, match="choose k"):
         baselines.knn(np.ones((2, 3)), np.ones((4, 3)), k=4)

@@ -1,0 +1,231 @@
+"""KVzip: caches, scores, prompts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt.errors import HubError
+from hf_dataopt.kvzip.baselines import random_scores, recency_scores
+from hf_dataopt.kvzip.eviction import budget_ratio, keep_mask
+from hf_dataopt.kvzip.head_scores import head_scores, load_head_scores, push_head_scores, save_head_scores
+from hf_dataopt.kvzip.prefill import prefill
+from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
+from hf_dataopt.kvzip.reading import PrefilledContext
+from hf_dataopt.kvzip.scoring import score_context
+
+from ..models import byte_tokenizer, tiny_model
+from .pool import FLAG, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, count, instance, like, number
+
+NAN = float("nan")
+CONTEXT = "The key of room 12 is blue."
+
+
+@lru_cache(maxsize=1)
+def model() -> Any:
+    return tiny_model("llama", num_hidden_layers=2)
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Any:
+    return byte_tokenizer()
+
+
+@lru_cache(maxsize=1)
+def prompt() -> KVzipPrompt:
+    return build_prompt(tokenizer(), CONTEXT, KVzipConfig())
+
+
+@lru_cache(maxsize=1)
+def prefilled() -> PrefilledContext:
+    return prefill(model(), prompt())
+
+
+@lru_cache(maxsize=1)
+def scores() -> torch.Tensor:
+    return score_context(prefilled(), progress=False)
+
+
+@lru_cache(maxsize=1)
+def cache() -> KVzipCache:
+    return KVzipCache.from_scores(prefilled(), scores(), tokenizer=tokenizer())
+
+
+def _of(**arguments: Argument) -> dict[str, Argument]:
+    return arguments
+
+
+def _messages(value: Any) -> bool | None:
+    return None if isinstance(value, str | list | tuple | dict) else False
+
+
+TALK = [
+    *(
+        lambda v=v: v
+        for v in ({}, {"role": "user"}, {"role": 1, "content": "a"}, [{"role": "user", "content": 3}], "\ud800")
+    ),
+    lambda: [{"type": "image", "image": None}],
+    lambda: [{"type": "image", "image": 3}],
+    lambda: [{"type": "text"}],
+    lambda: [{"type": "text", "text": None}],
+    lambda: {"role": "assistant", "content": "a"},
+    lambda: [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    lambda: ["a", {"role": "user", "content": "a"}],
+    lambda: ["a", 3],
+    lambda: [[], []],
+    lambda: "",
+]
+_ASKED = (str, list, tuple, dict, torch.Tensor, np.ndarray, frozenset, range)
+ASKED = [*TALK, *(lambda v=v: torch.tensor(v) for v in ([-1, 3], [[1], [2]], [[]]))]
+MODEL = Argument(model, UNCALLED)
+TOKENIZER = Argument(tokenizer, UNCALLED)
+CONFIG = Argument(KVzipConfig, NONE | instance(KVzipConfig, near=[dict, lambda: KVzipConfig]))
+STRICT = Argument(KVzipConfig, instance(KVzipConfig, near=[dict, lambda: KVzipConfig]))
+PROMPT = Argument(prompt, instance(KVzipPrompt))
+FULL = Argument(prefilled, instance(PrefilledContext, near=[model, cache]))
+HEADS = like(lambda: scores().amax(-1), more=[lambda: scores().amax(-1) * NAN])
+HUB = {
+    "repo_id": Argument(lambda: "me/name", WORDS),
+    "private": Argument(lambda: None, NONE | FLAG),
+    "revision": Argument(lambda: None, NONE | WORDS),
+    "token": Argument(lambda: "hf_none", NONE | WORDS | Kind(lambda value: None if isinstance(value, bool) else False)),
+    "create_pr": Argument(lambda: False, FLAG),
+    "commit_message": Argument(lambda: None, NONE | WORDS),
+}
+LOAD = {name: HUB[name] for name in ("revision", "token")}
+DRAWS = Argument(torch.Generator, instance(torch.Generator))
+FOLDER = Argument(lambda: "saved", PATH)
+LICENCE = Argument(lambda: None, NONE | WORDS)
+
+
+def _ids(value: Any) -> bool | None:
+    return None if isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.ndim == 1 else False
+
+
+def _saved(**arguments: Any) -> Any:
+    cache().save_pretrained("saved")
+    return KVzipCache.from_pretrained(**arguments)
+
+
+def _saved_heads(**arguments: Any) -> Any:
+    save_head_scores(scores().amax(-1), "saved", model_id="me/model")
+    return load_head_scores(**arguments)
+
+
+def cases() -> dict[str, Case]:
+    """All of the room."""
+    ids = lambda: torch.arange(4, 9)  # noqa: E731
+    shape = Kind(lambda value: False, [lambda v=v: v for v in ((2, 2), (2, 2, 0), (2, 2, 2.0), (2, -2, 2), "222")])
+    mask = _of(scores=Argument(scores, like(scores, more=[lambda: scores() * NAN], loose=True)), config=STRICT)
+    return {
+        "KVzipCache": Case(
+            KVzipCache,
+            _of(
+                layers=Argument(lambda: cache().pristine_layers, Kind(lambda value: False, [list, lambda: [None]])),
+                prompt=PROMPT,
+                config=STRICT,
+                tokenizer=Argument(tokenizer, NONE | UNCALLED),
+                made_by=Argument(dict, NONE | instance(dict)),
+            ),
+        ),
+        "KVzipCache.from_context": Case(
+            KVzipCache.from_context,
+            _of(
+                model=MODEL,
+                tokenizer=TOKENIZER,
+                context=Argument(lambda: CONTEXT, Kind(_messages, TALK)),
+                keep_ratio=Argument(lambda: 0.5, NONE | number(0, 1, above=True)),
+                config=CONFIG,
+                head_scores=Argument(lambda: None, NONE | HEADS),
+                progress=Argument(lambda: False, FLAG),
+            ),
+        ),
+        "KVzipCache.from_scores": Case(
+            KVzipCache.from_scores,
+            _of(
+                prefilled=Argument(lambda: prefill(model(), prompt()), FULL.kind),
+                scores=Argument(scores, like(scores, more=[lambda: scores() * NAN])),
+                config=CONFIG,
+                tokenizer=Argument(tokenizer, NONE | UNCALLED),
+                free=Argument(lambda: False, FLAG),
+            ),
+        ),
+        "KVzipCache.inputs": Case(
+            lambda question: cache().inputs(question),
+            _of(question=Argument(lambda: "Which?", Kind(lambda v: None if isinstance(v, _ASKED) else False, ASKED))),
+        ),
+        "KVzipCache.attach": Case(lambda model: cache().attach(model), _of(model=MODEL)),
+        "KVzipCache.save_pretrained": Case(
+            lambda **a: cache().save_pretrained(**a), _of(folder=FOLDER, license=LICENCE)
+        ),
+        "KVzipCache.from_pretrained": Case(
+            _saved,
+            {"source": FOLDER, "model": MODEL, "tokenizer": Argument(tokenizer, NONE | UNCALLED), **LOAD},
+            (HubError,),
+        ),
+        "KVzipCache.push_to_hub": Case(lambda **a: cache().push_to_hub(**a), HUB, (HubError,)),
+        "KVzipPrompt": Case(
+            KVzipPrompt,
+            {
+                name: Argument(ids, Kind(_ids, like(ids, more=[lambda: ids() - 9, lambda: ids().int()]).bad))
+                for name in ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
+            },
+        ),
+        "KVzipPrompt.repeat_inputs": Case(
+            prompt().repeat_inputs, _of(chunk_size=Argument(lambda: 8, count(1)), overlap=Argument(lambda: 2, count(0)))
+        ),
+        "build_prompt": Case(
+            build_prompt,
+            _of(tokenizer=TOKENIZER, context=Argument(lambda: CONTEXT, Kind(_messages, TALK)), config=STRICT),
+        ),
+        "prefill": Case(
+            prefill,
+            _of(
+                model=MODEL,
+                prompt=PROMPT,
+                config=CONFIG,
+                images=Argument(lambda: None, NONE),
+                progress=Argument(lambda: False, FLAG),
+            ),
+        ),
+        "score_context": Case(
+            score_context, _of(prefilled=FULL, config=CONFIG, progress=Argument(lambda: False, FLAG))
+        ),
+        "keep_mask": Case(keep_mask, {**mask, "n_prefix": Argument(lambda: 3, count(0))}),
+        "budget_ratio": Case(
+            budget_ratio,
+            _of(config=STRICT, n_context=Argument(lambda: 9, count(1)), n_prefix=Argument(lambda: 3, count(0))),
+        ),
+        "head_scores": Case(
+            head_scores, _of(model=MODEL, tokenizer=TOKENIZER, text=Argument(lambda: CONTEXT, WORDS), config=CONFIG)
+        ),
+        "save_head_scores": Case(
+            save_head_scores,
+            _of(
+                scores=Argument(
+                    lambda: scores().amax(-1), like(lambda: scores().amax(-1), more=HEADS.bad[-1:], loose=True)
+                ),
+                folder=FOLDER,
+                model_id=Argument(lambda: "me/model", WORDS),
+                dtype=Argument(lambda: "auto", WORDS),
+                source=Argument(lambda: "a book", WORDS),
+                license=LICENCE,
+            ),
+        ),
+        "load_head_scores": Case(_saved_heads, {"source": FOLDER, **LOAD}, (HubError,)),
+        "push_head_scores": Case(
+            push_head_scores,
+            {
+                "scores": Argument(lambda: scores().amax(-1), HEADS),
+                "model_id": Argument(lambda: "me/model", WORDS),
+                **HUB,
+            },
+            (HubError,),
+        ),
+        "random_scores": Case(random_scores, _of(shape=Argument(lambda: (2, 2, 4), shape), generator=DRAWS)),
+        "recency_scores": Case(recency_scores, _of(shape=Argument(lambda: (2, 2, 4), shape))),
+    }
