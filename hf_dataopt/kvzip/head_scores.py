@@ -126,7 +126,10 @@ def load_head_scores(
     model = about.get("model")
     if scores is None or not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise ValueError(f"{folder} holds no whole head scores; get them again, or make them with head_scores()")
-    _check(scores)
+    try:
+        _check(scores)
+    except TypeError as error:  # a file is no argument
+        raise ValueError(f"{folder} holds wrong head scores ({error}); get them again") from error
     return scores.float(), model["name"]
 
 
