@@ -59,6 +59,8 @@ def fault(error: Exception, case: Case) -> str | None:
         return f"{type(error).__name__} from {where}: {error!s:.160}"
     if not last.filename.startswith(PACKAGE):
         return f"raised at {where}: {error!s:.160}"
+    if "unexpected keyword argument" in str(error):  # Python's own words, which name it
+        return None
     if not any(first <= (last.lineno or 0) <= end for first, end in _raises(last.filename)):
         return f"{type(error).__name__} by chance at {where}: {error!s:.160}"
     return None if len(str(error)) >= 12 else f"says too little: {error}"
