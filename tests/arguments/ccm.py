@@ -150,7 +150,7 @@ def cases() -> dict[str, Case]:
                 folder=FOLDER,
                 tokenizer=OPTIONAL,
                 example=Argument(lambda: None, NONE | Kind(lambda v: None if isinstance(v, tuple | list) else False)),
-                results=Argument(tuple, Kind(lambda v: None if isinstance(v, tuple | list) and not v else False)),
+                results=Argument(tuple, Kind(lambda v: None if hasattr(v, "__len__") else False)),
                 license=LICENCE,
                 name=ADAPTER,
             ),
