@@ -62,7 +62,7 @@ def read_rows(
     """
     check_on_error(on_error)
     check_callable("read", read)
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes) or getattr(values, "shape", None) == ():
         raise TypeError(f"values must be the cells of a column, got {brief(values)}")
     found, kept, skipped = [], [], {}
     numbers = iter(rows) if rows is not None else iter(range(10**18))
@@ -313,6 +313,8 @@ def read_sound(value: Any, rate: int | None) -> NDArray[np.float32]:
 def _decoded_sound(cell: Mapping[str, Any]) -> Any:
     from datasets import Audio
 
+    if cell.get("bytes") is None and cell.get("path") is None:
+        raise ValueError("holds no sound")
     try:
         return Audio().decode_example(dict(cell))
     except _UNREADABLE as error:

@@ -129,7 +129,7 @@ def _counts(
     labels: ArrayLike, scores: ArrayLike, need_negatives: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Positives and negatives at or above each distinct score, from the highest score down."""
-    wanted, values = numbers("labels", labels, kinds="fiub"), numbers("scores", scores, kinds="fiub")
+    wanted, values = numbers("labels", labels, kinds="fiub"), numbers("scores", scores)
     if wanted.ndim != 1 or wanted.shape != values.shape:
         raise ValueError(f"labels have shape {wanted.shape}, scores {values.shape}; give two flat arrays of one length")
     if not np.isin(wanted, (0, 1)).all():

@@ -58,6 +58,9 @@ def save_adapter(
     check_each("results", results, check_kind, Mapping, least=0)
     if example is not None and not (isinstance(example, tuple | list) and len(example) == 2):
         raise TypeError(f"example must be (contexts, question), got {brief(example)}")
+    if example is not None:
+        check_each("the example's contexts", example[0], check_text)
+        check_text("the example's question", example[1], empty=False)
     lacking = [row for row in results if set(_RESULT) - set(row)]
     if lacking:
         raise ValueError(f"every result needs {', '.join(_RESULT)}; got {sorted(lacking[0])}")

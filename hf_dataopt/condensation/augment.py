@@ -94,6 +94,7 @@ def draw(
     height, width = check_each("size", size, check_int, 1, least=2)[:2]
     size = (height, width)
     check_generator("generator", generator)
+    pick = optional(check_int, "pick", pick, 0)
     names, shape = operations(strategy), (optional(check_int, "n", n, 1) or 1,)
     uniform = {}
     if "flip" in names:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+_SCORE = ("trained on", "network", "images", "epochs", "accuracy", "spread", "seeds")  # what the card shows
+
+
 def save_condensed(
     condensed: Dataset,
     folder: str | Path,
@@ -50,7 +53,9 @@ def save_condensed(
         ValueError: no recipe, no rows, or rows that `load_condensed` would refuse.
     """
     optional(check_kind, "config", config, IDCConfig)
-    check_each("scores", scores, check_kind, Mapping, least=0)
+    lacking = [row for row in check_each("scores", scores, check_kind, Mapping, least=0) if set(_SCORE) - set(row)]
+    if lacking:
+        raise ValueError(f"every score needs {', '.join(_SCORE)}; got {sorted(map(str, lacking[0]))!s:.200}")
     source, license, name = (
         optional(check_text, title, text, empty=False)
         for title, text in (("source", source), ("license", license), ("name", name))

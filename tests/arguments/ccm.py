@@ -14,7 +14,7 @@ from hf_dataopt.errors import HubError, UnsupportedModelError
 from ..ccm.models import adapted, sample
 from .configs import SYSTEM, TEMPLATE
 from .kvzip import FOLDER, HUB, LICENCE, LOAD, TALK, tokenizer
-from .pool import ANY, FLAG, NONE, UNCALLED, WORDS, Argument, Case, Kind, count, instance
+from .pool import ANY, FLAG, NONE, UNCALLED, WORDS, Argument, Case, Kind, count, instance, saved
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +74,7 @@ SAMPLES = Kind(
 
 
 def _loaded(kind: Any, made: Any, **arguments: Any) -> Any:
-    made.save_pretrained("saved")
+    saved(kind.__name__, made.save_pretrained)
     return kind.from_pretrained(**arguments)
 
 
@@ -150,7 +150,7 @@ def cases() -> dict[str, Case]:
                 folder=FOLDER,
                 tokenizer=OPTIONAL,
                 example=Argument(lambda: None, NONE | Kind(lambda v: None if isinstance(v, tuple | list) else False)),
-                results=Argument(tuple, Kind(lambda v: None if isinstance(v, tuple | list) and not v else False)),
+                results=Argument(tuple, Kind(lambda v: None if hasattr(v, "__len__") else False)),
                 license=LICENCE,
                 name=ADAPTER,
             ),

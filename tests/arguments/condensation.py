@@ -18,7 +18,7 @@ from hf_dataopt.errors import BadRowError, FolderInUseError, HubError
 
 from ..condensation.conftest import as_dataset, synthetic_images
 from .kvzip import FOLDER, HUB, LICENCE, LOAD
-from .pool import CALLABLE, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, choice, count, instance, like
+from .pool import CALLABLE, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, choice, count, instance, like, saved
 
 CONFIG = IDCConfig(
     images_per_class=1,
@@ -90,7 +90,7 @@ TRAIN = Argument(train, SETS)
 CONDENSED = Argument(condensed, Kind(_dataset, [train, *SETS.bad]))
 COLUMNS = _of(image_column=Argument(lambda: "image", WORDS), label_column=Argument(lambda: "label", WORDS))
 FORMATION = Argument(lambda: Formation(factor=2), instance(Formation, near=[dict, lambda: 2, lambda: Formation]))
-SCORES = Argument(tuple, Kind(lambda value: None if isinstance(value, list | tuple) and not value else False))
+SCORES = Argument(tuple, Kind(lambda value: None if hasattr(value, "__len__") else False))
 
 
 def _batch() -> dict[str, Any]:
@@ -104,7 +104,7 @@ BATCH = Kind(
 
 
 def _loaded(**arguments: Any) -> Any:
-    save_condensed(condensed(), "saved")
+    saved("condensed", lambda folder: save_condensed(condensed(), folder))
     return load_condensed(**arguments)
 
 

@@ -19,7 +19,7 @@ from hf_dataopt.kvzip.reading import PrefilledContext
 from hf_dataopt.kvzip.scoring import score_context
 
 from ..models import byte_tokenizer, tiny_model
-from .pool import FLAG, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, count, instance, like, number
+from .pool import FLAG, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, count, instance, like, number, saved
 
 NAN = float("nan")
 CONTEXT = "The key of room 12 is blue."
@@ -107,12 +107,12 @@ def _ids(value: Any) -> bool | None:
 
 
 def _saved(**arguments: Any) -> Any:
-    cache().save_pretrained("saved")
+    saved("cache", cache().save_pretrained)
     return KVzipCache.from_pretrained(**arguments)
 
 
 def _saved_heads(**arguments: Any) -> Any:
-    save_head_scores(scores().amax(-1), "saved", model_id="me/model")
+    saved("heads", lambda folder: save_head_scores(scores().amax(-1), folder, model_id="me/model"))
     return load_head_scores(**arguments)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import random
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -232,3 +234,14 @@ class Case:
     call: Callable[..., Any]
     arguments: dict[str, Argument]
     allowed: tuple[type[Exception], ...] = ()
+
+
+_KEPT: dict[str, tempfile.TemporaryDirectory[str]] = {}
+
+
+def saved(name: str, save: Callable[[Path], Any]) -> None:
+    """A folder `saved` in the working folder, as `save` writes it; it is written once."""
+    if name not in _KEPT:
+        _KEPT[name] = tempfile.TemporaryDirectory()
+        save(Path(_KEPT[name].name) / "saved")
+    shutil.copytree(Path(_KEPT[name].name) / "saved", "saved")

@@ -11,12 +11,12 @@ from hf_dataopt.publishing.kinds import KINDS
 
 from .condensation import condensed, save_condensed
 from .kvzip import FOLDER, HUB, LOAD
-from .pool import Argument, Case, choice
+from .pool import Argument, Case, choice, saved
 
 
 def _after_save(call: Any) -> Any:
     def saved_first(**arguments: Any) -> Any:
-        save_condensed(condensed(), "saved")
+        saved("condensed", lambda folder: save_condensed(condensed(), folder))
         return call(**arguments)
 
     return saved_first

@@ -34,6 +34,7 @@ from .pool import (
     instance,
     like,
     number,
+    saved,
     spoiled,
 )
 
@@ -273,7 +274,9 @@ def cases() -> dict[str, Case]:
             _of(graphs=Argument(lambda: _fitted()._graphs, never(list, lambda: [None]))),
         ),
         "RelationReport.save": Case(lambda **a: report().save(**a), folder),
-        "RelationReport.load": Case(_load, {**folder, "dataset": Argument(data, NONE | DATASET.kind)}),
+        "RelationReport.load": Case(
+            _load, {"folder": Argument(lambda: "saved", PATH), "dataset": Argument(data, NONE | DATASET.kind)}
+        ),
         "relation": Case(
             relation,
             _of(
@@ -341,5 +344,5 @@ def cases() -> dict[str, Case]:
 
 
 def _load(folder: Any, dataset: Any) -> Any:
-    report().save("report")
+    saved("report", report().save)
     return RelationReport.load(folder, dataset)

@@ -40,7 +40,7 @@ LABELS = Argument(
 )
 SCORES = Argument(
     lambda: [0.1, 0.4, 0.3, 0.8],
-    Kind(lambda v: _flat(v, "fiub"), [lambda: [NAN] * 4, lambda: [1.0], lambda: [[1.0] * 4], lambda: ["1"] * 4]),
+    Kind(lambda v: _flat(v, "fiu"), [lambda: [NAN] * 4, lambda: [1.0], lambda: [[1.0] * 4], lambda: ["1"] * 4]),
 )
 INPUTS = Kind(
     lambda value: None if isinstance(value, Mapping) else False,
