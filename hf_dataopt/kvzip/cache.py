@@ -26,6 +26,7 @@ from ..settings import brief, check_config, check_flag, check_kind, check_tensor
 from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
+from .gates import KVzipGates
 from .images import build_context
 from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
 from .prefill import prefill
@@ -36,8 +37,6 @@ from .scoring import score_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-
-    from .gates import KVzipGates
 
 Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
 
@@ -143,6 +142,7 @@ class KVzipCache(RoutedCache):
             config = replace(config, level="head")
         scored = check_supported(model)
         check_tokenizer("tokenizer", tokenizer)
+        optional(check_kind, "gates", gates, KVzipGates)
         if head_scores is not None:
             todo = "layers that attend globally, and their KV heads"
             check_tensor("head_scores", head_scores, (len(scored), "heads"), finite=True, todo=todo)

@@ -16,7 +16,7 @@ from .._compat import input_device, text_config
 from ..checkpoint import PassCheckpoint
 from ..progress import bar, say
 from ..seeding import generator
-from ..settings import Settings, check_int, check_number
+from ..settings import MOST_SEED, Settings, settle
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .gate_network import GateWeights, gate_scores
@@ -61,10 +61,12 @@ class GateConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("hidden", 1), ("steps", 1), ("tokens_per_step", 1), ("seed", 0)):
-            check_int(name, getattr(self, name), least)
-        for name, low, high in (("learning_rate", 0, 1), ("weight_decay", 0, 1), ("held_share", 0, 1)):
-            check_number(name, getattr(self, name), low, high)
+        rates = ("learning_rate", "weight_decay", "held_share")
+        settle(
+            self,
+            counts={"hidden": 1, "steps": 1, "tokens_per_step": 1, "seed": (0, MOST_SEED)},
+            numbers=dict.fromkeys(rates, (0, 1)),
+        )
         if not self.learning_rate or self.held_share in (0, 1):
             raise ValueError(
                 f"learning_rate must be above 0 and held_share in (0, 1), got {self.learning_rate} and {self.held_share}"

@@ -21,6 +21,17 @@ from ..publishing.kinds import MODEL
 from ..publishing.safe_files import check_finite, read_tensors
 from ..publishing.writer import finish, replacing
 from ..routing.verdicts import evaluating
+from ..settings import (
+    check_config,
+    check_flag,
+    check_int,
+    check_kind,
+    check_path,
+    check_tensor,
+    check_text,
+    check_tokenizer,
+    optional,
+)
 from ..text.positions import warn_beyond_positions
 from .config import KVzipConfig
 from .gate_fit import GateConfig, fit_gates
@@ -67,6 +78,10 @@ class KVzipGates:
     def __init__(
         self, weights: GateWeights, config: GateConfig, made_by: dict[str, Any], about: dict[str, Any] | None = None
     ) -> None:
+        check_kind("weights", weights, GateWeights)
+        check_kind("config", config, GateConfig)
+        check_kind("made_by", made_by, dict)
+        optional(check_kind, "about", about, dict)
         self.weights, self.config, self.made_by, self.about = weights, config, made_by, dict(about or {})
 
     def __repr__(self) -> str:
@@ -110,10 +125,13 @@ class KVzipGates:
         Cost: two to three prefills of the texts and `steps` small steps; 16 bits for every hidden value of all layers and
             tokens in memory.
         """
-        config, scoring = config or GateConfig(), scoring or SCORING
+        config = check_config(config, GateConfig)
+        scoring = SCORING if scoring is None else check_kind("scoring", scoring, KVzipConfig)
+        folder, progress = optional(check_path, "checkpoints", checkpoints), check_flag("progress", progress)
+        check_text("source", source)
         check_supported(model)
+        check_tokenizer("tokenizer", tokenizer)
         made_by = identity(model)
-        folder = None if checkpoints is None else Path(checkpoints)
         fitted = fit_gates(
             model, tokenizer, texts, config, scoring, made_by=made_by["weights"], folder=folder, progress=progress
         )
@@ -125,6 +143,7 @@ class KVzipGates:
         Raises:
             ValueError: other sizes, dtype or weights, or other layers and heads.
         """
+        check_supported(model)
         check_identity(self.made_by, identity(model), "these gates", "fit them again")
         proof, scored = prove(model), check_supported(model)
         if len(scored) != self.weights.layers or any(proof.shapes[i][0] != self.weights.heads for i in scored):
@@ -146,6 +165,8 @@ class KVzipGates:
         Raises:
             ValueError: another width.
         """
+        layer = check_int("layer", layer, 0, self.weights.layers - 1)
+        check_tensor("given", given, ("tokens", "width"))
         if given.shape[-1] != self.weights.width:
             raise ValueError(
                 f"the gates read {self.weights.width} values a token, this layer is given {given.shape[-1]}"
@@ -173,6 +194,7 @@ class KVzipGates:
             ValueError: another model than the one that the gates were fitted on.
         """
         self.check(model)
+        optional(check_kind, "config", config, KVzipConfig)
         scored = check_supported(model)
         pieces: list[list[torch.Tensor]] = [[] for _ in scored]
 
@@ -193,6 +215,9 @@ class KVzipGates:
         Raises:
             ValueError: see `check`, or a budget that the prefix alone exceeds.
         """
+        check_kind("prompt", prompt, KVzipPrompt, "give what build_prompt returned")
+        check_kind("config", config, KVzipConfig)
+        progress = check_flag("progress", progress)
         self.check(model)
         warn_beyond_positions(text_config(model), prompt.ids.numel(), "the context with its prompt")
         with evaluating(causal_model_of(model)):
@@ -208,7 +233,8 @@ class KVzipGates:
         Returns:
             The folder: `gates.safetensors`, `hf_dataopt.json` and a card.
         """
-        name = self.made_by["name"] or MODEL
+        optional(check_text, "license", license, empty=False)
+        name = self.made_by.get("name") or MODEL
         agreement = self.about.get("agreement", {})
         with replacing(folder, "kvzip_gates") as draft:
             save_file(self.weights.stored, str(draft / _FILE))

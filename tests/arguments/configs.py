@@ -10,6 +10,7 @@ import torch
 from hf_dataopt import CCMConfig, CoMixupConfig, IDCConfig, KVzipConfig, PuzzleMixConfig, RelationConfig
 from hf_dataopt.condensation.config import evaluation_epochs_of
 from hf_dataopt.condensation.multi_formation import Formation
+from hf_dataopt.kvzip.gate_fit import GateConfig
 from hf_dataopt.mixup.live import LiveOptions
 from hf_dataopt.text.chat import ChatFormat
 
@@ -219,12 +220,22 @@ FORMATION = _arguments(
     pad_value=(0.5, REAL),
     bound=(128, count(1)),
 )
+GATE = _arguments(
+    hidden=(4, count(1)),
+    steps=(2, count(1)),
+    tokens_per_step=(8, count(1)),
+    learning_rate=(1e-3, number(0, 1, above=True)),
+    weight_decay=(0.01, number(0, 1)),
+    held_share=(0.5, number(0, 1, above=True, below=True)),
+    seed=(0, SEED),
+)
 _ALL = {
     "PuzzleMixConfig": (PuzzleMixConfig, PUZZLE),
     "CoMixupConfig": (CoMixupConfig, CO_MIXUP),
     "RelationConfig": (RelationConfig, RELATION),
     "IDCConfig": (IDCConfig, IDC),
     "KVzipConfig": (KVzipConfig, KVZIP),
+    "GateConfig": (GateConfig, GATE),
     "CCMConfig": (CCMConfig, CCM),
     "LiveOptions": (LiveOptions, LIVE),
     "Formation": (Formation, FORMATION),
@@ -257,7 +268,7 @@ def cases() -> dict[str, Case]:
         for preset in presets:
             few = {key: arguments[key] for key in list(arguments)[:6]}
             found[f"{name}.{preset}"] = Case(getattr(own, preset), few)
-    for name in ("PuzzleMixConfig", "CoMixupConfig", "RelationConfig", "IDCConfig", "KVzipConfig"):
+    for name in ("PuzzleMixConfig", "CoMixupConfig", "RelationConfig", "IDCConfig", "KVzipConfig", "GateConfig"):
         text = {"text": Argument(lambda own=_ALL[name][0]: own().to_json_string(), _JSON_TEXT)}
         found[f"{name}.from_json_string"] = Case(_ALL[name][0].from_json_string, text)
     found["RelationConfig.dissertation"] = Case(

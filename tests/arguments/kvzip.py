@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
 from hf_dataopt.errors import HubError
 from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.eviction import budget_ratio, keep_mask
+from hf_dataopt.kvzip.gate_fit import GateConfig
+from hf_dataopt.kvzip.gate_network import GateWeights
 from hf_dataopt.kvzip.head_scores import head_scores, load_head_scores, push_head_scores, save_head_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
@@ -19,7 +21,7 @@ from hf_dataopt.kvzip.reading import PrefilledContext
 from hf_dataopt.kvzip.scoring import score_context
 
 from ..models import byte_tokenizer, tiny_model
-from .pool import FLAG, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, count, instance, like, number, saved
+from .pool import FLAG, NEVER, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, count, instance, like, number, saved
 
 NAN = float("nan")
 CONTEXT = "The key of room 12 is blue."
@@ -53,6 +55,12 @@ def scores() -> torch.Tensor:
 @lru_cache(maxsize=1)
 def cache() -> KVzipCache:
     return KVzipCache.from_scores(prefilled(), scores(), tokenizer=tokenizer())
+
+
+@lru_cache(maxsize=1)
+def gates() -> KVzipGates:
+    config = GateConfig(hidden=2, steps=2, tokens_per_step=8)
+    return KVzipGates.fit(model(), tokenizer(), [CONTEXT, "Its lock is red."], config, progress=False)
 
 
 def _of(**arguments: Argument) -> dict[str, Argument]:
@@ -116,12 +124,69 @@ def _saved_heads(**arguments: Any) -> Any:
     return load_head_scores(**arguments)
 
 
+def _saved_gates(**arguments: Any) -> Any:
+    saved("gates", gates().save_pretrained)
+    return KVzipGates.from_pretrained(**arguments)
+
+
+def _gates() -> dict[str, Case]:
+    config = Argument(GateConfig, instance(GateConfig, near=[dict, lambda: GateConfig, KVzipConfig]))
+    texts = [lambda: [CONTEXT], lambda: [CONTEXT, 3], lambda: [CONTEXT, ""], lambda: CONTEXT]
+    given = lambda: torch.zeros(3, gates().weights.width)  # noqa: E731
+    quiet = Argument(lambda: False, FLAG)
+    return {
+        "KVzipGates": Case(
+            KVzipGates,
+            _of(
+                weights=Argument(lambda: gates().weights, instance(GateWeights)),
+                config=config,
+                made_by=Argument(lambda: gates().made_by, instance(dict)),
+                about=Argument(dict, NONE | instance(dict)),
+            ),
+        ),
+        "KVzipGates.fit": Case(
+            KVzipGates.fit,
+            _of(
+                model=MODEL,
+                tokenizer=TOKENIZER,
+                texts=Argument(
+                    lambda: [CONTEXT, "Its lock is red."],
+                    Kind(lambda value: None if isinstance(value, list | tuple | dict) else False, texts),
+                ),
+                config=Argument(lambda: GateConfig(hidden=2, steps=1, tokens_per_step=8), NEVER),
+                scoring=CONFIG,
+                checkpoints=Argument(lambda: None, NONE | PATH),
+                source=Argument(lambda: "prose", WORDS),
+                progress=quiet,
+            ),
+        ),
+        "KVzipGates.check": Case(lambda model: gates().check(model), _of(model=MODEL)),
+        "KVzipGates.score": Case(
+            lambda **a: gates().score(**a),
+            _of(layer=Argument(lambda: 1, count(0, 1)), given=Argument(given, like(given, loose=True))),
+        ),
+        "KVzipGates.prefill": Case(
+            lambda **a: gates().prefill(**a),
+            _of(model=MODEL, prompt=PROMPT, config=CONFIG, images=Argument(lambda: None, NONE), progress=quiet),
+        ),
+        "KVzipGates.read": Case(
+            lambda **a: gates().read(**a), _of(model=MODEL, prompt=PROMPT, config=STRICT, progress=quiet)
+        ),
+        "KVzipGates.save_pretrained": Case(
+            lambda **a: gates().save_pretrained(**a), _of(folder=FOLDER, license=LICENCE)
+        ),
+        "KVzipGates.from_pretrained": Case(_saved_gates, {"source": FOLDER, **LOAD}, (HubError,)),
+        "KVzipGates.push_to_hub": Case(lambda **a: gates().push_to_hub(**a), {**HUB, "license": LICENCE}, (HubError,)),
+    }
+
+
 def cases() -> dict[str, Case]:
     """All of the room."""
     ids = lambda: torch.arange(4, 9)  # noqa: E731
     shape = Kind(lambda value: False, [lambda v=v: v for v in ((2, 2), (2, 2, 0), (2, 2, 2.0), (2, -2, 2), "222")])
     mask = _of(scores=Argument(scores, like(scores, more=[lambda: scores() * NAN], loose=True)), config=STRICT)
     return {
+        **_gates(),
         "KVzipCache": Case(
             KVzipCache,
             _of(
@@ -141,6 +206,7 @@ def cases() -> dict[str, Case]:
                 keep_ratio=Argument(lambda: 0.5, NONE | number(0, 1, above=True)),
                 config=CONFIG,
                 head_scores=Argument(lambda: None, NONE | HEADS),
+                gates=Argument(lambda: None, NONE | instance(KVzipGates)),
                 progress=Argument(lambda: False, FLAG),
             ),
         ),
