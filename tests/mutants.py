@@ -38,20 +38,60 @@ RESULTS = REPO / "benchmarks" / "results" / "mutants.json"
 EQUIVALENT = REPO / "tests" / "mutants_equivalent.json"
 REACH = REPO / "build" / "mutants_reach.json"  # which test reaches which line, in how many seconds
 # those of which most survived when this was measured first come first
-MODULES = """publishing/safe_files.py mixup/transport.py condensation/evaluation.py publishing/*.py routing/*.py metrics.py
-mixup/graph_cut.py mixup/cells.py mixup/co_mixup_sweeps.py mixup/co_mixup_solver.py mixup/puzzle_mix.py
-relation/kernel.py relation/label_noise.py relation/outlier.py relation/relation_map.py relation/baselines.py
-relation/combined.py condensation/matching.py condensation/multi_formation.py condensation/augment.py
-condensation/pooled_norm.py ccm/attention.py ccm/memory.py ccm/turns.py
-kvzip/attention.py kvzip/scoring.py kvzip/eviction.py kvzip/rules.py kvzip/baselines.py""".split()
-TESTS = """tests/publishing tests/test_metrics.py tests/mixup tests/relation tests/routing tests/condensation tests/ccm
-tests/kvzip tests/hub/test_hostile.py tests/hub/test_round_trip.py tests/hub/test_failures.py tests/faults/test_bad_data.py""".split()
+MODULES = [
+    "publishing/safe_files.py",
+    "mixup/transport.py",
+    "condensation/evaluation.py",
+    "publishing/*.py",
+    "routing/*.py",
+    "metrics.py",
+    "mixup/graph_cut.py",
+    "mixup/cells.py",
+    "mixup/co_mixup_sweeps.py",
+    "mixup/co_mixup_solver.py",
+    "mixup/puzzle_mix.py",
+    "relation/kernel.py",
+    "relation/label_noise.py",
+    "relation/outlier.py",
+    "relation/relation_map.py",
+    "relation/baselines.py",
+    "relation/combined.py",
+    "condensation/matching.py",
+    "condensation/multi_formation.py",
+    "condensation/augment.py",
+    "condensation/pooled_norm.py",
+    "ccm/attention.py",
+    "ccm/memory.py",
+    "ccm/turns.py",
+    "kvzip/attention.py",
+    "kvzip/scoring.py",
+    "kvzip/eviction.py",
+    "kvzip/rules.py",
+    "kvzip/baselines.py",
+]
+TESTS = [
+    "tests/publishing",
+    "tests/test_metrics.py",
+    "tests/mixup",
+    "tests/relation",
+    "tests/routing",
+    "tests/condensation",
+    "tests/ccm",
+    "tests/kvzip",
+    "tests/hub/test_hostile.py",
+    "tests/hub/test_round_trip.py",
+    "tests/hub/test_failures.py",
+    "tests/faults/test_bad_data.py",
+]
 # what each operator may become: the boundary and the opposite of a comparison, the next number, the neighbouring operator
 CHANGES = [
-    *("ReplaceComparisonOperator_" + pair for pair in "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt".split()),
-    *("ReplaceComparisonOperator_" + pair for pair in "Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot IsNot_Is".split()),
-    *("ReplaceBinaryOperator_" + pair for pair in "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul".split()),
-    *("ReplaceBinaryOperator_" + pair for pair in "Pow_Mul BitOr_BitAnd BitAnd_BitOr".split()),
+    *("ReplaceComparisonOperator_" + pair for pair in ["Eq_NotEq", "NotEq_Eq", "Lt_LtE", "Lt_GtE", "LtE_Lt", "LtE_Gt"]),
+    *("ReplaceComparisonOperator_" + pair for pair in ["Gt_GtE", "Gt_LtE", "GtE_Gt", "GtE_Lt", "Is_IsNot", "IsNot_Is"]),
+    *(
+        "ReplaceBinaryOperator_" + pair
+        for pair in ["Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Mod_Mul"]
+    ),
+    *("ReplaceBinaryOperator_" + pair for pair in ["Pow_Mul", "BitOr_BitAnd", "BitAnd_BitOr"]),
     *("NumberReplacer", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
 ]
 SLOWEST = 60.0  # seconds of tests that one change may meet, as measured without it
@@ -102,9 +142,7 @@ def mutants_of(module: str) -> list[list[Mutant]]:
     places: dict[tuple[int, int], list[Mutant]] = {}
     for name in CHANGES:
         operator = get_operator(f"core/{name}")()
-        found = [
-            (node, place) for node in ast_nodes(get_ast(source)) for place in operator.mutation_positions(node)
-        ]
+        found = [(node, place) for node in ast_nodes(get_ast(source)) for place in operator.mutation_positions(node)]
         for occurrence, (node, ((line, column), _)) in enumerate(found):
             if any((a, b) <= (line, column) < (c, d) for a, b, c, d in left_out):
                 continue
@@ -173,7 +211,17 @@ def _run_pytest(tree: Path, arguments: Sequence[str], plugins: Sequence[object] 
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     os.chdir(tree)
-    options = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "--tb=line", "--rootdir", str(tree)]
+    options = [
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--hypothesis-seed=0",
+        "--tb=line",
+        "--rootdir",
+        str(tree),
+    ]
     return int(pytest.main([*options, *arguments], plugins=list(plugins)))
 
 
@@ -371,7 +419,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reach", type=Path, default=REACH, help="the tests' lines and seconds; measured if missing")
-    parser.add_argument("--measure", action="store_true", help="measure --tests (again), keep what others reach, and stop")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure --tests (again), keep what others reach, and stop"
+    )
     parser.add_argument("--again", action="store_true", help="only the survivors of --output, against the tests of now")
     parser.add_argument("--output", type=Path, default=RESULTS)
     asked = parser.parse_args(argv)
