@@ -386,13 +386,17 @@ def _work(asked: argparse.Namespace, modules: Sequence[str], tree: Path) -> int:
     if asked.measure:
         return 0
     before = json.loads(asked.output.read_text()) if asked.again else {}
-    chosen = sample(modules, asked.sample, before.get("seed", asked.seed))
-    if asked.again:
-        left = {(row["module"], row["line"], row["column"], row["operator"]) for row in before["survivors"]}
-        chosen = [one for one in chosen if (one.module, one.line, one.column, one.operator) in left]
+    seed = before.get("seed", asked.seed)
+    chosen = sample(modules, before.get("mutants", asked.sample), seed)
+    left = {(row["module"], row["line"], row["column"], row["operator"]) for row in before.get("survivors", [])}
+    if not left <= {(one.module, one.line, one.column, one.operator) for one in chosen}:
+        raise SystemExit(f"other --modules than those of {asked.output}, or they changed since; run without --again")
     _load(known["loaded"])
-    outcomes = []
+    outcomes: list[tuple[Mutant, str]] = []
     for mutant in chosen:
+        if asked.again and (mutant.module, mutant.line, mutant.column, mutant.operator) not in left:
+            outcomes.append((mutant, "killed"))
+            continue
         tests, began = tests_for(mutant, known), time.monotonic()
         outcome = try_mutant(mutant, tree, tests)
         outcomes.append((mutant, outcome))
@@ -401,9 +405,11 @@ def _work(asked: argparse.Namespace, modules: Sequence[str], tree: Path) -> int:
             f"({len(tests)} tests, {time.monotonic() - began:.1f} s)",
             flush=True,
         )
-        if not asked.again:
-            asked.output.write_text(json.dumps(report(outcomes, asked.seed), indent=2) + "\n")
-    found = report(outcomes, asked.seed)
+        if not asked.again:  # what was found is kept if the run is stopped
+            asked.output.write_text(json.dumps(report(outcomes, seed), indent=2) + "\n")
+    found = report(outcomes, seed)
+    found["stopped"] += before.get("stopped", 0)
+    asked.output.write_text(json.dumps(found, indent=2) + "\n")
     for name, row in found["modules"].items():
         print(f"{name:40} {row['killed']:4} killed {row['survived']:4} survived {row['equivalent']:4} equivalent")
     total = found["total"]
