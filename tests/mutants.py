@@ -148,8 +148,10 @@ def mutants_of(module: str) -> list[list[Mutant]]:
                 continue
             if name == "NumberReplacer" and node.value not in ("0", "1", "2"):
                 continue
+            if node.parent is not None and node.parent.type in ("parameters", "lambdef"):
+                continue  # the lone star of a signature
             changed = _changed(module, name, occurrence)
-            with contextlib.suppress(SyntaxError):  # the star of a signature is no product
+            with contextlib.suppress(SyntaxError):
                 compile(changed, module, "exec")
                 places.setdefault((line, column), []).append(
                     Mutant(

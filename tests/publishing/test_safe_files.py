@@ -133,6 +133,21 @@ def test_tables_may_be_a_thousand_times_their_file(monkeypatch: pytest.MonkeyPat
     assert read_table(path).equals(table)
 
 
+def test_tables_of_one_value_are_read_however_small_their_file(tmp_path: Path) -> None:
+    table = pa.table({"n": pa.array([7] * 2_000_000, pa.int64())})
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, compression="zstd")
+    assert table.nbytes > 1_000 * path.stat().st_size
+    assert read_table(path).equals(table)
+
+
+@pytest.mark.parametrize("name", ["", "a\\b", "a:b", "a\x1bb", "a//b", "./a", "a/..", "/a"])
+def test_names_are_refused_for_one_reason_alone(name: str) -> None:
+    safe_files.check_names(["a", "a/b.json"], "x")
+    with pytest.raises(ValueError, match="no plain relative path"):
+        safe_files.check_names(["a", name], "x")
+
+
 def test_pickles_by_name() -> None:
     assert is_pickle("a/b.PT") and is_pickle("x.tar.npz")
     assert not is_pickle("a.pt/b.json") and not is_pickle("pt")
