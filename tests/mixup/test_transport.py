@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from hf_dataopt.mixup import transport
 from hf_dataopt.mixup.transport import grid_distances, masked_transport
 
 from ..reference import puzzle_mix as slow
@@ -103,11 +104,53 @@ def test_rounds_converge_to_the_same_plan() -> None:
     assert (early[visible] != converged[visible]).any()
 
 
+def rounds_cell_by_cell(cost: np.ndarray, rounds: int) -> list[int]:
+    """The reference code's rounds in loops: a column sees its proposers' costs and 0 from everybody else."""
+    cost, n, source = cost.copy(), len(cost), [-1] * len(cost)
+    for _ in range(rounds):
+        target = [min(range(n), key=lambda j, i=i: (cost[i, j], j)) for i in range(n)]
+        for j in range(n):
+            offers = [cost[i, j] if target[i] == j else 0.0 for i in range(n)]
+            winner = offers.index(min(offers))
+            source[j] = winner if target[winner] == j else -1
+        for i in range(n):
+            if source[target[i]] != i:
+                cost[i, target[i]] += 1
+    return [i if found < 0 else found for i, found in enumerate(source)]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_rounds_are_those_of_the_reference_code(rounds: int) -> None:
+    saliency, mask = problems(3, 10, 12, peaky=2.0)
+    found = masked_transport(saliency, mask, (3, 4), cost=0.1, rounds=rounds)
+    expected = [rounds_cell_by_cell(costs(s, z, (3, 4), 0.1), rounds) for s, z in zip(saliency, mask, strict=True)]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 70, 64 * 3, 64 * 5 + 1])
+def test_costs_looked_at_in_pieces_give_the_same_plans(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    saliency, mask = problems(6, 5, 64)
+    whole = {cost: masked_transport(saliency, mask, (8, 8), cost=cost) for cost in (0.002, 0.1)}
+    monkeypatch.setattr(transport, "_COSTS_AT_ONCE", at_once)
+    for cost, expected in whole.items():
+        np.testing.assert_array_equal(masked_transport(saliency, mask, (8, 8), cost=cost), expected)
+
+
 def test_bad_arguments() -> None:
     saliency, mask = problems(0, 2, 4)
-    with pytest.raises(ValueError, match="do not fit"):
-        masked_transport(saliency, mask, (3, 3))
-    with pytest.raises(ValueError, match="positive"):
-        masked_transport(saliency, mask, (2, 2), cost=0.0)
-    with pytest.raises(ValueError, match="finite"):
-        masked_transport(saliency * np.nan, mask, (2, 2))
+    for bad in (
+        (saliency, mask, (3, 3)),
+        (saliency, mask, (2, 1)),
+        (saliency, mask[:1], (2, 2)),
+        (saliency[0], mask[0], (2, 2)),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            masked_transport(*bad)
+    for cost in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="positive"):
+            masked_transport(saliency, mask, (2, 2), cost=cost)
+    for value in (np.nan, np.inf):
+        one = saliency.copy()
+        one[1, 3] = value
+        with pytest.raises(ValueError, match="finite"):
+            masked_transport(one, mask, (2, 2))
