@@ -8,6 +8,7 @@ and evicted as it is read (`streaming.py`), by one budget over all layers and he
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from .._compat import causal_model_of, text_config
+from ..checkpoint import locked
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.identity import check_identity, identity
 from ..publishing.kinds import MODEL
@@ -121,8 +123,9 @@ class KVzipGates:
         Raises:
             UnsupportedModelError: see `KVzipCache.from_context`; or attention whose input cannot be seen.
             TypeError, ValueError: fewer than two texts, or one that cannot be a context.
+            FolderInUseError: another job is writing to `checkpoints`.
 
-        Cost: two to three prefills of the texts and `steps` small steps; 16 bits for every hidden value of all layers and
+        Cost: two to three prefills of the texts and `steps` small steps; 32 bits for every hidden value of all layers and
             tokens in memory.
         """
         config = check_config(config, GateConfig)
@@ -132,9 +135,10 @@ class KVzipGates:
         check_supported(model)
         check_tokenizer("tokenizer", tokenizer)
         made_by = identity(model)
-        fitted = fit_gates(
-            model, tokenizer, texts, config, scoring, made_by=made_by["weights"], folder=folder, progress=progress
-        )
+        with nullcontext() if folder is None else locked(folder):
+            fitted = fit_gates(
+                model, tokenizer, texts, config, scoring, made_by=made_by["weights"], folder=folder, progress=progress
+            )
         return cls(fitted.weights, config, made_by, {**fitted.about, "source": source})
 
     def check(self, model: Any) -> None:

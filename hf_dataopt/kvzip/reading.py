@@ -140,7 +140,8 @@ def read_context(
         if images is None:
             read_text(model, ids, OwnCache(read, inputs), config.prefill_chunk_size, progress=progress)
         else:
-            embeddings = _read_images(causal_model_of(model), ids, _ImageCache(read, model, inputs), images)
+            whole = causal_model_of(model)
+            embeddings = _read_images(whole, ids, _ImageCache(read, whole, inputs), images)
     for index, layer in enumerate(read):
         if index in scored_layers:
             full[index].lazy_initialization(layer.keys, layer.values)
