@@ -16,7 +16,7 @@ from .._compat import input_device, text_config
 from ..checkpoint import PassCheckpoint
 from ..progress import bar, say
 from ..seeding import generator
-from ..settings import MOST_SEED, Settings, settle
+from ..settings import MOST_SEED, Settings, brief, settle
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .gate_network import GateWeights, gate_scores
@@ -158,9 +158,13 @@ def fit_gates(
 
 
 def _prompts(tokenizer: Any, texts: Sequence[str], scoring: KVzipConfig) -> list[KVzipPrompt]:
-    if isinstance(texts, str) or not hasattr(texts, "__iter__"):
-        raise TypeError(f"texts must be a list of str, got {type(texts).__name__}")
-    texts = list(texts)
+    try:
+        found = None if isinstance(texts, str | bytes) else list(texts)
+    except TypeError:
+        found = None
+    if found is None:
+        raise TypeError(f"texts must be a list of str, got {brief(texts)}")
+    texts = found
     if len(texts) < 2:
         raise ValueError(f"gates need at least two texts, one of them to be held back, got {len(texts)}; split yours")
     prompts = []

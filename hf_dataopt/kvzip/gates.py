@@ -237,7 +237,7 @@ class KVzipGates:
         Returns:
             The folder: `gates.safetensors`, `hf_dataopt.json` and a card.
         """
-        optional(check_text, "license", license, empty=False)
+        license = optional(check_text, "license", license, empty=False)
         name = self.made_by.get("name") or MODEL
         agreement = self.about.get("agreement", {})
         with replacing(folder, "kvzip_gates") as draft:

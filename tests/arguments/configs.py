@@ -186,7 +186,10 @@ KVZIP = {
     ),
     **CHAT,
 }
-IDS = Kind(_channels, [lambda: [-1], lambda: [2.5], lambda: ["a"], lambda: [True]])
+IDS = Kind(
+    lambda value: None if isinstance(value, range) else _channels(value),
+    [lambda: [-1], lambda: [2.5], lambda: ["a"], lambda: [True]],
+)
 CCM = _arguments(
     r=(8, count(1, 2**16)),
     lora_alpha=(16, number(-1e9, 1e9)),

@@ -21,7 +21,7 @@ from hf_dataopt.kvzip.reading import PrefilledContext
 from hf_dataopt.kvzip.scoring import score_context
 
 from ..models import byte_tokenizer, tiny_model
-from .pool import FLAG, NEVER, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, count, instance, like, number, saved
+from .pool import FLAG, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, count, instance, like, number, saved
 
 NAN = float("nan")
 CONTEXT = "The key of room 12 is blue."
@@ -153,7 +153,7 @@ def _gates() -> dict[str, Case]:
                     lambda: [CONTEXT, "Its lock is red."],
                     Kind(lambda value: None if isinstance(value, list | tuple | dict) else False, texts),
                 ),
-                config=Argument(lambda: GateConfig(hidden=2, steps=1, tokens_per_step=8), NEVER),
+                config=Argument(lambda: GateConfig(hidden=2, steps=1, tokens_per_step=8), NONE),
                 scoring=CONFIG,
                 checkpoints=Argument(lambda: None, NONE | PATH),
                 source=Argument(lambda: "prose", WORDS),
