@@ -123,7 +123,7 @@ def test_a_stopped_fit_goes_on_where_it_was(
 def test_what_cannot_be_fitted_on_is_refused(fitted: tuple[Any, Any, KVzipGates]) -> None:
     model, tokenizer, _ = fitted
     for texts, error, words in (
-        ("one text", TypeError, "a list of str, got str"),
+        ("one text", TypeError, "a list of str, got 'one text'"),
         (["one text"], ValueError, "at least two texts"),
         (["one text", 7], TypeError, "got int at 1"),
         (["one text", ""], ValueError, "text 1: the context has no tokens"),
