@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from safetensors.torch import save_file
 
 from .._compat import causal_model_of, text_config
 from ..checkpoint import locked
+from ..progress import told
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.identity import check_identity, identity
 from ..publishing.kinds import MODEL
+from ..publishing.record import check_version, known_settings
 from ..publishing.safe_files import check_finite, read_tensors
 from ..publishing.writer import finish, replacing
 from ..routing.verdicts import evaluating
@@ -236,12 +239,18 @@ class KVzipGates:
 
         Returns:
             The folder: `gates.safetensors`, `hf_dataopt.json` and a card.
+
+        Raises:
+            ValueError: NaN or infinity among the weights, or gates that do not know their model.
         """
         license = optional(check_text, "license", license, empty=False)
-        name = self.made_by.get("name") or MODEL
+        _check_record(self.made_by, self.about)
+        stored = self.weights.stored
+        check_finite(stored)
+        name = self.made_by["name"] or MODEL
         agreement = self.about.get("agreement", {})
         with replacing(folder, "kvzip_gates") as draft:
-            save_file(self.weights.stored, str(draft / _FILE))
+            save_file(stored, str(draft / _FILE))
             finish(
                 draft,
                 "kvzip_gates",
@@ -283,19 +292,35 @@ class KVzipGates:
         """
         folder, about = fetch(source, "kvzip_gates", revision=revision, token=token)
         tensors = read_tensors(folder / _FILE)
+        newer = check_version(about, folder)
+        if newer:
+            own = {field.name for field in fields(GateWeights)}
+            tensors = {name: tensor for name, tensor in tensors.items() if name in own}
         try:
             check_finite(tensors)
-            config = GateConfig.from_json_string(json.dumps(about["config"]))
+            if not all(tensor.is_floating_point() for tensor in tensors.values()):
+                raise ValueError("weights that are no floats")
+            names = (field.name for field in fields(GateConfig))
+            config = GateConfig.from_json_string(known_settings(about["config"], names, newer))
             weights = GateWeights.whole({name: tensor.float() for name, tensor in tensors.items()}, config.hidden)
             made_by, fit = about["model"], about["fit"]
-            if not isinstance(made_by, dict) or not isinstance(fit, dict):
-                raise TypeError("no record of the model or the fit")
+            _check_record(made_by, fit)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{folder} holds no whole gates ({type(error).__name__}: {error}); get them again, or fit them again"
+                f"{folder} holds no whole gates ({type(error).__name__}: {told(error)}); get them again, or fit them again"
             ) from error
         return cls(weights, config, made_by, fit)
 
     def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
         """Upload the gates in one commit; options as `publishing.artifacts.push_folder`."""
         return push_saved(lambda folder: self.save_pretrained(folder, license=license), repo_id, **options)
+
+
+def _check_record(made_by: Any, about: Any) -> None:
+    """What a save needs to know of the model, and what its card shows of the fit."""
+    if not isinstance(made_by, dict) or not isinstance(about, dict):
+        raise ValueError("no record of the model or the fit")
+    if not isinstance(made_by.get("dtype"), str) or not isinstance(made_by.get("name", 0), str | None):
+        raise ValueError("these gates do not know their model; made_by must be what publishing.identity.identity gives")
+    if not isinstance(about.get("agreement", {}), dict):
+        raise ValueError("the agreement of the fit is no object of budgets and shares")

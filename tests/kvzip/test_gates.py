@@ -7,6 +7,7 @@ stays below 1.5 budgets; gates of another model are refused; calls in other thre
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
 from pathlib import Path
@@ -184,10 +185,41 @@ def test_tensors_that_do_not_fit_are_refused(fitted: tuple[Any, Any, KVzipGates]
         ("outer", tensors["outer"][0]),
         ("bias", tensors["bias"] * float("nan")),
         ("more", tensors["bias"].clone()),
+        ("outer", tensors["outer"].to(torch.int64)),
     ):
         save_file({**tensors, name: value.contiguous()}, tmp_path / "gates.safetensors")
         with pytest.raises(ValueError, match="no whole gates"):
             KVzipGates.from_pretrained(tmp_path)
+
+
+def test_what_a_later_minor_format_adds_is_left_out(fitted: tuple[Any, Any, KVzipGates], tmp_path: Path) -> None:
+    fitted[2].save_pretrained(tmp_path)
+    without_list(tmp_path)
+    tensors = load_file(tmp_path / "gates.safetensors")
+    save_file({**tensors, "later": torch.ones(1)}, tmp_path / "gates.safetensors")
+    record = tmp_path / "hf_dataopt.json"
+    about = json.loads(record.read_text())
+    about["config"]["later"] = 1
+    record.write_text(json.dumps({**about, "format_minor": about["format_minor"] + 1}))
+    loaded = KVzipGates.from_pretrained(tmp_path)
+    assert loaded.config == SMALL and torch.equal(loaded.weights.outer, tensors["outer"].float())
+    record.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="no whole gates"):
+        KVzipGates.from_pretrained(tmp_path)
+
+
+def test_gates_that_could_not_be_read_again_are_not_written(
+    fitted: tuple[Any, Any, KVzipGates], tmp_path: Path
+) -> None:
+    gates = fitted[2]
+    weights = GateWeights(**{**gates.weights.tensors, "bias": gates.weights.bias * float("nan")})
+    for one, words in (
+        (KVzipGates(weights, gates.config, gates.made_by), "NaN"),
+        (KVzipGates(gates.weights, gates.config, {}), "do not know their model"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            one.save_pretrained(tmp_path / "g")
+    assert not (tmp_path / "g").exists()
 
 
 # -- reading
