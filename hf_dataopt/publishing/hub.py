@@ -83,7 +83,8 @@ def download(
     api = HfApi(token=token)
     with hub_errors(f"reading {repo_id}"):
         if repo_type is None:
-            repo_type = "model" if api.repo_exists(repo_id, repo_type="model") else "dataset"
+            found = patiently(lambda: api.repo_exists(repo_id, repo_type="model"))
+            repo_type = "model" if found else "dataset"
         info: Any = patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision))
         check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
         patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
@@ -122,8 +123,11 @@ def listing(
     """
     from huggingface_hub import HfApi, RepoFile
 
+    api = HfApi(token=token)
     with hub_errors(f"reading {repo_id}"):
-        tree = HfApi(token=token).list_repo_tree(repo_id, repo_type=repo_type, revision=revision, recursive=True)
+        tree = patiently(
+            lambda: list(api.list_repo_tree(repo_id, repo_type=repo_type, revision=revision, recursive=True))
+        )
         return {one.path: one.size for one in tree if isinstance(one, RepoFile)}
 
 
