@@ -48,9 +48,12 @@ _MOVED = {
     "hf_dataopt.artifact_kinds": "hf_dataopt.publishing.kinds",
     "hf_dataopt.artifacts": "hf_dataopt.publishing.artifacts",
     "hf_dataopt.cards": "hf_dataopt.publishing.cards",
+    "hf_dataopt.chat": "hf_dataopt.text.chat",
     "hf_dataopt.dataset_files": "hf_dataopt.publishing.dataset_files",
     "hf_dataopt.demo_model": "hf_dataopt.text.demo_model",
     "hf_dataopt.info": "hf_dataopt.publishing.info",
+    "hf_dataopt.plain_text": "hf_dataopt.text.plain_text",
+    "hf_dataopt.positions": "hf_dataopt.text.positions",
     "hf_dataopt.push": "hf_dataopt.publishing.push",
     "hf_dataopt.safe_files": "hf_dataopt.publishing.safe_files",
 }
