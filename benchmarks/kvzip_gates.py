@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-import weakref
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from contexts import Question
 from gate_texts import held_contexts
 from kvzip_quality import answer_nll, interval
 from kvzip_speed import context_of, cpu_seconds
-from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
 from hf_dataopt.kvzip.baselines import random_scores
@@ -35,6 +36,7 @@ from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.seeding import generator
 from hf_dataopt.text.demo_model import load_demo_model
+from tests.kvzip.peak import PeakOfPairs
 
 RATIOS = (0.5, 0.3, 0.2, 0.1)
 RANDOM_AT = 0.3
@@ -51,33 +53,6 @@ class TimedGates(KVzipGates):
         seconds, found = cpu_seconds(lambda: KVzipGates.score(self, layer, given))
         self.seconds += seconds
         return found
-
-
-class PeakOfPairs(TorchDispatchMode):
-    """The most bytes of cached keys and values that were alive at once, told from other tensors by their shape.
-
-    Args:
-        width: of keys and values.
-        heads: that are cached.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.width, self.heads, self.bytes = width, heads, 0
-        self._alive: list[weakref.ref[torch.Tensor]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        if isinstance(found, torch.Tensor) and found.shape[-1:] == (self.width,) and self._cached(found):
-            self._alive.append(weakref.ref(found))
-            alive = [tensor for tensor in (one() for one in self._alive) if tensor is not None]
-            self._alive = [weakref.ref(tensor) for tensor in alive]
-            storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in alive}
-            self.bytes = max(self.bytes, sum(storages.values()))
-        return found
-
-    def _cached(self, found: torch.Tensor) -> bool:
-        return found.ndim == 2 or (found.ndim == 4 and found.shape[1] == self.heads)
 
 
 def one_context(model: Any, tokenizer: Any, gates: KVzipGates, text: str, questions: list[Question], seed: int) -> Any:

@@ -17,13 +17,18 @@ from ..conftest import REPO
 from ..hub_server import HubServer
 
 
-def python(code: str, hub: HubServer, home: Path, *, token: str | None = "hf_dummy", **extra: str) -> Any:
-    """Run code in a fresh process against a Hub; it prints one JSON value as its last line."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env |= {**hub.env(token), "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **extra}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=home, env=env)
+def process(arguments: list[str], cwd: Path, **env: str) -> Any:
+    """Run Python in a fresh process that knows of no Hub but what `env` says; it prints one JSON value as its last line."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), **env}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=kept)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def python(code: str, hub: HubServer, home: Path, *, token: str | None = "hf_dummy", **extra: str) -> Any:
+    """Run code in a fresh process against a Hub; it prints one JSON value as its last line."""
+    return process(["-c", code], home, **{**hub.env(token), "HF_HOME": str(home), **extra})
 
 
 @dataclass(frozen=True)

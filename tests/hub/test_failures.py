@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from ..conftest import REPO
+from .conftest import process
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("failures")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env |= {"HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    call = [sys.executable, "-m", "tests.hub.failures", str(folder)]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=REPO, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return process(["-m", "tests.hub.failures", str(folder)], REPO, HF_HOME=str(folder / "home"))
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
 from hf_dataopt.errors import UnsupportedModelError
@@ -38,6 +36,7 @@ from ..families.plain import cache_keyword, logits
 from ..hub.damage import without_list
 from ..models import byte_tokenizer, held, tiny_model
 from .conftest import CONTEXT
+from .peak import PeakOfPairs
 
 TEXTS = [CONTEXT + CONTEXT[i * 7 :] + f" Room {i} has {i * i} chairs." for i in range(4)]
 SMALL = GateConfig(steps=40, hidden=8, tokens_per_step=128)
@@ -284,33 +283,11 @@ def test_cutting_piece_by_piece_is_cutting_once(level: Any, ties: Any, budget: d
     torch.testing.assert_close(layers[0].context.values, once[0].context.values, rtol=0, atol=1e-6)
 
 
-class _Peak(TorchDispatchMode):
-    """The most bytes of keys and values that were alive at once: rows of a width that only they have."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.width, self.heads, self.bytes = width, heads, 0
-        self._alive: list[weakref.ref[torch.Tensor]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        if isinstance(found, torch.Tensor) and found.shape[-1:] == (self.width,) and self._cached(found):
-            self._alive.append(weakref.ref(found))
-            alive = [tensor for tensor in (one() for one in self._alive) if tensor is not None]
-            self._alive = [weakref.ref(tensor) for tensor in alive]
-            storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
-            self.bytes = max(self.bytes, sum(storages.values()))
-        return found
-
-    def _cached(self, found: torch.Tensor) -> bool:
-        return found.ndim == 2 or (found.ndim == 4 and found.shape[1] == self.heads)
-
-
 def test_a_long_context_is_read_within_its_budget() -> None:
     model = tiny_model("qwen3", head_dim=24, num_hidden_layers=8, max_position_embeddings=8192)
     tokenizer, gates, budget = byte_tokenizer(), random_gates(model), 180
     context = "".join(f"Room {i} has {i * 7 % 13} chairs. " for i in range(36))
-    with _Peak(24, 2) as peak:
+    with PeakOfPairs(24, 2) as peak:
         cache = KVzipCache.from_context(
             model, tokenizer, context, config=KVzipConfig(max_kv_tokens=budget), gates=gates, progress=False
         )
