@@ -30,11 +30,10 @@ from kvzip_speed import context_of, cpu_seconds
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
-from hf_dataopt.kvzip.baselines import random_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
+from hf_dataopt.kvzip.scores.random_eviction import RandomEviction
 from hf_dataopt.kvzip.scoring import score_context
-from hf_dataopt.seeding import generator
 from hf_dataopt.text.demo_model import load_demo_model
 from tests.kvzip.peak import PeakOfPairs
 
@@ -60,7 +59,7 @@ def one_context(model: Any, tokenizer: Any, gates: KVzipGates, text: str, questi
     prompt = build_prompt(tokenizer, text, KVzipConfig())
     prefilled, ours = gates.prefill(model, prompt, progress=False)
     exact = score_context(prefilled, KVzipConfig(), progress=False)
-    chance = random_scores(tuple(exact.shape), generator(seed))
+    chance = score_context(prefilled, KVzipConfig(score=RandomEviction(seed)), progress=False)
     todo = [("full", 1.0, exact), ("random", RANDOM_AT, chance)]
     todo += [(name, ratio, scores) for ratio in RATIOS for name, scores in (("exact KVzip", exact), ("gates", ours))]
     rows = []

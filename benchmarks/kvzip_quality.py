@@ -1,10 +1,11 @@
-"""Answers from compressed caches: KVzip (exact and local replay), random eviction, keep-last, at several ratios.
+"""Answers from caches compressed by every score, and by KVzip in chunks of several sizes, at several ratios.
 
 Contexts are Debian package records; each is compressed once, without knowing the questions. An answer's NLL is the mean over
 its tokens, teacher-forced; it matches exactly when every token is the most likely one (what greedy decoding would write).
 Finished contexts are kept in a file, so a run that was stopped goes on where it was.
 
-    python benchmarks/kvzip_quality.py            # 12 contexts x 8 questions, about 20 minutes on one core
+    python benchmarks/kvzip_quality.py --part scores    # every score of kvzip/scores, head level too
+    python benchmarks/kvzip_quality.py --part chunks    # chunk size and replay, 1k to 8k tokens
     python benchmarks/kvzip_quality.py --smoke
 """
 
@@ -24,16 +25,38 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import cache_keyword
-from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt, question_ids
+from hf_dataopt.kvzip.scores.random_eviction import RandomEviction
 from hf_dataopt.kvzip.scoring import score_context
-from hf_dataopt.seeding import generator
 from hf_dataopt.text.demo_model import load_demo_model
 
-RATIOS = (0.7, 0.5, 0.3, 0.2, 0.1)
+LOCAL = KVzipConfig(chunk_size=512, replay="local")
+EXACT = KVzipConfig(chunk_size=2000, replay="exact")
+UNIFORM = KVzipConfig(level="pair-uniform")
+RANDOM = "random"
+# query-agnostic scores give every head as much, as in their papers; PyramidKV and DuoAttention set budgets by themselves
+SCORES = {
+    "KVzip, exact, chunk 2000": EXACT,
+    "KVzip": LOCAL,
+    "KVzip+": replace(LOCAL, score="kvzip_plus"),
+    "KVgrad, exact": replace(LOCAL, score="kvgrad", replay="exact"),
+    "KVgrad": replace(LOCAL, score="kvgrad"),
+    "H2O": replace(UNIFORM, score="h2o"),
+    "SnapKV": replace(UNIFORM, score="snapkv"),
+    "PyramidKV": KVzipConfig(score="pyramidkv"),
+    "StreamingLLM": replace(UNIFORM, score="streaming_llm"),
+    "ExpectedAttention": replace(UNIFORM, score="expected_attention"),
+    "DuoAttention": KVzipConfig(score="duo_attention"),
+}
+CHUNKS = {
+    f"{replay}, chunk {chunk}": KVzipConfig(chunk_size=chunk, replay=replay)
+    for chunk in (2000, 1000, 512, 256)
+    for replay in ("exact", "local")
+}
+PARTS = {"scores": (SCORES, (0.5, 0.3, 0.1)), "chunks": (CHUNKS, (0.5, 0.3, 0.1))}
 # records per context, some 70 to 80 tokens each
-SIZES = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+SIZES = {"scores": (8, 12, 16, 20, 24, 28, 10, 14, 18, 22, 26, 30), "chunks": (14, 14, 28, 28, 55, 110)}
 
 
 @torch.no_grad()
@@ -51,31 +74,32 @@ def answer_nll(
 
 
 def one_context(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: int, seed: int, n_questions: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: int,
+    seed: int,
+    n_questions: int,
+    part: str = "scores",
 ) -> dict[str, object]:
     """All methods and ratios on one context; every method evicts from the same prefill."""
     context, questions = debian_context(records, n_questions, seed)
-    config = KVzipConfig()
-    prefilled = prefill(model, build_prompt(tokenizer, context, config), config)
-    scores = {
-        "kvzip": score_context(prefilled, config, progress=False),
-        "kvzip chunk 512": score_context(prefilled, replace(config, chunk_size=512), progress=False),
-        "kvzip local 512": score_context(prefilled, replace(config, replay="local", chunk_size=512), progress=False),
-    }
-    shape = tuple(scores["kvzip"].shape)
-    scores["random"] = random_scores(shape, generator(seed))
-    scores["keep-last"] = recency_scores(shape)
+    prefilled = prefill(model, build_prompt(tokenizer, context, EXACT), EXACT)
+    methods, ratios = PARTS[part]
+    chance = replace(UNIFORM, score=RandomEviction(seed))
     rows = []
-    for method, values in [("full", scores["kvzip"]), *scores.items()]:
-        for ratio in (1.0,) if method == "full" else RATIOS:
+    for method, config in {"full": chance, RANDOM: chance, **methods}.items():
+        start = time.process_time()
+        values = score_context(prefilled, config, progress=False)
+        seconds = time.process_time() - start
+        for ratio in (1.0,) if method == "full" else ratios:
             cache = KVzipCache.from_scores(prefilled, values, replace(config, keep_ratio=ratio))
             results = [answer_nll(model, tokenizer, cache, question) for question in questions]
-            share = cache.context_nbytes / cache.full_context_nbytes
             rows.append(
                 {
                     "method": method,
                     "ratio": ratio,
-                    "bytes": share,
+                    "bytes": cache.context_nbytes / cache.full_context_nbytes,
+                    "seconds": seconds,
                     "nll": [r[0] for r in results],
                     "match": [r[1] for r in results],
                 }
@@ -105,18 +129,19 @@ def interval(difference: np.ndarray, n_contexts: int, base: np.ndarray | None = 
 
 def summarise(contexts: list[dict]) -> list[dict]:
     """One row per method and ratio, with the NLL's excess over the full cache and its share of random eviction's."""
-    nll, match, held = defaultdict(list), defaultdict(list), defaultdict(list)
+    nll, match, held, cost = defaultdict(list), defaultdict(list), defaultdict(list), defaultdict(list)
     for context in contexts:
         for row in context["rows"]:
             key = (row["method"], row["ratio"])
             nll[key] += row["nll"]
             match[key] += row["match"]
             held[key].append(row["bytes"])
+            cost[key].append(row["seconds"])
     full = np.array(nll["full", 1.0])
     rows = []
     for (method, ratio), values in nll.items():
         excess = np.array(values) - full
-        random_excess = np.array(nll["random", ratio]) - full if ratio < 1 else None
+        random_excess = np.array(nll[RANDOM, ratio]) - full if ratio < 1 else None
         against_random = None if random_excess is None else excess.mean() / random_excess.mean()
         spread = None if random_excess is None else str(interval(excess, len(contexts), random_excess))
         rows.append(
@@ -124,6 +149,7 @@ def summarise(contexts: list[dict]) -> list[dict]:
                 "method": method,
                 "keep_ratio": ratio,
                 "bytes": float(np.mean(held[method, ratio])),
+                "scoring CPU-s": float(np.mean(cost[method, ratio])),
                 "NLL": float(np.mean(values)),
                 "exact match": float(np.mean(match[method, ratio])),
                 "excess NLL": float(excess.mean()),
@@ -138,7 +164,8 @@ def summarise(contexts: list[dict]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
-    parser.add_argument("--contexts", type=int, default=len(SIZES))
+    parser.add_argument("--part", default="scores", choices=list(PARTS))
+    parser.add_argument("--contexts", type=int, default=12, help="at most")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--restart", action="store_true", help="forget the contexts of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
@@ -148,23 +175,21 @@ def main() -> None:
     if args.smoke:
         from _report import show
 
-        show("smoke", summarise([one_context(model, tokenizer, 3, 0, 2)]))
+        show("smoke", summarise([one_context(model, tokenizer, 3, 0, 2, args.part)]))
         return
-    done_file = DATA / f"kvzip_quality_{(args.model or 'smollm2').replace('/', '_')}.jsonl"
+    done_file = DATA / f"kvzip_quality_{args.part}_{(args.model or 'smollm2').replace('/', '_')}.jsonl"
     if args.restart:
         done_file.unlink(missing_ok=True)
     done = [json.loads(line) for line in done_file.read_text().splitlines()] if done_file.exists() else []
-    for seed, records in list(enumerate(SIZES[: args.contexts]))[len(done) :]:
+    for seed, records in list(enumerate(SIZES[args.part][: args.contexts]))[len(done) :]:
         start = time.time()
-        done.append(one_context(model, tokenizer, records, seed, args.questions))
+        done.append(one_context(model, tokenizer, records, seed, args.questions, args.part))
         with done_file.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
-        print(
-            f"context {seed + 1}/{args.contexts}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True
-        )
+        print(f"context {seed + 1}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True)
     tokens = [context["tokens"] for context in done]
     write(
-        "kvzip_quality",
+        f"kvzip_quality_{args.part}",
         summarise(done),
         model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
         contexts=len(done),

@@ -67,7 +67,10 @@ MODULES = [
     "kvzip/scoring.py",
     "kvzip/eviction.py",
     "kvzip/rules.py",
-    "kvzip/baselines.py",
+    "kvzip/weights.py",
+    "kvzip/scores/h2o.py",
+    "kvzip/scores/snapkv.py",
+    "kvzip/scores/expected_attention.py",
 ]
 TESTS = [
     "tests/publishing",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..publishing.push import add_push_arguments, push_options
 from ..text.options import add_template_arguments, template_options
+from .scores import NAMES
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
     parser.add_argument("--chunk-size", type=int, default=2000, help="context tokens repeated at a time")
     parser.add_argument("--replay", choices=["exact", "local"], default="exact", help="local: faster, approximate")
+    parser.add_argument("--score", choices=list(NAMES), default="kvzip", help="how pairs are ranked")
     add_template_arguments(parser, "the context")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length of an answer")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         max_kv_tokens=args.max_kv_tokens,
         chunk_size=args.chunk_size,
         replay=args.replay,
+        score=args.score,
         **template_options(args),
     )
     try:
@@ -125,8 +128,6 @@ def answer(
         Sizes, seconds and answers, ready for JSON; and the compressed cache.
     """
     from ..progress import track
-    from ..seeding import generator
-    from .baselines import random_scores
     from .cache import KVzipCache
     from .prefill import prefill
     from .prompt import build_prompt
@@ -144,7 +145,7 @@ def answer(
             prefilled, scores, replace(config, keep_ratio=1.0, max_kv_tokens=None), tokenizer=tokenizer
         )
     if "random" in compare:
-        noise = random_scores(scores.shape, generator(0)).to(scores.device)
+        noise = score_context(prefilled, replace(config, score="random_eviction"), progress=False)
         others["answer_random"] = KVzipCache.from_scores(prefilled, noise, config, tokenizer=tokenizer)
     cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
     compressed_at = time.perf_counter()

@@ -89,10 +89,10 @@ def test_any_chunk_size_scores_every_token(llama: Compressed, chunk_size: int) -
 
 
 def test_blocks_of_the_maximum_do_not_change_it(llama: Compressed, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_dataopt.kvzip import scoring
+    from hf_dataopt.kvzip import weights
 
     whole = score_context(llama.prefilled, KVzipConfig(), progress=False)
-    monkeypatch.setattr(scoring, "_SCORE_BLOCK_ELEMENTS", 500)
+    monkeypatch.setattr(weights, "_BLOCK_ELEMENTS", 500)
     torch.testing.assert_close(score_context(llama.prefilled, KVzipConfig(), progress=False), whole)
 
 
