@@ -7,7 +7,6 @@ import torch
 from ..settings import check_int, check_kind, check_tensor
 from .config import KVzipConfig
 
-
 # DuoAttention's windows are meant for long contexts; in short ones they would leave no budget for whole heads
 _WINDOW_SHARE = 16
 
