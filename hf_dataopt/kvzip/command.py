@@ -22,7 +22,7 @@ HELP = "compress a context's key-value cache once, answer several questions from
 EXAMPLES = [
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --question 'When?'",
     "hf-dataopt kvzip --model Qwen/Qwen3-0.6B --context report.txt --question 'Who wrote it?' --keep-ratio 0.3",
-    "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --replay local --json",
+    "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --score kvgrad --json",
     "hf-dataopt kvzip --context report.txt --question 'Who?' --system 'Be brief.' --template-kwargs '{\"tone\": \"dry\"}'",
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --push-to-hub me/report-cache --private",
 ]
@@ -51,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", action="append", required=True, help="may be given several times")
     parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of the context's pairs that stays, (0, 1]")
     parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
-    parser.add_argument("--chunk-size", type=int, default=2000, help="context tokens repeated at a time")
-    parser.add_argument("--replay", choices=["exact", "local"], default="exact", help="local: faster, approximate")
+    parser.add_argument("--chunk-size", type=int, default=512, help="context tokens repeated at a time")
+    parser.add_argument(
+        "--replay", choices=["exact", "local"], default="local", help="exact: the whole cache in sight, slower"
+    )
     parser.add_argument("--score", choices=list(NAMES), default="kvzip", help="how pairs are ranked")
     add_template_arguments(parser, "the context")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length of an answer")

@@ -252,6 +252,7 @@ _PRESETS = {
     "PuzzleMixConfig": ("cifar100", "tiny_imagenet", "imagenet"),
     "CoMixupConfig": ("cifar100", "tiny_imagenet", "imagenet", "dissertation"),
     "RelationConfig": ("reference",),
+    "KVzipConfig": ("reference",),
     "IDCConfig": ("cifar10", "fashion_mnist", "speech"),
 }
 _JSON_TEXT = Kind(

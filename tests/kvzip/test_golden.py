@@ -60,7 +60,7 @@ def case(golden: Path) -> Case:
 
 
 def settings(case: Case, **changes: Any) -> KVzipConfig:
-    return KVzipConfig(chunk_size=case.meta["chunk"], overlap=case.meta["overlap"], **changes)
+    return KVzipConfig(chunk_size=case.meta["chunk"], overlap=case.meta["overlap"], replay="exact", **changes)
 
 
 def logits_of(case: Case, cache: KVzipCache, name: str) -> torch.Tensor:
