@@ -40,6 +40,8 @@ SCORES = {
     "KVzip, exact, chunk 2000": EXACT,
     "KVzip": LOCAL,
     "KVzip+": replace(LOCAL, score="kvzip_plus"),
+    "KVzip, L2": replace(LOCAL, score="kvzip_l2"),
+    "KVgrad, L2": replace(LOCAL, score="kvgrad_l2"),
     "KVgrad, exact": replace(LOCAL, score="kvgrad", replay="exact"),
     "KVgrad": replace(LOCAL, score="kvgrad"),
     "H2O": replace(UNIFORM, score="h2o"),

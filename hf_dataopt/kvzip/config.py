@@ -47,7 +47,7 @@ class KVzipConfig(Settings):
         head_recent (`int`, tokens, >= 0, default 256): with `level="head"`, what a dropped head keeps at the context's end; as
             `head_sinks`.
         score (`str` or callable, default `"kvzip"`): how pairs are ranked: `"kvzip"` (Eq. 8.2), `"kvzip_plus"`, `"kvgrad"`,
-            or a query-agnostic one of section 8.4.1: `"h2o"`, `"snapkv"`, `"pyramidkv"`, `"streaming_llm"`,
+            ours `"kvzip_l2"` and `"kvgrad_l2"` (better with small budgets), or a query-agnostic one of section 8.4.1: `"h2o"`, `"snapkv"`, `"pyramidkv"`, `"streaming_llm"`,
             `"expected_attention"`, `"duo_attention"`, `"random_eviction"`. One of their classes with other hyperparameters
             (`kvzip/scores/`) and any function `(layer, queries, keys, values, positions)` to (KV heads, n) will do too (see
             `score.Score`); such a config cannot be saved.

@@ -310,6 +310,6 @@ def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
     warnings.warn(
         f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
         "scores come from positions it was not trained on; use a shorter context",
-        stacklevel=4,
+        stacklevel=5,
     )
     return config.chunk_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from .._compat import output_projection
@@ -29,18 +31,47 @@ def strongest(
     Source: the maximum over queries of Eq. 8.2, as exp(max(logit - log-sum-exp)).
     Cost: O(H q n d) time in blocks of fixed memory.
     """
+    kv_heads, n, _ = keys.shape
+    best = torch.full((kv_heads, queries.shape[0] // kv_heads, n), float("-inf"), device=queries.device)
+    for head, logits in _blocks(layer, queries, keys, log_weights):
+        torch.maximum(best[:, head], logits.amax(dim=1), out=best[:, head])
+    return best.exp_().reshape(-1, n)
+
+
+def length(
+    layer: ScoredLayer, queries: torch.Tensor, keys: torch.Tensor, log_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The length of the vector of attentions that all queries pay to each key, query head by query head.
+
+    Args:
+        layer, queries, keys, log_weights: as `strongest`.
+
+    Returns:
+        (H, n) float32, at least what `strongest` gives.
+
+    Cost: as `strongest`, and an exponential for each query and key.
+    """
+    kv_heads, n, _ = keys.shape
+    found = torch.zeros(kv_heads, queries.shape[0] // kv_heads, n, device=queries.device)
+    for head, logits in _blocks(layer, queries, keys, log_weights):
+        found[:, head] += logits.mul_(2).exp_().sum(dim=1)
+    return found.sqrt_().reshape(-1, n)
+
+
+def _blocks(
+    layer: ScoredLayer, queries: torch.Tensor, keys: torch.Tensor, log_weights: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Logarithms of weighted attentions (KV heads, block, n), by place of the query head in its group."""
     queries, keys = same_dtype(queries, keys)
     kv_heads, n, _ = keys.shape
     keys_t, grouped = keys.transpose(1, 2), queries.reshape(kv_heads, -1, *queries.shape[1:])
     shift = layer.lse if log_weights is None else layer.lse - log_weights
     shift = shift.reshape(*grouped.shape[:3], 1)
-    best = torch.full((kv_heads, grouped.shape[1], n), float("-inf"), device=queries.device)
     block = max(_BLOCK_ELEMENTS // (kv_heads * n), 1)
     for head in range(grouped.shape[1]):
         for start in range(0, grouped.shape[2], block):
-            part = grouped[:, head, start : start + block], shift[:, head, start : start + block]
-            torch.maximum(best[:, head], _log_weights(layer, *part, keys_t).amax(dim=1), out=best[:, head])
-    return best.exp_().reshape(-1, n)
+            rows = slice(start, start + block)
+            yield head, _log_weights(layer, grouped[:, head, rows], shift[:, head, rows], keys_t)
 
 
 def total(
@@ -88,9 +119,9 @@ def _log_weights(layer: ScoredLayer, part: torch.Tensor, shift: torch.Tensor, ke
 
 
 def over_group(by_query_head: torch.Tensor, kv_heads: int, how: str = "max") -> torch.Tensor:
-    """(H, n) to (KV heads, n), by maximum or mean over the query heads that share a KV head."""
+    """(H, n) to (KV heads, n), by `"max"`, `"mean"` or `"length"` over the query heads that share a KV head."""
     grouped = by_query_head.reshape(kv_heads, -1, by_query_head.shape[-1])
-    return grouped.amax(dim=1) if how == "max" else grouped.mean(dim=1)
+    return grouped.amax(dim=1) if how == "max" else grouped.mean(dim=1) if how == "mean" else grouped.norm(dim=1)
 
 
 def output_norms(layer: ScoredLayer, values: torch.Tensor, heads: int) -> torch.Tensor:

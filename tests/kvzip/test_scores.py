@@ -52,7 +52,9 @@ SMALL: dict[str, Any] = {
 SLOW: dict[str, Slow | None] = {
     "kvzip": slow.kvzip,
     "kvzip_plus": slow.kvzip_plus,
+    "kvzip_l2": slow.kvzip_l2,
     "kvgrad": slow.kvgrad,
+    "kvgrad_l2": slow.kvgrad_l2,
     "h2o": slow.h2o,
     "snapkv": partial(slow.snapkv, window=20, kernel=3),
     "pyramidkv": partial(slow.pyramidkv, window=10, kernel=5, beta=4),
@@ -205,7 +207,7 @@ def test_nothing_stays_on_the_model(name: str) -> None:
     assert state() == before
 
 
-@pytest.mark.parametrize("name", ["kvzip", "kvzip_plus", "kvgrad"])
+@pytest.mark.parametrize("name", ["kvzip", "kvzip_plus", "kvzip_l2", "kvgrad", "kvgrad_l2"])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_chunks_of_the_first_layers_do_not_depend_on_replay(name: str, family: str) -> None:
     """One chunk is exact in both; in several, exact and local replays are near, and smaller ones see less."""

@@ -79,8 +79,10 @@ def see(model: PreTrainedModel, ids: torch.Tensor, prefix: int, context: int, la
     )
 
 
-def _best(seen: Seen, layer: int, row_weights: torch.Tensor, value_weights: bool) -> torch.Tensor:
-    """Eq. 8.2, head by head, with rows and columns weighted."""
+def _best(
+    seen: Seen, layer: int, row_weights: torch.Tensor, value_weights: bool, power: float = float("inf")
+) -> torch.Tensor:
+    """Eq. 8.2, head by head, with rows and columns weighted; another norm over queries and heads for another power."""
     heads, kv_heads = seen.weights[layer].shape[0], seen.values[layer].shape[0]
     result = torch.zeros(kv_heads, seen.context)
     for head in range(heads):
@@ -91,8 +93,21 @@ def _best(seen: Seen, layer: int, row_weights: torch.Tensor, value_weights: bool
             whole = torch.zeros(seen.context, heads * value.shape[-1])
             whole[:, head * value.shape[-1] : (head + 1) * value.shape[-1]] = value
             found = found * (whole @ seen.modules[layer].o_proj.weight.detach().T).norm(dim=-1)
-        result[kv] = torch.maximum(result[kv], found.amax(dim=0))
-    return result
+        if power == float("inf"):
+            result[kv] = torch.maximum(result[kv], found.amax(dim=0))
+        else:
+            result[kv] += (found**power).sum(dim=0)
+    return result if power == float("inf") else result ** (1 / power)
+
+
+def kvzip_l2(seen: Seen, layer: int) -> torch.Tensor:
+    """The length of all attentions to a pair."""
+    return _best(seen, layer, torch.ones(seen.repeated), False, 2)
+
+
+def kvgrad_l2(seen: Seen, layer: int) -> torch.Tensor:
+    """The length of all A ||W_O v|| ||gradient|| of a pair."""
+    return _best(seen, layer, seen.gradients[layer][seen.end :], True, 2)
 
 
 def kvzip(seen: Seen, layer: int) -> torch.Tensor:

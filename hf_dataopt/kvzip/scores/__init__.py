@@ -9,7 +9,9 @@ from typing import Any
 NAMES = {
     "kvzip": "KVzip",
     "kvzip_plus": "KVzipPlus",
+    "kvzip_l2": "KVzipL2",
     "kvgrad": "KVgrad",
+    "kvgrad_l2": "KVgradL2",
     "h2o": "H2O",
     "snapkv": "SnapKV",
     "pyramidkv": "PyramidKV",
