@@ -47,10 +47,10 @@ class KVzipConfig(Settings):
         head_recent (`int`, tokens, >= 0, default 256): with `level="head"`, what a dropped head keeps at the context's end; as
             `head_sinks`.
         score (`str` or callable, default `"kvzip"`): how pairs are ranked: `"kvzip"` (Eq. 8.2), `"kvzip_plus"`, `"kvgrad"`,
-            ours `"kvzip_l2"` and `"kvgrad_l2"` (better with small budgets), or a query-agnostic one of section 8.4.1: `"h2o"`, `"snapkv"`, `"pyramidkv"`, `"streaming_llm"`,
-            `"expected_attention"`, `"duo_attention"`, `"random_eviction"`. One of their classes with other hyperparameters
-            (`kvzip/scores/`) and any function `(layer, queries, keys, values, positions)` to (KV heads, n) will do too (see
-            `score.Score`); such a config cannot be saved.
+            ours `"kvzip_l2"` and `"kvgrad_l2"` (better with small budgets), or query-agnostic ones of section 8.4.1: `"h2o"`,
+            `"snapkv"`, `"pyramidkv"`, `"streaming_llm"`, `"expected_attention"`, `"duo_attention"`, `"random_eviction"`. One
+            of their classes with other hyperparameters (`kvzip/scores/`) and any function `(layer, queries, keys, values,
+            positions)` to (KV heads, n) will do too (see `score.Score`); such a config cannot be saved.
         chunk_size (`int`, tokens, >= 1, default 512): context tokens repeated at a time, `m` of section 8.3.4 (the text
             says 2K, the reference code 2000: `KVzipConfig.reference()`). Smaller chunks need less time and memory.
         overlap (`int`, tokens, >= 0, default 8): last tokens of the preceding chunk put into the repeat prompt (Figure 8.7).

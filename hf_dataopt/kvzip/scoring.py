@@ -191,10 +191,11 @@ class _Run:
         """One layer's attention; see `passes.Look`."""
         a, b = self.view.scored
         at = self.where.to(query.device)
-        counted = at >= (0 if self.looks_at == "repeat" else self.prefilled.n_prefix)
-        last = getattr(self.score, "last", None)
-        if last is not None and self.looks_at == "context":
-            counted &= at >= b - last
+        counted = slice(0, None)
+        if self.looks_at == "context":  # forwards over models with windows or states begin with the prompt
+            last = getattr(self.score, "last", None)
+            least = self.prefilled.n_prefix if last is None else max(b - last, self.prefilled.n_prefix)
+            counted = slice(max(least - int(at[0]), 0), None)
         module, given = self.cache.given.pop(index, (None, None))
         if (self.modules or self.gradients) and module is None:
             raise UnsupportedModelError(

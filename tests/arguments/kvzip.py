@@ -76,6 +76,10 @@ def _messages(value: Any) -> bool | None:
     return None if isinstance(value, str | list | tuple | dict) else False
 
 
+def _texts(value: Any) -> bool | None:
+    return None if isinstance(value, str | list | tuple) else False
+
+
 TALK = [
     *(
         lambda v=v: v
@@ -271,7 +275,14 @@ def cases() -> dict[str, Case]:
             _of(config=STRICT, n_context=Argument(lambda: 9, count(1)), n_prefix=Argument(lambda: 3, count(0))),
         ),
         "head_scores": Case(
-            head_scores, _of(model=MODEL, tokenizer=TOKENIZER, text=Argument(lambda: CONTEXT, WORDS), config=CONFIG)
+            head_scores,
+            _of(
+                model=MODEL,
+                tokenizer=TOKENIZER,
+                text=Argument(lambda: CONTEXT, Kind(_texts, [lambda: [CONTEXT, 3], lambda: [""], list])),
+                config=CONFIG,
+                progress=Argument(lambda: False, FLAG),
+            ),
         ),
         "save_head_scores": Case(
             save_head_scores,

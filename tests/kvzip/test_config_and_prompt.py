@@ -94,6 +94,9 @@ def test_head_scores_file(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("qwen3"), byte_tokenizer()
     scores = head_scores(model, tokenizer, CONTEXT * 4, KVzipConfig(chunk_size=30))
     assert scores.shape == (3, 2)
+    pieces = [CONTEXT, CONTEXT[::-1]]
+    each = [head_scores(model, tokenizer, piece, progress=False) for piece in pieces]
+    assert torch.equal(head_scores(model, tokenizer, pieces, progress=False), torch.maximum(*each))
     save_head_scores(scores, tmp_path / "heads", model_id="tiny/qwen3")
     loaded, model_id = load_head_scores(tmp_path / "heads")
     assert torch.equal(loaded, scores) and model_id == "tiny/qwen3"
