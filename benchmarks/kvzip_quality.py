@@ -6,6 +6,7 @@ Finished contexts are kept in a file, so a run that was stopped goes on where it
 
     python benchmarks/kvzip_quality.py --part scores    # every score of kvzip/scores, head level too
     python benchmarks/kvzip_quality.py --part chunks    # chunk size and replay, 1k to 8k tokens
+    python benchmarks/kvzip_quality.py --part heads     # head level at 0.6 and 0.7, by scores of packaged prose
     python benchmarks/kvzip_quality.py --smoke
 """
 
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import cache_keyword
+from hf_dataopt.kvzip.head_scores import head_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt, question_ids
 from hf_dataopt.kvzip.scores.random_eviction import RandomEviction
@@ -56,9 +58,20 @@ CHUNKS = {
     for chunk in (2000, 1000, 512, 256)
     for replay in ("exact", "local")
 }
-PARTS = {"scores": (SCORES, (0.5, 0.3, 0.1)), "chunks": (CHUNKS, (0.5, 0.3, 0.1))}
+STATIC = replace(LOCAL, level="head")
+HEADS = {
+    "KVzip, pairs": LOCAL,
+    "static head scores": STATIC,
+    "static head scores, no windows": replace(STATIC, head_sinks=0, head_recent=0),
+    "DuoAttention": KVzipConfig(score="duo_attention"),
+}
+PARTS = {"scores": (SCORES, (0.5, 0.3, 0.1)), "chunks": (CHUNKS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6))}
 # records per context, some 70 to 80 tokens each
-SIZES = {"scores": (8, 12, 16, 20, 24, 28, 10, 14, 18, 22, 26, 30), "chunks": (14, 14, 28, 28, 55, 110)}
+SIZES = {
+    "scores": (8, 12, 16, 20, 24, 28, 10, 14, 18, 22, 26, 30),
+    "chunks": (14, 14, 28, 28, 55, 110),
+    "heads": (12, 16, 20, 24),
+}
 
 
 @torch.no_grad()
@@ -82,6 +95,7 @@ def one_context(
     seed: int,
     n_questions: int,
     part: str = "scores",
+    heads: torch.Tensor | None = None,
 ) -> dict[str, object]:
     """All methods and ratios on one context; every method evicts from the same prefill."""
     context, questions = debian_context(records, n_questions, seed)
@@ -91,7 +105,10 @@ def one_context(
     rows = []
     for method, config in {"full": chance, RANDOM: chance, **methods}.items():
         start = time.process_time()
-        values = score_context(prefilled, config, progress=False)
+        if heads is not None and config.level == "head":
+            values = heads[..., None].expand(*heads.shape, prefilled.n_context)
+        else:
+            values = score_context(prefilled, config, progress=False)
         seconds = time.process_time() - start
         for ratio in (1.0,) if method == "full" else ratios:
             cache = KVzipCache.from_scores(prefilled, values, replace(config, keep_ratio=ratio))
@@ -107,6 +124,19 @@ def one_context(
                 }
             )
     return {"seed": seed, "records": records, "tokens": prefilled.n_context, "rows": rows}
+
+
+def heads_of_prose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int) -> tuple[torch.Tensor, int]:
+    """Static scores of heads from Python's own help topics, in pieces of 2,000 tokens; kept in a file."""
+    from pydoc_data.topics import topics
+
+    ids = tokenizer("\n\n".join(topics[name] for name in sorted(topics)), add_special_tokens=False)["input_ids"]
+    ids = ids[:tokens]
+    file = DATA / f"heads_{len(ids)}.pt"
+    if not file.exists():
+        pieces = [tokenizer.decode(ids[start : start + 2000]) for start in range(0, len(ids), 2000)]
+        torch.save(head_scores(model, tokenizer, pieces, LOCAL), file)
+    return torch.load(file, weights_only=True), len(ids)
 
 
 def interval(difference: np.ndarray, n_contexts: int, base: np.ndarray | None = None) -> list[float]:
@@ -171,9 +201,11 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--restart", action="store_true", help="forget the contexts of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
+    parser.add_argument("--prose", type=int, default=88_000, help="tokens of prose that heads are scored by")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_demo_model(args.model)
+    heads, tokens = heads_of_prose(model, tokenizer, args.prose) if args.part == "heads" else (None, 0)
     if args.smoke:
         from _report import show
 
@@ -185,19 +217,21 @@ def main() -> None:
     done = [json.loads(line) for line in done_file.read_text().splitlines()] if done_file.exists() else []
     for seed, records in list(enumerate(SIZES[args.part][: args.contexts]))[len(done) :]:
         start = time.time()
-        done.append(one_context(model, tokenizer, records, seed, args.questions, args.part))
+        done.append(one_context(model, tokenizer, records, seed, args.questions, args.part, heads))
         with done_file.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
         print(f"context {seed + 1}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True)
-    tokens = [context["tokens"] for context in done]
+    about = {"prose_tokens": tokens} if heads is not None else {}
+    lengths = [context["tokens"] for context in done]
     write(
         f"kvzip_quality_{args.part}",
         summarise(done),
         model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
         contexts=len(done),
         questions_per_context=args.questions,
-        context_tokens=[min(tokens), max(tokens)],
+        context_tokens=[min(lengths), max(lengths)],
         seeds=list(range(len(done))),
+        **about,
     )
 
 
