@@ -32,8 +32,7 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
         ValueError: unknown method.
 
     Source: section 6.5 baselines; sections 6.2 (DSA, DM).
-    Differs: steps of the images are set by `config` and the metric's scale: a sum of cosines is larger than a sum of
-        squared gradients, so DSA's and DM's learning rates are the figures of their own papers, 0.1 and 1.
+    Differs: DSA's and DM's learning rates are the figures of their own papers, 0.1 and 1, which step in normalised values.
     """
     if method == "idc":
         return config
@@ -44,6 +43,7 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
         return replace(plain, outer_iterations=0, initialisation="herding" if method == "herding" else "random")
     own: dict[str, Any] = {
         "scale_learning_rate": False,
+        "learning_rate_space": "normalised",
         "augmentation": "color_crop_cutout_flip_scale_rotate",
         "match_bias": False,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,8 @@ class CondensationLoop:
         self.data, self.config, self.classes, self.device = data, config, list(classes), device
         self.formation = formation_of(config)
         self.rate = config.image_learning_rate(data.size[0])
+        if config.learning_rate_space == "normalised":
+            self.rate *= float(data.std.square().mean())
         formed = min(self.formation.count(config.images_per_class), config.formed_batch)
         self.chunk = max(1, TOGETHER.get(device.type, 64) // formed)
         self._compiled: tuple[nn.Module, nn.Module] | None = None
@@ -220,14 +223,19 @@ class CondensationLoop:
         return self._compiled[1]
 
     def train_epochs(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        own: torch.Generator,
+        epochs: int,
+        most: int | None = None,
     ) -> None:
-        """Early phase: whole passes over the real data before the network is matched."""
+        """Early phase: whole passes over the real data before the network is matched; `most` batches of each, if given."""
         config = self.config
         augmentation = network_augmentation(config.augmentation, config.cutmix)
         network = self._trained(network)
         for _ in range(epochs):
-            for part in batches(len(self.data.labels), config.network_batch, own):
+            for part in islice(batches(len(self.data.labels), config.network_batch, own), most):
                 images, labels = self.data.batch(part)
                 batch = (images.to(self.device), labels.to(self.device))
                 train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix)
