@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..distributed import Room, Undo
 from ..seeding import generator as seeded
 from .augment import augment, draw
 from .class_gradients import ClassGradients
@@ -90,8 +91,13 @@ class CondensationLoop:
         if config.learning_rate_space == "normalised":
             self.rate *= float(data.std.square().mean())
         formed = min(self.formation.count(config.images_per_class), config.formed_batch)
-        self.chunk = max(1, TOGETHER.get(device.type, 64) // formed)
+        self._room = Room("groups of {} classes", most=max(1, TOGETHER.get(device.type, 64) // formed))
         self._compiled: tuple[nn.Module, nn.Module] | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Classes whose images go through the network together."""
+        return self._room.fits or len(self.classes)
 
     def outer_iteration(
         self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, outer: int
@@ -127,18 +133,35 @@ class CondensationLoop:
         count = len(self.data.class_names)
         names = matched_parameters(network, bias=config.match_bias, head=config.match_head)
         compute = ClassGradients(network, names)
-        for start in range(0, len(self.classes), self.chunk):
-            chosen = range(start, min(start + self.chunk, len(self.classes)))
-            for index in chosen:
-                state.pending[index] += self.classes[index]  # classes before this one in the round
-                state.settle(index, config.momentum, self.rate)
-            part = state.images[chosen.start : chosen.stop]
+        for index, label in enumerate(self.classes):
+            state.pending[index] += label  # classes before this one in the round
+            state.settle(index, config.momentum, self.rate)
+        done = 0
+
+        def group(start: int, stop: int) -> None:
+            nonlocal done, total
+            chosen = range(start, stop)
             with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
-                losses, slopes = self._match(part, network, compute, real, streams, chosen)
-            total += float(losses.sum())
+                losses, slopes = self._match(state.images[start:stop], network, compute, real, streams, chosen)
+            total += sum(losses.tolist())
             for index, slope in zip(chosen, slopes, strict=True):
                 state.step(index, slope, config.momentum, self.rate)
                 state.pending[index] += count - 1 - self.classes[index]
+            done = stop
+
+        def mark() -> Undo:
+            """What the next group draws."""
+            chosen = range(done, min(done + self.chunk, len(self.classes)))
+            drawn = [(real[index].order, streams[index].get_state()) for index in chosen]
+
+            def undo() -> None:
+                for index, (order, before) in zip(chosen, drawn, strict=True):
+                    real[index].order = order
+                    streams[index].set_state(before)
+
+            return undo
+
+        self._room.parts(len(self.classes), group, self.device, mark)
         return total / max(len(self.classes), 1)
 
     def _match(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from ..conftest import REPO
+from ..counts import tell
 from .conftest import process
 
 
@@ -18,7 +18,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_request_of_a_push(found: dict[str, Any]) -> None:
-    print(f"\n{found['requests']} requests a push: {json.dumps(found['counts'], indent=2)}")
+    for what, count in found["counts"].items():
+        tell("push interrupted", what, {"requests": found["requests"], **count})
     assert found["requests"] >= 8 and len(found["counts"]) == 4 and not found["unknown"]
     for count in found["counts"].values():
         assert count["old copy"] + count["new copy"] == count["loads"] == found["requests"]
