@@ -9,6 +9,8 @@ import pytest
 
 from hf_dataopt.mixup import co_mixup_solver as solver
 
+from ..reference import co_mixup as slow
+
 
 @pytest.fixture(autouse=True)
 def _numpy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +51,15 @@ def best_of(problem: solver._Problem, b: int, choices: list[list[int]]) -> float
 def neighbours(r: int, c: int, height: int, width: int) -> list[tuple[int, int]]:
     near = ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1))
     return [(i, k) for i, k in near if 0 <= i < height and 0 <= k < width]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_energy_is_the_sum_over_cells_and_edges(shared: bool) -> None:
+    rng = np.random.default_rng(0)
+    unary, pair = rng.random((3, 3, 4, 5)), rng.random((5, 5) if shared else (3, 5, 5))
+    labels = rng.integers(5, size=(3, 3, 4))
+    expected = [slow.energy(unary[b], pair if shared else pair[b], 0.7, labels[b]) for b in range(3)]
+    np.testing.assert_allclose(solver.grid_energy(unary, pair, 0.7, labels), expected)
 
 
 def possible(
@@ -237,7 +248,7 @@ def test_each_problem_is_searched_exactly_if_its_own_frontier_fits(monkeypatch: 
     problem.counts[0] = 1
     problem.counts[1, 1:] = 1  # a frontier of 3^3
     sent: list[tuple[str, int]] = []
-    exact, wide = solver._frontier_search, solver._wide_search
+    exact = solver._frontier_search
 
     def record_exact(part: solver._Problem) -> np.ndarray:
         sent.append(("exact", len(part.unary)))
@@ -265,7 +276,7 @@ def test_wide_grids_end_where_neither_strips_nor_moves_improve(monkeypatch: pyte
     monkeypatch.setattr(solver, "_EXACT_STATES", 8)
     monkeypatch.setattr(solver, "_STRIP_STATES", 8)
     for seed in range(4):
-        problem = problem_of(seed, (2, 3, 3, 3), uneven=True, strength=0.5)
+        problem = problem_of(seed, (2, 3, 3, 3), strength=0.5)
         found = solver._wide_search(problem)
         np.testing.assert_array_equal(solver._strips(problem, found), found)
         for label in range(3):
