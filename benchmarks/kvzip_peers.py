@@ -249,6 +249,7 @@ def main() -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     peer = Peer(python, folder)
+    prefill(model, build_prompt(tokenizer, "A short text.", KVzipConfig()), progress=False)  # first-call buffers
     if args.smoke:
         done = [one_context(model, tokenizer, peer, 3, 2, 0)]
         show("smoke", summarise(done))
