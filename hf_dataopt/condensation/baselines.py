@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..seeding import generator as seeded
+from .augment import operations
 from .columns import LabelledImages
 from .config import IDCConfig
 from .initialise import herding
@@ -25,8 +26,8 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
 
     Returns:
         `"idc"`: as given. `"idc-i"`: factor 1. `"dsa"`: factor 1, channel-wise cosine, networks trained on the synthetic
-        images, all of flip / scale / rotate too. `"dm"`: factor 1, features of untrained networks. `"random"`,
-        `"herding"`: factor 1, no optimisation.
+        images, scale and rotate too, and flip where scoring flips. `"dm"`: factor 1, features of untrained networks.
+        `"random"`, `"herding"`: factor 1, no optimisation.
 
     Raises:
         ValueError: unknown method.
@@ -41,10 +42,11 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
         return plain
     if method in ("random", "herding"):
         return replace(plain, outer_iterations=0, initialisation="herding" if method == "herding" else "random")
+    flip = "_flip" if "flip" in operations(config.evaluation_augmentation) else ""  # digits are not flipped
     own: dict[str, Any] = {
         "scale_learning_rate": False,
         "learning_rate_space": "normalised",
-        "augmentation": "color_crop_cutout_flip_scale_rotate",
+        "augmentation": f"color_crop_cutout{flip}_scale_rotate",
         "match_bias": False,
     }
     if method == "dsa":

@@ -88,8 +88,6 @@ class CondensationLoop:
         self.data, self.config, self.classes, self.device = data, config, list(classes), device
         self.formation = formation_of(config)
         self.rate = config.image_learning_rate(data.size[0])
-        if config.learning_rate_space == "normalised":
-            self.rate *= float(data.std.square().mean())
         formed = min(self.formation.count(config.images_per_class), config.formed_batch)
         self._room = Room("groups of {} classes", most=max(1, TOGETHER.get(device.type, 64) // formed))
         self._compiled: tuple[nn.Module, nn.Module] | None = None
@@ -205,6 +203,8 @@ class CondensationLoop:
                 [class_distance(torch.cat(want).detach().float(), have.float(), config.metric) for want, have in layers]
             ).sum(0)
         (slope,) = torch.autograd.grad(losses.sum(), leaf)
+        if config.learning_rate_space == "normalised":
+            slope = slope * self.data.std.to(slope).reshape(-1, 1, 1) ** 2
         return losses.detach(), slope.to(images.device)
 
     def _autocast(self) -> torch.autocast:
@@ -261,7 +261,8 @@ class CondensationLoop:
             for part in islice(batches(len(self.data.labels), config.network_batch, own), most):
                 images, labels = self.data.batch(part)
                 batch = (images.to(self.device), labels.to(self.device))
-                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix)
+                dtype = getattr(torch, config.dtype)
+                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix, dtype=dtype)
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """A fresh SGD for a network."""

@@ -311,18 +311,6 @@ def test_whole_numbers_that_start_elsewhere_are_classes() -> None:
         read_images(given([4] * 8 + [5]), like=data)
 
 
-def test_steps_in_normalised_values_are_shorter_by_the_variance(train: Dataset) -> None:
-    from hf_dataopt.condensation.baselines import method_config
-    from hf_dataopt.condensation.loop import CondensationLoop
-
-    data, cpu = read_images(train), torch.device("cpu")
-    config = method_config("dm", SMALL)
-    assert (config.learning_rate, method_config("dsa", SMALL).learning_rate) == (1.0, 0.1)
-    rate = CondensationLoop(data, config, [0], cpu).rate
-    assert rate == pytest.approx(float(data.std[0]) ** 2)
-    assert CondensationLoop(data, replace(config, learning_rate_space="stored"), [0], cpu).rate == 1.0
-
-
 def test_the_preview_of_many_classes_stays_a_picture() -> None:
     sheet = preview(torch.rand(70, 10, 1, 12, 8), 10)
     assert sheet.size == (10 * 10 - 2, 64 * 14 - 2)  # 64 classes, one below the other
