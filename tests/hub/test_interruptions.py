@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -34,5 +35,10 @@ def test_one_lost_request_is_sent_again(found: dict[str, Any]) -> None:
 def test_without_a_network(found: dict[str, Any]) -> None:
     assert found["offline, cached"] == "fine"
     assert "HF_HUB_OFFLINE" in found["offline, not cached"] and "name a folder" in found["offline, not cached"]
+    about = json.loads(found["offline, info, cached"])
+    assert about["cached"] and about["kind"] == "head_scores" and about["files"]["head_scores.safetensors"] > 0
+    said = found["offline, info, not cached"].splitlines()
+    assert said[0].startswith("hf-dataopt info: HubError: reading me/elsewhere failed: HF_HUB_OFFLINE is set")
+    assert said[1:] == ["(--debug shows the traceback)"]
     for call in ("offline, push", "dead, push", "dead, load"):
         assert found[call].startswith("HubError") and "check the connection and try again" in found[call], found[call]
