@@ -21,8 +21,8 @@ _OPTIONS = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed
 
 
 def copy_tree(folder: Path) -> Path:
-    """The tree without what git ignores, for changes to be made in."""
-    skip = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "build", "dist", ".*_cache", ".hypothesis", ".data")
+    """The tree for changes to be made in, without what git ignores but for compiled code, which takes minutes to make."""
+    skip = shutil.ignore_patterns(".git", ".venv*", "build", "dist", ".*_cache", ".hypothesis", ".data")
     shutil.copytree(REPO, folder / "tree", ignore=skip, symlinks=True)
     return folder / "tree"
 
