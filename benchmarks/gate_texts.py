@@ -1,9 +1,8 @@
 """What the packaged model's gates are fitted on, and contexts of other domains with questions about them.
 
-Fitted on: help topics and source files of Python, documentation that comes with
-scipy, numpy and this package's own requirements,
-and made-up records. Held out: records of Debian packages (`contexts.py`) and scikit-learn's descriptions of data
-sets, asked how a passage goes on.
+Fitted on: help topics and source files of Python, documentation that comes with scipy, numpy and this package's own
+requirements, and made-up records. Held out: records of Debian packages (`contexts.py`) and scikit-learn's descriptions of
+data sets, asked how a passage goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ TOPICS = (
     "string-methods"
 )
 MODULES = "textwrap fractions shlex heapq csv calendar colorsys gettext ftplib"
-FUNCTIONS = "scipy.optimize.linprog scipy.signal.find_peaks scipy.stats.bootstrap numpy.einsum numpy.loadtxt scipy.stats.ttest_ind"
+FUNCTIONS = "scipy.optimize.linprog scipy.signal.find_peaks scipy.stats.bootstrap numpy.einsum numpy.loadtxt scipy.stats.ttest_ind"  # noqa: E501
 READMES = "transformers datasets accelerate peft huggingface-hub torch"
 PROSE, SOURCE, RECORDS = 5200, 4600, 3600
 _FORMS = 18  # layouts of made-up records
