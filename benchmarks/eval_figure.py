@@ -1,4 +1,4 @@
-"""The figure of `kvzip_eval.py` in the layout of Figure 8.9: one row per group of sets, one panel per set, one line per score."""
+"""The figure of `kvzip_eval.py`, laid out as Figure 8.9: a row per group of sets, a panel per set, a line per score."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def _panel(axis: Any, means: dict[tuple[str, str, float], dict[int, float]], tas
     full = means.get((task, "full", 1.0), {})
     level = float(np.mean(list(full.values()))) if full else None
     for index, score in enumerate(scores):
-        points = {ratio: float(np.mean(list(of.values()))) for (t, s, ratio), of in means.items() if (t, s) == (task, score)}
+        points = {
+            ratio: float(np.mean(list(of.values()))) for (t, s, ratio), of in means.items() if (t, s) == (task, score)
+        }
         if level is not None:
             points.setdefault(1.0, level)
         ratios = sorted(points)

@@ -10,7 +10,8 @@ import re
 import string
 from collections import Counter
 
-_NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine".split())}
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_NUMBERS = {word: str(n) for n, word in enumerate(_WORDS)}
 
 
 def normalised(text: str) -> str:
@@ -112,9 +113,7 @@ def bleu(prediction: str, answer: str) -> float:
     said, wanted = re.split(r"\s+", prediction.strip()), re.split(r"\s+", answer.strip())
     logs, zeros = 0.0, 0
     for n in range(1, 5):
-        grams, right = (
-            Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for words in (said, wanted)
-        )
+        grams, right = (Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for words in (said, wanted))
         hits, total = sum((grams & right).values()), max(sum(grams.values()), 1)
         if not hits and n == 1:
             return 0.0

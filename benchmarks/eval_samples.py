@@ -32,11 +32,18 @@ def squad(rng: random.Random) -> list[dict[str, Any]]:
     """Paragraphs about people, each asked several times, one row a question."""
     rows = []
     for _ in range(N):
-        people = [(made_up_word(rng).title(), rng.choice(PLACES.split()), rng.choice(THINGS.split())) for _ in range(12)]
-        facts = [f"{name} was born in {place} and became known for a {thing} of glass." for name, place, thing in people]
+        people = [
+            (made_up_word(rng).title(), rng.choice(PLACES.split()), rng.choice(THINGS.split())) for _ in range(12)
+        ]
+        facts = [
+            f"{name} was born in {place} and became known for a {thing} of glass." for name, place, thing in people
+        ]
         context = " ".join(facts)
         for name, place, thing in rng.sample(people, 4):
-            for question, answer in ((f"Where was {name} born?", place), (f"What made {name} known?", f"{thing} of glass")):
+            for question, answer in (
+                (f"Where was {name} born?", place),
+                (f"What made {name} known?", f"{thing} of glass"),
+            ):
                 start = context.index(answer, context.index(f"{name} was"))
                 rows.append(
                     {"context": context, "question": question, "answers": {"text": [answer], "answer_start": [start]}}
@@ -56,7 +63,9 @@ def gsm(rng: random.Random) -> list[dict[str, Any]]:
             gain = rng.random() < 0.5
             total += k if gain else -k
             steps.append(f"Then {name} {'buys' if gain else 'gives'} {k} {thing}s {'from' if gain else 'to'} {other}")
-        text = ". ".join([f"{name} has {have} {thing}s in the house", *steps, f"How many {thing}s does {name} have now?"])
+        text = ". ".join(
+            [f"{name} has {have} {thing}s in the house", *steps, f"How many {thing}s does {name} have now?"]
+        )
         rows.append({"question": text, "answer": f"{name} adds and takes away.\n#### {total}"})
     return rows
 
@@ -111,14 +120,19 @@ def _choice_eng(rng: random.Random) -> dict[str, Any]:
 
 
 def _summary(rng: random.Random) -> dict[str, Any]:
-    row = _book(rng, lambda name, place, thing: ("Summarise the text in one sentence.", "People kept things under the stairs."))
+    row = _book(
+        rng, lambda name, place, thing: ("Summarise the text in one sentence.", "People kept things under the stairs.")
+    )
     return {"prompts": row["prompts"][:2], "ground_truth": row["ground_truth"][:1]}
 
 
 def _vt(rng: random.Random) -> dict[str, Any]:
     lines, chains = [], {}
     for _ in range(3):
-        names, number = ["".join(rng.choices(string.ascii_uppercase, k=4)) for _ in range(4)], rng.randrange(10_000, 99_999)
+        names, number = (
+            ["".join(rng.choices(string.ascii_uppercase, k=4)) for _ in range(4)],
+            rng.randrange(10_000, 99_999),
+        )
         chains[number] = names
         lines += [f"VAR {name} = {number if k == 0 else f'VAR {names[k - 1]}'}" for k, name in enumerate(names)]
     text = "\n".join(f"{line}\nThe grass is green. The sky is blue." for line in lines)

@@ -1,8 +1,8 @@
-"""The sets of Figure 8.9 as examples of one context and its questions, read by `datasets.load_dataset` from the Hub or a folder.
+"""The sets of Figure 8.9 as examples of one context and its questions, by `datasets.load_dataset` from the Hub or a folder.
 
-What is read, asked and counted follows KVzip's reference code (its `data/load.py`, `data/wrapper.py`, `utils/func.py`). Two more
-sets come out of packages and need no Hub: Debian package records, and prose about data sets. `--source squad=FOLDER` reads files
-of the same columns from a folder; `eval_samples.py` writes small ones.
+What is read, asked and counted follows KVzip's reference code (its `data/load.py`, `data/wrapper.py`, `utils/func.py`). Two
+more sets come out of packages and need no Hub: Debian package records, and prose about data sets. `--source squad=FOLDER`
+reads files of the same columns from a folder; `eval_samples.py` writes small ones.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def load_gsm(source: str, tokenizer: Any, n: int, seed: int) -> list[Example]:
     return list(islice(examples(), n))
 
 
-def load_needle(source: str, tokenizer: Any, n: int, seed: int, lengths: tuple[int, ...] = (500, 2000, 8000)) -> list[Example]:
+def load_needle(
+    source: str, tokenizer: Any, n: int, seed: int, lengths: tuple[int, ...] = (500, 2000, 8000)
+) -> list[Example]:
     """One sentence in long text, at depths of 0 to 100 % and three lengths.
 
     The text is that of the `.txt` files of a folder, or else the help topics of Python.
@@ -149,7 +151,7 @@ def load_needle(source: str, tokenizer: Any, n: int, seed: int, lengths: tuple[i
 
 
 def load_scbench(name: str, source: str, tokenizer: Any, n: int, seed: int) -> list[Example]:
-    """One of SCBench's sets in the preprocessed form: a context and several questions in `prompts`, answers in `ground_truth`."""
+    """A set of SCBench as the authors preprocessed it: context and questions in `prompts`, answers in `ground_truth`."""
 
     def one(row: dict[str, Any]) -> Example:
         context, *questions = row["prompts"]
@@ -196,9 +198,7 @@ TASKS = {
     "scbench_prefix_suffix": _scbench("prefix_suffix", RETRIEVAL),
     "scbench_repoqa": _scbench("repoqa", RETRIEVAL, max_new_tokens=512),
     "squad": Task(UNDERSTANDING, load_squad, max_new_tokens=256),
-    "gsm": Task(
-        UNDERSTANDING, load_gsm, number_after_answer, max_new_tokens=512, ask=REASON, task_line=REASONING
-    ),
+    "gsm": Task(UNDERSTANDING, load_gsm, number_after_answer, max_new_tokens=512, ask=REASON, task_line=REASONING),
     "scbench_qa_eng": _scbench("qa_eng", UNDERSTANDING, metric=f1_or_contains),
     "scbench_choice_eng": _scbench("choice_eng", UNDERSTANDING, metric=first_line_contains),
     "scbench_summary": _scbench("summary", REDUNDANCY, metric=rouge_l, max_new_tokens=256),

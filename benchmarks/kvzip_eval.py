@@ -1,10 +1,11 @@
 """Figure 8.9: answers from caches that each score evicts, without knowing the questions, at ratios from 0.1 to 1.0.
 
-Sets, prompts, lengths and metrics are the reference code's (`eval_tasks.py`, `eval_metrics.py`); sets come from the Hub or from a
-folder (`--source squad=FOLDER`), `records` and `prose` from packages. `--measure answers` generates greedily and marks with the
-set's metric; `--measure nll` reads the right answer's mean negative log-likelihood off, a few times cheaper and finer where a small
-model is wrong with the full cache already. Every context is read once, each score evicts from the same full cache (section 8.4.1).
-Every cell (set, context, score, ratio) is kept as it ends, so a run that was stopped goes on there.
+Sets, prompts, lengths and metrics are the reference code's (`eval_tasks.py`, `eval_metrics.py`); sets come from the Hub or
+from a folder (`--source squad=FOLDER`), `records` and `prose` from packages. `--measure answers` generates greedily and
+marks with the set's metric; `--measure nll` reads the right answer's mean negative log-likelihood off, a few times cheaper
+and finer where a small model is wrong with the full cache already. Every context is read once, each score evicts from the
+same full cache (section 8.4.1). Every cell (set, context, score, ratio) is kept as it ends, so a run that was stopped goes
+on there.
 
     python benchmarks/kvzip_eval.py --tasks records prose --measure nll
     python benchmarks/kvzip_eval.py --model Qwen/Qwen3-0.6B --tasks squad gsm scbench_kv_tiny --examples 100
@@ -161,7 +162,9 @@ def one_context(
         else:
             values = score_context(prefilled, replace(config, score=score), progress=False)
         for ratio in missing:
-            cache = KVzipCache.from_scores(prefilled, values, replace(config, keep_ratio=ratio), tokenizer=asker.tokenizer)
+            cache = KVzipCache.from_scores(
+                prefilled, values, replace(config, keep_ratio=ratio), tokenizer=asker.tokenizer
+            )
             marks, said = asker(cache, example)
             row = {"task": name, "context": index, "score": score, "ratio": ratio, "tokens": prefilled.n_context}
             cells.add({**row, "bytes": cache.context_nbytes / cache.full_context_nbytes, "marks": marks, "said": said})

@@ -36,7 +36,9 @@ RATIOS = (0.7, 0.5, 0.3, 0.2, 0.1)
 SIZES = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, suffix: torch.Tensor, question: Question) -> tuple[torch.Tensor, int]:
+def answer_ids(
+    tokenizer: PreTrainedTokenizerBase, suffix: torch.Tensor, question: Question
+) -> tuple[torch.Tensor, int]:
     """Ids of a question with its right answer, as they follow the context, and how many of them are the answer's."""
     start = tokenizer(question.start, add_special_tokens=False)["input_ids"]
     answer = tokenizer(question.answer, add_special_tokens=False)["input_ids"]

@@ -1,9 +1,9 @@
 """What compression costs and what the compressed cache saves, against a plain `DynamicCache` of the same model.
 
-Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time per
-token with the compressed cache over the full one and over our own with nothing evicted, at 2k, 4k and 8k. Payback: after how many
-questions compressing has paid. Memory: peak of compression over the peak of prefilling, each in a process of its own. One thread,
-medians, the sides in turn. kvpress beside it: `kvzip_peers.py`.
+Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time
+per token with the compressed cache over the full one and over our own with nothing evicted, at 2k, 4k and 8k. Payback:
+after how many questions compressing has paid. Memory: peak of compression over the peak of prefilling, each in a process of
+its own. One thread, medians, the sides in turn. kvpress beside it: `kvzip_peers.py`.
 
     python benchmarks/kvzip_speed.py              # about 25 minutes on one core
     python benchmarks/kvzip_speed.py --smoke
@@ -137,7 +137,9 @@ def paid_back(
     rows = []
     for n in lengths:
         text = tokenizer.decode(context_of(tokenizer, n).context_ids)
-        settings: dict[str, tuple[KVzipConfig, KVzipGates | None]] = {name: (one, None) for name, one in SETTINGS.items()}
+        settings: dict[str, tuple[KVzipConfig, KVzipGates | None]] = {
+            name: (one, None) for name, one in SETTINGS.items()
+        }
         if gates is not None:
             settings["gates"] = (KVzipConfig(), gates)
         for name, (config, learned) in settings.items():
@@ -212,7 +214,9 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--part", choices=["compression", "decoding", "payback", "memory", "all"], default="all")
-    parser.add_argument("--gates", default=str(HERE.parent / "examples" / "gates"), help="folder or Hub name, for payback")
+    parser.add_argument(
+        "--gates", default=str(HERE.parent / "examples" / "gates"), help="folder or Hub name, for payback"
+    )
     parser.add_argument("--smoke", action="store_true", help="small sizes, nothing written")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)

@@ -77,7 +77,11 @@ class Payback:
     def line(self, tokens: int = 32) -> str:
         """One line for people: when it pays with answers of `tokens` tokens, and what a token takes."""
         after = self.break_even(tokens)
-        pays = f"pays after {after:.0f} questions" if after < math.inf else "does not pay in time, only in memory, with any number"
+        pays = (
+            f"pays after {after:.0f} questions"
+            if after < math.inf
+            else "does not pay in time, only in memory, with any number"
+        )
         return (
             f"compressing takes {self.compress / self.prefill:.2f} of a prefill and {pays} of {tokens} tokens: a token takes "
             f"{1e3 * self.token_compressed:.1f} ms, {self.token_compressed / self.token_full:.2f} of the full cache's and "
@@ -120,8 +124,8 @@ def payback(
         TypeError, ValueError: a bad argument.
 
     Source: section 8.4 (Figure 8.8 compares times of a token).
-    Cost: one or two prefills, one compression, `3 * steps` decoded tokens; full, whole and compressed keys and values in memory at
-        once.
+    Cost: one or two prefills, one compression, `3 * steps` decoded tokens; full, whole and compressed keys and values are in
+        memory at once.
 
     Example:
         ```python

@@ -70,6 +70,8 @@ print(json.dumps({
 
 def test_folder_follows_the_layout() -> None:
     """transformers looks for `custom_generate/generate.py` and its requirements; the Hub lists what has the tag."""
-    names = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in str(path)}
+    names = {
+        str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    }
     assert names == {"README.md", "custom_generate/generate.py", "custom_generate/requirements.txt"}
     assert "- custom_generate\n" in (FOLDER / "README.md").read_text(encoding="utf-8").split("---")[1]

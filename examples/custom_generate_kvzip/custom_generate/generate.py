@@ -41,7 +41,9 @@ def generate(
     if inputs is not None or arguments.get("input_ids") is not None:
         raise ValueError("KVzip makes the prompt of context= and question=; leave inputs and input_ids out")
     if context is None or question is None:
-        raise ValueError("give context= (a text or a KVzipCache) and question= (a text, a conversation or a list of texts)")
+        raise ValueError(
+            "give context= (a text or a KVzipCache) and question= (a text, a conversation or a list of texts)"
+        )
     if isinstance(context, KVzipCache):
         if keep_ratio is not None or kvzip_config is not None or gates is not None:
             raise ValueError("this context is compressed already; keep_ratio, kvzip_config and gates come too late")
