@@ -1,6 +1,4 @@
-"""The figure of `kvzip_eval.py` in the layout of Figure 8.9: one row per group of sets, one panel per set, one line
-per score.
-"""
+"""The figure of `kvzip_eval.py`, laid out as Figure 8.9: a row per group of sets, a panel per set, a line per score."""
 
 from __future__ import annotations
 

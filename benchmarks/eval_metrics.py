@@ -10,10 +10,8 @@ import re
 import string
 from collections import Counter
 
-_NUMBERS = {
-    word: str(n)
-    for n, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
-}
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_NUMBERS = {word: str(n) for n, word in enumerate(_WORDS)}
 
 
 def normalised(text: str) -> str:

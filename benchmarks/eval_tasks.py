@@ -1,8 +1,7 @@
-"""The sets of Figure 8.9 as examples of one context and its questions, read by `datasets.load_dataset` from the Hub or
-a folder.
+"""The sets of Figure 8.9 as examples of one context and its questions, by `datasets.load_dataset` from the Hub or a folder.
 
-What is read, asked and counted follows KVzip's reference code (its `data/load.py`, `data/wrapper.py`, `utils/func.py`).
-Two more sets come out of packages and need no Hub: Debian package records, and prose about data sets. `--source squad=FOLDER`
+What is read, asked and counted follows KVzip's reference code (its `data/load.py`, `data/wrapper.py`, `utils/func.py`). Two
+more sets come out of packages and need no Hub: Debian package records, and prose about data sets. `--source squad=FOLDER`
 reads files of the same columns from a folder; `eval_samples.py` writes small ones.
 """
 
@@ -152,9 +151,7 @@ def load_needle(
 
 
 def load_scbench(name: str, source: str, tokenizer: Any, n: int, seed: int) -> list[Example]:
-    """One of SCBench's sets in the preprocessed form: a context and several questions in `prompts`, answers in
-    `ground_truth`.
-    """
+    """A set of SCBench as the authors preprocessed it: context and questions in `prompts`, answers in `ground_truth`."""
 
     def one(row: dict[str, Any]) -> Example:
         context, *questions = row["prompts"]

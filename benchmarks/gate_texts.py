@@ -24,7 +24,10 @@ TOPICS = (
     "string-methods"
 )
 MODULES = "textwrap fractions shlex heapq csv calendar colorsys gettext ftplib"
-FUNCTIONS = "scipy.optimize.linprog scipy.signal.find_peaks scipy.stats.bootstrap numpy.einsum numpy.loadtxt scipy.stats.ttest_ind"  # noqa: E501
+FUNCTIONS = (
+    "scipy.optimize.linprog scipy.signal.find_peaks scipy.stats.bootstrap scipy.stats.ttest_ind numpy.einsum "
+    "numpy.loadtxt"
+)
 READMES = "transformers datasets accelerate peft huggingface-hub torch"
 PROSE, SOURCE, RECORDS = 5200, 4600, 3600
 _FORMS = 18  # layouts of made-up records
@@ -83,18 +86,18 @@ def _record(form: int, words: dict[str, str], n: int, k: int) -> str:
         f"| {name} | {thing} | {n} | {place} | v{k % 9}.{n % 50}.{k} |\n",
         f"A: Where did {name} put the {thing}?\nB: In {place}, box {n}, under the {word}.\n",
         f"[{word}]\nversion = {k % 20}.{n % 100}\npath = /srv/{name.lower()}/{thing}\nsize = {n}\n\n",
-        f"From: {name} {other} <{key}@{word}.example>\nSubject: {thing} no. {n}\nDate: {k % 28 + 1} May 20{k % 30:02}\n\nThe {thing} "  # noqa: E501
-        f"for {place} weighs {k} kg and costs {n} crowns.\n\n",
+        f"From: {name} {other} <{key}@{word}.example>\nSubject: {thing} no. {n}\nDate: {k % 28 + 1} May 20{k % 30:02}\n\n"
+        f"The {thing} for {place} weighs {k} kg and costs {n} crowns.\n\n",
         f'<tr><td>{word}</td><td>{n}</td><td>{name} {other}</td><td><a href="https://{key}.example/{word}">{place}</a></td></tr>\n',
-        f"  - id: {word}-{k}\n    title: {thing.title()} of {place}\n    author: {name} {other}\n    released: {n % 10}.{k}.{n % 7}\n"  # noqa: E501
-        f"    url: https://www.{key}.example/{word}/\n    bytes: {n}{k}\n",
+        f"  - id: {word}-{k}\n    title: {thing.title()} of {place}\n    author: {name} {other}\n"
+        f"    released: {n % 10}.{k}.{n % 7}\n    url: https://www.{key}.example/{word}/\n    bytes: {n}{k}\n",
         f'{k + 1}. {name} {other} ({place}): {n} points, {k % 7} faults, best with the {thing} "{word}".\n',
         f'class {name}{other}:\n    {key}_limit = {n}\n    {word} = "{place.lower()}-{k}"\n\n    def {thing}(self):\n'
         f"        return self.{key}_limit + {k}\n\n",
-        f"On the {k % 28 + 1}th {name} {other} of {place} sold a {thing} called {word.title()} for {n} crowns to {key.title()}, who had "  # noqa: E501
-        f"waited {k} days for it.\n",
-        f"Ticket: {n}\nOpened by: {name} {other} <{word}@{key}.example>\nPart: {thing}\nRelease: {k % 12}:{n % 30}.{k}-{n % 9}\n"  # noqa: E501
-        f"Room: {place} {k}\nNotes: https://{word}.example/{key}\n\n",
+        f"On the {k % 28 + 1}th {name} {other} of {place} sold a {thing} called {word.title()} for {n} crowns to "
+        f"{key.title()}, who had waited {k} days for it.\n",
+        f"Ticket: {n}\nOpened by: {name} {other} <{word}@{key}.example>\nPart: {thing}\n"
+        f"Release: {k % 12}:{n % 30}.{k}-{n % 9}\nRoom: {place} {k}\nNotes: https://{word}.example/{key}\n\n",
         f"{word.upper()}_{key.upper()}={n}.{k}   # {thing} of {name}, {place}\n",
         f"{name.lower()}.{key}({word}, {thing}={n}, {place.lower()}={k / 100})\n",
         f"Q{k}: Which number does the {thing} of {other} in {place} have?\nAnswer: {n}, and its colour is {word}.\n\n",

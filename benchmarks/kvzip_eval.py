@@ -1,12 +1,11 @@
 """Figure 8.9: answers from caches that each score evicts, without knowing the questions, at ratios from 0.1 to 1.0.
 
-Sets, prompts, lengths and metrics are the reference code's (`eval_tasks.py`, `eval_metrics.py`); sets come from the Hub
-or from a
-folder (`--source squad=FOLDER`), `records` and `prose` from packages. `--measure answers` generates greedily and marks with the
-set's metric; `--measure nll` reads the right answer's mean negative log-likelihood off, a few times cheaper and finer
-where a small
-model is wrong with the full cache already. Every context is read once, each score evicts from the same full cache
-(section 8.4.1). Every cell (set, context, score, ratio) is kept as it ends, so a run that was stopped goes on there.
+Sets, prompts, lengths and metrics are the reference code's (`eval_tasks.py`, `eval_metrics.py`); sets come from the Hub or
+from a folder (`--source squad=FOLDER`), `records` and `prose` from packages. `--measure answers` generates greedily and
+marks with the set's metric; `--measure nll` reads the right answer's mean negative log-likelihood off, a few times cheaper
+and finer where a small model is wrong with the full cache already. Every context is read once, each score evicts from the
+same full cache (section 8.4.1). Every cell (set, context, score, ratio) is kept as it ends, so a run that was stopped goes
+on there.
 
     python benchmarks/kvzip_eval.py --tasks records prose --measure nll
     python benchmarks/kvzip_eval.py --model Qwen/Qwen3-0.6B --tasks squad gsm scbench_kv_tiny --examples 100

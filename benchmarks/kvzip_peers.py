@@ -1,11 +1,10 @@
 """KVzip here beside kvpress: the same weights, token ids, contexts and questions, one after the other in one job.
 
 kvpress needs transformers below 5.3, so its side (`peers/kvpress_side.py`) runs in an environment of its own,
-`build/peers`, and is
-asked context by context; the two never compute at the same time. An answer's NLL is the mean over its tokens, teacher-forced.
-Time: CPU-seconds of one thread beyond those of each side's own prefill. Bytes: keys and values held while questions are
-answered.
-Contexts are Debian package records. Finished contexts are kept in a file, so a run that was stopped goes on where it was.
+`build/peers`, and is asked context by context; the two never compute at the same time. An answer's NLL is the mean over its
+tokens, teacher-forced. Time: CPU-seconds of one thread beyond those of each side's own prefill. Bytes: keys and values held
+while questions are answered. Contexts are Debian package records. Finished contexts are kept in a file, so a run that was
+stopped goes on where it was.
 
     make peers                                      # makes the environment, then 12 contexts x 8 questions
     python benchmarks/kvzip_peers.py --contexts 2   # in an environment that is there already

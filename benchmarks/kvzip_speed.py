@@ -1,10 +1,9 @@
 """What compression costs and what the compressed cache saves, against a plain `DynamicCache` of the same model.
 
-Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time per
-token with the compressed cache over the full one and over our own with nothing evicted, at 2k, 4k and 8k. Payback:
-after how many
-questions compressing has paid. Memory: peak of compression over the peak of prefilling, each in a process of its own.
-One thread, medians, the sides in turn. kvpress beside it: `kvzip_peers.py`.
+Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time
+per token with the compressed cache over the full one and over our own with nothing evicted, at 2k, 4k and 8k. Payback:
+after how many questions compressing has paid. Memory: peak of compression over the peak of prefilling, each in a process of
+its own. One thread, medians, the sides in turn. kvpress beside it: `kvzip_peers.py`.
 
     python benchmarks/kvzip_speed.py              # about 25 minutes on one core
     python benchmarks/kvzip_speed.py --smoke

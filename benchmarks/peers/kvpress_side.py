@@ -1,9 +1,8 @@
-"""kvpress's side of `benchmarks/kvzip_peers.py`, in an environment of its own (`make peers`): it needs transformers below 5.3.
+"""kvpress's side of `kvzip_peers.py`, in an environment of its own (`make peers`): it needs transformers below 5.3.
 
 Reads one job per line from standard input, answers with one line of JSON each. Nothing of hf_dataopt is imported here;
-token ids,
-questions and weights are those of the other side. Compression is what the press does when its `with` block closes (KVzip and
-KVgrad), or the time that its hooks add to a plain prefill of the same ids (the others).
+token ids, questions and weights are those of the other side. Compression is what the press does when its `with` block
+closes (KVzip and KVgrad), or the time that its hooks add to a plain prefill of the same ids (the others).
 """
 
 from __future__ import annotations

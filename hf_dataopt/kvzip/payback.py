@@ -124,9 +124,8 @@ def payback(
         TypeError, ValueError: a bad argument.
 
     Source: section 8.4 (Figure 8.8 compares times of a token).
-    Cost: one or two prefills, one compression, `3 * steps` decoded tokens; full, whole and compressed keys and values
-    in memory at
-        once.
+    Cost: one or two prefills, one compression, `3 * steps` decoded tokens; full, whole and compressed keys and values are in
+        memory at once.
 
     Example:
         ```python
