@@ -81,7 +81,7 @@ def download(
         HubError: it cannot be read; offline (`HF_HUB_OFFLINE=1`), it is not in the cache.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # exported, without saying so
 
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
