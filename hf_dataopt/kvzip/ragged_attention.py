@@ -1,7 +1,8 @@
 """Attention over a ragged context and the dense tokens behind it: one call a layer, however many pairs each head keeps.
 
 Pieces of a head's keys (`ragged.py`) are attended to apart; softmax over their log-sum-exps weighs them, and the tail among
-them, to the attention over all. On a GPU a piece is a sequence of a variable-length kernel, elsewhere a tile of a batched product.
+them, to the attention over all. On a GPU a piece is a sequence of a variable-length kernel, elsewhere a tile of a batched
+product.
 """
 
 from __future__ import annotations
