@@ -87,17 +87,22 @@ class PassLayer(DynamicLayer):
         view: of the pass.
         look: is shown the attention.
         last: nothing is needed behind this layer.
+        in_parts: the tokens come in more than one forward, and the first parts' keys are kept for the later ones.
     """
 
-    def __init__(self, full: Any, index: int, latent: bool, view: View, look: Look, last: bool) -> None:
+    def __init__(
+        self, full: Any, index: int, latent: bool, view: View, look: Look, last: bool, in_parts: bool = False
+    ) -> None:
         super().__init__()
         self.full, self.index, self.latent = full, index, latent
-        self.view, self.look, self.last = view, look, last
+        self.view, self.look, self.last, self.in_parts = view, look, last, in_parts
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Hand the new tokens to the model, behind the seen latents where it expands these."""
+        if self.in_parts:
+            key_states, value_states = super().update(key_states, value_states)
         if not self.latent:
             return tag(key_states, self), value_states
         seen = self.view.seen
@@ -106,11 +111,16 @@ class PassLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Tokens that the forward goes on behind."""
-        return self.view.seen
+        return self.view.seen + self._earlier
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Masks cover the new tokens only."""
-        return query_length, self.view.seen
+        return self._earlier + query_length, self.view.seen
+
+    @property
+    def _earlier(self) -> int:
+        """Tokens of earlier parts."""
+        return self.keys.shape[2] if self.is_initialized and self.keys is not None else 0
 
     def attend(
         self,
@@ -139,7 +149,10 @@ class PassLayer(DynamicLayer):
         with no_autocast(query.device):
             fast = torch.is_grad_enabled() and rules.softcap is None and rules.sinks is None
             with torch.set_grad_enabled(torch.is_grad_enabled() and not fast):
-                result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **rules.options)
+                rows, earlier = query.shape[2], new[0].shape[2] - query.shape[2]
+                now = (part[:, :, earlier:] for part in new)
+                result = attend(*same_dtype(query, *now), causal=rows > 1, **rules.options)
+                result = _joined(result, query, new, [(0, earlier)] if earlier else [], rules)
                 result = _joined(result, query, cached, view.near, rules)
                 if view.softmax_keys == "chunk":
                     show(result)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .._compat import cache_keyword, copied_layer, decoder_of, input_device, last_block, layer_kinds, text_config
+from ..distributed import Room
 from ..errors import UnsupportedModelError
 from ..progress import bar
 from ..routing.attach import attach
@@ -64,7 +65,8 @@ def score_context(
         by the embeddings that were read, and causally, also where the model reads them in both directions (Gemma 3).
     Cost: with m = chunk size, the linear layers of (1 + prompt / m) forwards over the context and O(n^2) attention
         (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length. Scores that look
-        at the context's own queries: one forward over it in one piece, or over the last of its tokens.
+        at the context's own queries: one forward over it in one piece, or over the last of its tokens. Where the device has
+        no room for a forward, it comes in halves, quarters, ...: the same scores, up to rounding; not with gradients.
     """
     config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
     check_kind("prefilled", prefilled, PrefilledContext, "give what prefill returned")
@@ -102,7 +104,10 @@ class _Run:
         self.modules = getattr(score, "modules", Score.modules)
         self.inputs: LayerInputs | None = None
         self.cache = PassCache([])
-        self.kept: list[tuple[Any, ...]] = []  # what waits for its gradient
+        self.kept: dict[int, list[tuple[Any, ...]]] = {}  # by look, what waits for later parts or for gradients
+        what = "a repeat input" if self.looks_at == "repeat" else "the context, read again"
+        self.room = Room(f"parts of {{}} tokens of {what}")
+        self.waits, self.looks = False, 0  # whether scores are asked later, and looks within one forward
         self.view, self.where = View(0, [], [], (0, 0)), torch.empty(0)
 
     @contextmanager
@@ -128,8 +133,7 @@ class _Run:
                 local, keys = config.replay == "local", config.softmax_keys
                 view = View.of_chunk(prefilled.n_prefix, first, after, total, local=local, softmax_keys=keys)
                 ids = ids.to(input_device(prefilled.model))[None]
-                kept: list[Any] = [copied_layer(layer) for layer in prefilled.cache.layers]
-                self._forward(view, kept, repeated(prefilled, start, end, ids), total, ids)
+                self._pass(view, self._copies, repeated(prefilled, start, end, ids), total)
                 shown.update(end - start)
 
     def read_again(self) -> None:
@@ -137,13 +141,12 @@ class _Run:
         prefilled, n_prefix = self.prefilled, self.prefilled.n_prefix
         total, last = prefilled.prompt.ids.numel(), getattr(self.score, "last", None)
         start = n_prefix if last is None else max(total - last, n_prefix)
-        fresh: list[Any] = DynamicCache(config=text_config(prefilled.model)).layers
-        if len(prefilled.scored_layers) < len(fresh):  # windows and states cannot be taken back to the middle
+        if len(prefilled.scored_layers) < len(self._fresh()):  # windows and states cannot be taken back to the middle
             start = 0
         ids = prefilled.prompt.ids[start:].to(input_device(prefilled.model))[None]
         embedded = prefilled.embeddings
         given = {"input_ids": ids} if embedded is None else {"inputs_embeds": embedded[:, start:]}
-        self._forward(View.of_context(start, n_prefix, total), fresh, given, start, ids)
+        self._pass(View.of_context(start, n_prefix, total), self._fresh, given, start)
 
     def without_queries(self) -> None:
         """Keys, values and their places alone."""
@@ -155,10 +158,36 @@ class _Run:
             self.where = torch.empty(0, dtype=torch.int64, device=keys.device)
             self.look(index, none, none[..., 0].float(), keys, values, AttentionRules(keys.shape[-1] ** -0.5))
 
-    def _forward(
-        self, view: View, layers: list[Any], given: dict[str, torch.Tensor], start: int, ids: torch.Tensor
-    ) -> None:
-        """One forward of the decoder over `ids`, which stand from `start` on; `layers` serve where nothing is scored."""
+    def _copies(self) -> list[Any]:
+        layers: list[Any] = self.prefilled.cache.layers
+        return [copied_layer(layer) for layer in layers]
+
+    def _fresh(self) -> list[Any]:
+        layers: list[Any] = DynamicCache(config=text_config(self.prefilled.model)).layers
+        return layers
+
+    def _pass(self, view: View, layers: Callable[[], list[Any]], given: dict[str, torch.Tensor], start: int) -> None:
+        """The decoder over tokens that stand from `start` on, at once or in parts; `layers` serve where nothing is scored."""
+        total = next(iter(given.values())).shape[1]
+
+        def forward(size: int) -> None:
+            in_parts = size < total
+            self.view, self.kept, self.waits = view, {}, in_parts or self.gradients
+            self.cache = PassCache(self._shown(layers(), in_parts), self.inputs)
+            for at in range(0, total, size):
+                self._forward({name: one[:, at : at + size] for name, one in given.items()}, start + at)
+
+        if self.gradients:
+            forward(total)
+            self._differentiate()
+        else:
+            self.room.attempt(forward, total, self.scores.device)
+        for parts in self.kept.values():
+            self._ask(*_whole(parts))
+        self.kept = {}
+
+    def _shown(self, layers: list[Any], in_parts: bool) -> list[Any]:
+        """The layers with those that are scored in their places."""
         prefilled, scored = self.prefilled, self.prefilled.scored_layers
         # layers that share keys may read them after the layer that wrote them
         kinds = layer_kinds(text_config(prefilled.model))
@@ -166,16 +195,19 @@ class _Run:
         for index in scored:
             last = index == scored[-1] and not shared and not self.gradients
             full = prefilled.cache.layers[index]
-            layers[index] = PassLayer(full, index, prefilled.latent, view, self.look, last)
-        self.view, self.cache = view, PassCache(layers, self.inputs)
-        self.where = torch.arange(start, start + ids.shape[1], device=ids.device)
-        name, where = cache_keyword(self.decoder.forward), positions(self.decoder, start, ids)
+            layers[index] = PassLayer(full, index, prefilled.latent, self.view, self.look, last, in_parts)
+        return layers
+
+    def _forward(self, given: dict[str, torch.Tensor], start: int) -> None:
+        """One forward of the decoder over tokens that stand from `start` on."""
+        one = next(iter(given.values()))
+        self.where = torch.arange(start, start + one.shape[1], device=one.device)
+        name, where = cache_keyword(self.decoder.forward), positions(self.decoder, start, one)
+        self.looks = 0
+        if self.inputs is not None:
+            self.inputs.outputs = {} if self.gradients else None
         with contextlib.suppress(AllSeen), torch.set_grad_enabled(self.gradients):
-            if self.inputs is not None and self.gradients:
-                self.inputs.outputs = {}
             self.decoder(**given, use_cache=True, **{name: self.cache}, **where)
-        if self.gradients:
-            self._differentiate()
 
     # -- what the score is shown -----------------------------------------------------------------------------------
 
@@ -214,27 +246,30 @@ class _Run:
             given=None if given is None else given[counted],
         )
         shown = (query[0][:, counted], keys, values, Positions(at[counted], torch.arange(a, b, device=at.device)))
-        if self.gradients:
-            self.kept.append((layer, *shown))
+        if self.waits:
+            self.kept.setdefault(self.looks, []).append((layer, *shown))
+            self.looks += 1
         else:
             self._ask(layer, *shown)
 
     def _differentiate(self) -> None:
-        """Gradients of the squared last hidden states by what each layer's attention wrote, then the scores."""
+        """Gradients of the squared last hidden states by what each layer's attention wrote, for the layers that wait."""
         outputs = {} if self.inputs is None or self.inputs.outputs is None else self.inputs.outputs
         end = outputs.get(last_block(self.decoder))
-        written = [outputs.get(layer.module) for layer, *_ in self.kept]
-        seen = [one for one in written if one is not None and one.requires_grad]
-        if end is None or not end.requires_grad or len(seen) < len(self.kept):
+        layers = [layer for ((layer, *_),) in self.kept.values()]
+        written = [
+            one for one in (outputs.get(layer.module) for layer in layers) if one is not None and one.requires_grad
+        ]
+        if end is None or not end.requires_grad or len(written) < len(layers):
             raise UnsupportedModelError(
                 "what the layers of this model give cannot be differentiated here (no weights that require gradients, "
                 "or layers that cannot be seen); use score='kvzip'"
             )
-        found = torch.autograd.grad(end, seen, grad_outputs=2 * end.detach())
-        for (layer, *shown), gradient in zip(self.kept, found, strict=True):
+        found = torch.autograd.grad(end, written, grad_outputs=2 * end.detach())
+        for place, gradient in zip(self.kept, found, strict=True):
+            [(layer, *shown)] = self.kept[place]
             norms = gradient[0].detach().float().norm(dim=-1)
-            self._ask(replace(layer, gradient=norms), *shown)
-        self.kept.clear()
+            self.kept[place] = [(replace(layer, gradient=norms), *shown)]
         if self.inputs is not None:
             self.inputs.outputs = None
 
@@ -256,6 +291,21 @@ class _Run:
         target = self.scores[layer.place, :, start:end]
         # layers that share these keys score them together
         target.copy_(torch.maximum(target, found.detach().to(target)))
+
+
+def _whole(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What a score is shown of one layer, from what was shown of it part by part."""
+    layers, queries, _, _, where = zip(*parts, strict=True)
+    _, _, keys, values, last = parts[-1]
+    given = None if layers[0].given is None else torch.cat([layer.given for layer in layers])
+    layer = replace(layers[0], lse=torch.cat([layer.lse for layer in layers], dim=1), given=given)
+    return (
+        layer,
+        torch.cat(queries, dim=1),
+        keys,
+        values,
+        Positions(torch.cat([one.queries for one in where]), last.keys),
+    )
 
 
 def repeated(prefilled: PrefilledContext, start: int, end: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
