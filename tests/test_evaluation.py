@@ -1,4 +1,4 @@
-"""Sets and metrics of `benchmarks/kvzip_eval.py`: marks as the reference's packages give them, files of the sets' columns read back."""
+"""Sets and metrics of `benchmarks/kvzip_eval.py`: marks as the reference packages give them, files read back by column."""
 
 from __future__ import annotations
 
