@@ -316,13 +316,14 @@ def _check_length(sound: Any) -> None:
     """Refuse a decoder of more samples than are read, before it decodes any; one whose header says no length passes."""
     about = getattr(sound, "metadata", None)
     names = ("duration_seconds_from_header", "sample_rate", "num_channels")
-    seconds, rate, channels = (getattr(about, name, None) for name in names)
-    if not all(isinstance(one, int | float) for one in (seconds, rate, channels)):
+    said = [getattr(about, name, None) for name in names]
+    if not all(isinstance(one, int | float) for one in said):
         return
+    seconds, rate, channels = (float(one) for one in said if one is not None)
     samples = seconds * rate * channels
     if not samples <= MOST_SAMPLES:  # NaN too
         raise ValueError(
-            f"holds a sound of {seconds:g} s, {channels} channels at {rate} Hz, at most {MOST_SAMPLES:,} samples are read; "
+            f"holds a sound of {seconds:g} s, {channels:g} channels at {rate:g} Hz, at most {MOST_SAMPLES:,} samples are read; "
             "cut it into shorter ones"
         )
 
