@@ -91,8 +91,10 @@ def settle(
 
     ranges = {name: one if isinstance(one, tuple) else (one, MOST) for name, one in (counts or {}).items()}
     put(choices or (), lambda name, value: check_choice(name, value, (choices or {})[name]))
-    spans = numbers or {}
-    put(spans, lambda name, value: check_number(name, value, *spans[name], above=name in above, below=name in below))
+    put(
+        numbers or (),
+        lambda name, value: check_number(name, value, *(numbers or {})[name], above=name in above, below=name in below),
+    )
     put(ranges, lambda name, value: check_int(name, value, *ranges[name]))
     put(flags, check_flag)
     put(texts, check_text)

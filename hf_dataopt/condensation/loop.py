@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +203,8 @@ class CondensationLoop:
                 [class_distance(torch.cat(want).detach().float(), have.float(), config.metric) for want, have in layers]
             ).sum(0)
         (slope,) = torch.autograd.grad(losses.sum(), leaf)
+        if config.learning_rate_space == "normalised":
+            slope = slope * self.data.std.to(slope).reshape(-1, 1, 1) ** 2
         return losses.detach(), slope.to(images.device)
 
     def _autocast(self) -> torch.autocast:
@@ -243,17 +246,23 @@ class CondensationLoop:
         return self._compiled[1]
 
     def train_epochs(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        own: torch.Generator,
+        epochs: int,
+        most: int | None = None,
     ) -> None:
-        """Early phase: whole passes over the real data before the network is matched."""
+        """Early phase: whole passes over the real data before the network is matched; `most` batches of each, if given."""
         config = self.config
         augmentation = network_augmentation(config.augmentation, config.cutmix)
         network = self._trained(network)
         for _ in range(epochs):
-            for part in batches(len(self.data.labels), config.network_batch, own):
+            for part in islice(batches(len(self.data.labels), config.network_batch, own), most):
                 images, labels = self.data.batch(part)
                 batch = (images.to(self.device), labels.to(self.device))
-                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix)
+                dtype = getattr(torch, config.dtype)
+                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix, dtype=dtype)
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """A fresh SGD for a network."""

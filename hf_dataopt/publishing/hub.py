@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +81,7 @@ def download(
         HubError: it cannot be read; offline (`HF_HUB_OFFLINE=1`), it is not in the cache.
     """
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # exported, without saying so
 
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
@@ -97,7 +97,7 @@ def download(
         )
         check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
         patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
-        wanted = [one for one in info.siblings or [] if any(fnmatch(one.rfilename, pattern) for pattern in patterns)]
+        wanted = filter_repo_objects(info.siblings or [], allow_patterns=patterns, key=lambda one: one.rfilename)
         total = sum(one.size or 0 for one in wanted)
         if total > most:
             raise ValueError(
