@@ -161,6 +161,24 @@ def test_tables_are_counted_before_they_are_read(name: str, tmp_path: Path, monk
     assert all("dictionary" in str(file.schema_arrow) for file in opened)
 
 
+def test_tables_of_exactly_their_budget_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": pa.array(range(1000), pa.int64())}), path, use_dictionary=False)
+    stated = pq.ParquetFile(path).metadata.num_rows + 1000 * 8
+    monkeypatch.setattr(tables, "MAX_RATIO", 0)
+    for least, fits in ((stated, True), (stated - 1, False)):
+        monkeypatch.setattr(tables, "LEAST", least)
+        assert tables.allowed(path) == least
+        if fits:
+            assert tables.read(path, tables.opened(path)).num_rows == 1000
+        else:
+            with pytest.raises(ValueError, match=f"more than {least:,} bytes"):
+                tables.opened(path)
+    monkeypatch.setattr(tables, "MAX_RATIO", 3)
+    monkeypatch.setattr(tables, "LEAST", 1)
+    assert tables.allowed(path) == 3 * path.stat().st_size
+
+
 def test_tables_of_repeated_texts_within_the_budget_are_read(tmp_path: Path) -> None:
     table = pa.table({"a": _repeated(b"x" * 2**16, 1_000), "b": pa.array([None, [{"c": b"y"}]] * 500)})
     pq.write_table(table, tmp_path / "a.parquet")
