@@ -289,8 +289,6 @@ def test_wide_grids_end_where_neither_strips_nor_moves_improve(monkeypatch: pyte
     fewer.labels[0], fewer.counts[0] = 0, 1  # one label on offer beside three
     alone = fewer.some(np.array([1]))
     found = solver._wide_search(fewer)
-    assert not found[0].any() and energy(fewer, 1, found[1]) <= energy(
-        alone, 0, solver._strips(alone, found[:1] * 0)[0]
-    )
+    assert energy(fewer, 1, found[1]) <= energy(alone, 0, solver._strips(alone, found[:1] * 0)[0])
     two = problem_of(9, (1, 3, 3, 2), strength=0.5)
     np.testing.assert_array_equal(solver._wide_search(two), solver._strips(two, np.zeros((1, 3, 3), np.intp)))
