@@ -33,7 +33,7 @@ from hf_dataopt.condensation.multi_formation import Formation, recipe_text
 from hf_dataopt.condensation.saved import save_condensed
 from hf_dataopt.decoding import read_image
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
-from hf_dataopt.publishing import info, safe_files, tables
+from hf_dataopt.publishing import hub, info, safe_files, tables
 from hf_dataopt.publishing.cards import first_block
 from hf_dataopt.publishing.dataset_files import read_parquet, write_parquet
 from hf_dataopt.publishing.info import describe
@@ -251,6 +251,16 @@ def test_pictures_for_which_a_program_would_be_started(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "data" / "train-0.parquet")
     with pytest.raises(ValueError, match="decoded by another program"):
         read_parquet(tmp_path)
+
+
+def test_as_much_of_a_repository_is_looked_at_as_a_record_and_a_card_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, only: tuple[str, ...], most: int, **__: Any) -> Path:
+        assert "hf_dataopt.json" in only and "README.md" in only
+        raise OSError(f"{most} bytes")
+
+    monkeypatch.setattr(hub, "download", download)
+    with pytest.raises(OSError, match=f"^{(64 + 16) * 1024 * 1024} bytes"):
+        describe("me/scores")
 
 
 # -- things that take forever
