@@ -14,14 +14,15 @@ from transformers.cache_utils import DynamicCache
 
 from .._compat import chunked_attention, input_device, text_config
 from ..routing.attach import attach
-from .attention import RaggedContext, attend
+from .attention import attend
 from .config import KVzipConfig
 from .eviction import budget_ratio, first
 from .layers import KVzipLayer, kept_layer
 from .prompt import KVzipPrompt
 from .proof import Proof
+from .ragged import DenseTiles, RaggedContext, empty_tiles, head_rows, tile_size
 from .reading import USER, OwnCache, check_supported, hearing, read_text
-from .rules import AttentionRules, no_autocast, same_dtype
+from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +103,7 @@ class _Stream(KVzipLayer):
 
     def __init__(self, shape: tuple[int, int, int], latent: bool) -> None:
         heads, keys, values = shape
-        super().__init__(RaggedContext(torch.empty(0, keys), torch.empty(0, values), [0] * heads, 0), latent)
+        super().__init__(_nothing(torch.empty(0, keys), torch.empty(0, values), [0] * heads, 0), latent)
         self.scores = [torch.empty(0)] * heads  # of the kept pairs, then of the piece too; inf for the prefix
 
     def expect(self, scores: torch.Tensor, n_prefix: int) -> None:
@@ -110,7 +111,8 @@ class _Stream(KVzipLayer):
         if not torch.isfinite(scores).all():
             raise ValueError("scores hold NaN or infinity; fit the gates again or check the model's weights")
         scores = scores.float().clone()
-        scores[:, : max(n_prefix - self.context.n_tokens, 0)] = torch.inf
+        start = self.context.n_tokens + len(self.scores[0]) - self.context.lengths[0]
+        scores[:, : max(n_prefix - start, 0)] = torch.inf
         self.scores = [torch.cat([old.to(new.device), new]) for old, new in zip(self.scores, scores, strict=True)]
 
     def attend(
@@ -129,43 +131,52 @@ class _Stream(KVzipLayer):
         rules = AttentionRules.of(scale, options)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)
-            return rules.with_sinks(attend(query, key, value, causal=query.shape[2] > 1, **rules.options))[0]
+            mask, causal = tail_mask(None, query.shape[2], key.shape[2], 0, query.device)  # a piece may come in parts
+            return rules.with_sinks(attend(query, key, value, mask=mask, causal=causal, **rules.options))[0]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `KVzipLayer.update`."""
         if not self.context.n_tokens:  # nothing is known of devices and dtypes before
-            self.context = RaggedContext(
-                key_states.new_empty(0, key_states.shape[3]),
-                value_states.new_empty(0, value_states.shape[3]),
-                self.context.lengths,
-                0,
-            )
+            self.context = _nothing(key_states, value_states, self.context.lengths, 0)
         return super().update(key_states, value_states, *args, **kwargs)
+
+    def cut_back(self, length: int) -> None:
+        """Forget all but the first tokens; what was heard of the others stays, and is not heard again."""
+        n = length - self.context.n_tokens
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[:, :, :n], self.values[:, :, :n]
 
     def fold(self, keep: list[torch.Tensor]) -> None:
         """Make what stays of context and piece the context; `keep` (pairs,) bool per head, in order of position."""
-        n_tokens, before, device = self.get_seq_length(), self.context.lengths, self.context.keys.device
+        n_tokens, before, tiles = self.get_seq_length(), self.context.lengths, self.context.tiles.dense()
         self.scores = [scores[kept.to(scores.device)] for scores, kept in zip(self.scores, keep, strict=True)]
-        lengths, keep = [len(scores) for scores in self.scores], [kept.to(device) for kept in keep]
-        old = {"keys": self.context.keys, "values": self.context.values}
+        lengths, keep = [len(scores) for scores in self.scores], [kept.to(tiles.device) for kept in keep]
+        size = tile_size(lengths, tiles.keys, tiles.values)
+        old = {"keys": tiles.keys, "values": tiles.values}
         piece = {"keys": self.keys, "values": self.values}
-        empty = {name: part.new_empty(0, part.shape[1]) for name, part in old.items()}
-        self.context = RaggedContext(**empty, lengths=[0] * len(before), n_tokens=n_tokens)
+        self.context = _nothing(tiles.keys, tiles.values, [0] * len(before), n_tokens)
+        del tiles
         self.reset()
         # old keys are gone before values are copied: half a layer exists twice, never a whole one
-        made = {name: _kept(old.pop(name), before, piece.pop(name), keep, lengths) for name in ("keys", "values")}
-        self.context = RaggedContext(**made, lengths=lengths, n_tokens=n_tokens)
+        made = {name: _kept(old.pop(name), before, piece.pop(name), keep, lengths, size) for name in ("keys", "values")}
+        self.context = RaggedContext(DenseTiles(**made), lengths, n_tokens)
+
+
+def _nothing(keys: torch.Tensor, values: torch.Tensor, lengths: list[int], n_tokens: int) -> RaggedContext:
+    """No pairs, of the widths and dtypes of keys and values (..., d)."""
+    return RaggedContext(DenseTiles.empty([0], 1, keys, values), lengths, n_tokens)
 
 
 def _kept(
-    old: torch.Tensor, before: list[int], piece: Any, keep: list[torch.Tensor], lengths: list[int]
+    old: torch.Tensor, before: list[int], piece: Any, keep: list[torch.Tensor], lengths: list[int], size: int
 ) -> torch.Tensor:
-    """What stays of ragged pairs (sum of `before`, d) and of a piece (1, heads, n, d) or None: (sum of `lengths`, d)."""
-    made = old.new_empty(sum(lengths), old.shape[1])
-    new = old.new_empty(len(before), 0, old.shape[1]) if piece is None else piece[0]
-    for target, one, more, kept in zip(made.split(lengths), old.split(before), new, keep, strict=True):
+    """What stays of tiles with `before` pairs a head and of a piece (1, heads, n, d) or None, in tiles of `size` rows."""
+    made = empty_tiles(lengths, size, old)
+    new = old.new_empty(len(before), 0, old.shape[2]) if piece is None else piece[0]
+    rows = head_rows(made, lengths), head_rows(old, before)
+    for target, one, more, kept in zip(*rows, new, keep, strict=True):
         stays, joins = kept[: len(one)].nonzero()[:, 0], kept[len(one) :].nonzero()[:, 0]
         torch.index_select(one, 0, stays, out=target[: len(stays)])
         torch.index_select(more, 0, joins, out=target[len(stays) :])

@@ -152,7 +152,7 @@ def _gates() -> dict[str, Case]:
                 tokenizer=TOKENIZER,
                 texts=Argument(
                     lambda: [CONTEXT, "Its lock is red."],
-                    Kind(lambda value: None if isinstance(value, list | tuple | dict) else False, texts),
+                    Kind(lambda value: None if isinstance(value, list | tuple) else False, texts),
                 ),
                 config=Argument(lambda: GateConfig(hidden=2, steps=1, tokens_per_step=8), NONE),
                 scoring=CONFIG,

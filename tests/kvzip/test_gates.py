@@ -123,16 +123,23 @@ def test_a_stopped_fit_goes_on_where_it_was(
 def test_what_cannot_be_fitted_on_is_refused(fitted: tuple[Any, Any, KVzipGates]) -> None:
     model, tokenizer, _ = fitted
     for texts, error, words in (
-        ("one text", TypeError, "a list of str, got 'one text'"),
-        (["one text"], ValueError, "at least two texts"),
-        (["one text", 7], TypeError, "got int at 1"),
+        ("one text", TypeError, "texts must be a list or tuple, got 'one text'"),
+        (["one text"], ValueError, "texts needs at least 2 entries, got 1"),
+        (["one text", 7], TypeError, r"texts\[1\] must be a str, got 7"),
         (["one text", ""], ValueError, "text 1: the context has no tokens"),
     ):
         with pytest.raises(error, match=words):
             KVzipGates.fit(model, tokenizer, texts, SMALL, progress=False)  # type: ignore[arg-type]
-    for wrong, error in (({"steps": 0}, ValueError), ({"hidden": 2.5}, TypeError), ({"held_share": 1}, ValueError)):
-        with pytest.raises(error):
+    for wrong, error, words in (
+        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        ({"hidden": 2.5}, TypeError, "hidden must be an int"),
+        ({"held_share": 1}, ValueError, r"held_share must be in \(0, 1\), got 1"),
+        ({"held_share": 0}, ValueError, r"held_share must be in \(0, 1\), got 0"),
+        ({"learning_rate": 0.0}, ValueError, r"learning_rate must be in \(0, 1\], got 0"),
+    ):
+        with pytest.raises(error, match=words):
             GateConfig(**wrong)  # type: ignore[arg-type]
+    assert GateConfig(learning_rate=1, weight_decay=0).weight_decay == 0
     sliding = available()["mistral_sliding"].model()
     with pytest.raises(UnsupportedModelError, match="global attention"):
         KVzipGates.fit(sliding, tokenizer, TEXTS, SMALL, progress=False)
@@ -151,7 +158,7 @@ def test_loaded_gates_read_as_the_saved_ones(fitted: tuple[Any, Any, KVzipGates]
         for one in (gates, loaded)
     ]
     assert caches[0].stored_lengths == caches[1].stored_lengths
-    assert torch.equal(caches[0].pristine_layers[2].context.keys, caches[1].pristine_layers[2].context.keys)
+    assert torch.equal(caches[0].pristine_layers[2].context.tiles.keys, caches[1].pristine_layers[2].context.tiles.keys)
     card = (tmp_path / "g" / "README.md").read_text()
     assert "rooms" in card and f"| 0.3 | {gates.about['agreement']['0.3']} |" in card
     loaded.save_pretrained(tmp_path / "twice")
@@ -248,8 +255,8 @@ def test_in_one_piece_it_is_the_whole_cache_cut_by_the_same_scores(name: str) ->
     for one, other in zip(cache.pristine_layers, whole.pristine_layers, strict=True):
         assert type(one) is type(other)
         if isinstance(one, KVzipLayer):
-            assert torch.equal(one.context.keys, other.context.keys)
-            assert torch.equal(one.context.values, other.context.values)
+            assert torch.equal(one.context.tiles.keys, other.context.tiles.keys)
+            assert torch.equal(one.context.tiles.values, other.context.tiles.values)
     answers = [model.generate(**made.inputs(QUESTION), max_new_tokens=4, do_sample=False) for made in (cache, whole)]
     assert torch.equal(*answers)
 
@@ -279,8 +286,8 @@ def test_cutting_piece_by_piece_is_cutting_once(level: Any, ties: Any, budget: d
     assert [layer.context.lengths for layer in layers] == [layer.context.lengths for layer in once]
     assert all(layer.context.n_tokens == n for layer in layers)
     # the first layer's pairs do not depend on what was out of sight
-    torch.testing.assert_close(layers[0].context.keys, once[0].context.keys, rtol=0, atol=1e-6)
-    torch.testing.assert_close(layers[0].context.values, once[0].context.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(layers[0].context.tiles.keys, once[0].context.tiles.keys, rtol=0, atol=1e-6)
+    torch.testing.assert_close(layers[0].context.tiles.values, once[0].context.tiles.values, rtol=0, atol=1e-6)
 
 
 def test_a_long_context_is_read_within_its_budget() -> None:
@@ -369,7 +376,7 @@ def test_threads_hear_nothing_of_each_other(fitted: tuple[Any, Any, KVzipGates])
     for index, cache in enumerate(alone):
         assert found[index].stored_lengths == cache.stored_lengths
         for one, other in zip(found[index].pristine_layers, cache.pristine_layers, strict=True):
-            assert torch.equal(one.context.keys, other.context.keys)
+            assert torch.equal(one.context.tiles.keys, other.context.tiles.keys)
 
 
 def test_detach_takes_everything_off_the_model() -> None:

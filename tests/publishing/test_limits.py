@@ -445,7 +445,7 @@ def test_writers_refuse_what_readers_would(tmp_path: Path) -> None:
     for name, save in saves.items():
         save()
         before[name] = {path.name: path.read_bytes() for path in files_of(tmp_path / name)}
-    cache.pristine_layers[0].context.keys[0, 0] = float("nan")
+    cache.pristine_layers[0].context.tiles.keys[0, 0] = float("nan")
     memory.layers[0][0][0, 0, 0, 0] = 1e30
     next(weight for name, weight in tuned.named_parameters() if ".lora_A" in name).data[0, 0] = float("nan")
     report.label_noise_score = np.full(len(report), np.nan)
@@ -472,6 +472,7 @@ def test_names_and_texts_of_any_kind_are_written_and_read(tmp_path: Path) -> Non
             metadata = write_parquet(dataset, draft)
             shown = dict.fromkeys(("name", "source", "split", "dropped", "rows", "model"), name)
             finish(draft, "cleaned_dataset", about={"x": name}, metadata=metadata, code={"split": name}, facts=[(name, name)],
+                   rule=name,
                    settings=json.dumps({"x": name}), **shown)  # fmt: skip
         assert read_parquet(tmp_path / str(round_)).features["a"].names == labels
         found = read_card(tmp_path / str(round_) / "README.md")[0]["dataset_info"]["features"][0]["dtype"][
