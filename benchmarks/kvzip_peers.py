@@ -39,8 +39,8 @@ from hf_dataopt.text.demo_model import load_demo_model
 
 PEERS = HERE.parent / "build" / "peers"
 RATIOS = (0.3, 0.1)
-# records per context, some 72 tokens each: 1k to 4k tokens
-SIZES = (14, 14, 15, 16, 18, 20, 22, 24, 28, 28, 42, 56)
+# records per context, some 75 tokens each: 1k to 4k tokens, mixed so that the first few span them
+SIZES = (14, 14, 28, 20, 16, 42, 24, 56, 15, 18, 22, 28)
 OURS = {
     "KVzip, chunk 512": KVzipConfig(chunk_size=512),
     "KVzip, chunk 2048": KVzipConfig(chunk_size=2048),
