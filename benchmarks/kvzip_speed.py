@@ -37,8 +37,8 @@ from hf_dataopt.text.demo_model import load_demo_model
 
 _TOKEN = torch.tensor([[17]])
 SETTINGS = {
-    "exact, chunk 2000": KVzipConfig(),
-    "exact, chunk 512": KVzipConfig(chunk_size=512),
+    "exact, chunk 2000": KVzipConfig(chunk_size=2000, replay="exact"),
+    "exact, chunk 512": KVzipConfig(chunk_size=512, replay="exact"),
     "local, chunk 512": KVzipConfig(chunk_size=512, replay="local"),
 }
 
