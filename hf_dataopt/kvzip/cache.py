@@ -23,6 +23,7 @@ from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
 from ..settings import brief, check_config, check_flag, check_kind, check_tensor, check_tokenizer, optional
+from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .gates import KVzipGates
@@ -30,7 +31,6 @@ from .images import build_context
 from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
 from .prefill import prefill
 from .prompt import KVzipPrompt, question_rows
-from .ragged import RaggedContext
 from .reading import USER, PrefilledContext, check_supported
 from .saved import load_cache, save_cache
 from .scoring import score_context
@@ -384,7 +384,7 @@ class KVzipCache(RoutedCache):
     @property
     def device(self) -> torch.device:
         """Where the kept pairs are."""
-        return self._contexts()[0].tiles.device
+        return self._contexts()[0].keys.device
 
     @property
     def scored_layers(self) -> list[int]:
@@ -404,7 +404,11 @@ class KVzipCache(RoutedCache):
     @property
     def full_context_nbytes(self) -> int:
         """Bytes the same layers held before eviction."""
-        return sum(context.full_nbytes for context in self._contexts())
+        return sum(
+            context.n_tokens * len(context.lengths) * part.shape[1] * part.element_size()
+            for context in self._contexts()
+            for part in (context.keys, context.values)
+        )
 
     @property
     def nbytes(self) -> int:

@@ -20,11 +20,11 @@ from ..publishing.record import check_version, known_settings
 from ..publishing.safe_files import MAX_VALUE, check_finite, read_tensors
 from ..publishing.writer import finish, replacing
 from ..settings import check_text, optional
+from .attention import RaggedContext
 from .config import KVzipConfig
 from .layers import KVzipLayer, KVzipSlidingLayer
 from .prompt import KVzipPrompt
 from .proof import Proof, prove
-from .ragged import DenseTiles, RaggedContext, head_rows, tile_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,11 +55,11 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
     windows: dict[str, Any] = {}
     for index, layer in enumerate(layers):
         if isinstance(layer, KVzipLayer):
-            keys, values = (torch.cat(rows) for rows in layer.context.rows())
+            context = layer.context
             tensors |= {
-                f"layer.{index}.keys": keys,
-                f"layer.{index}.values": values,
-                f"layer.{index}.lengths": torch.tensor(layer.context.lengths),
+                f"layer.{index}.keys": context.keys.contiguous(),
+                f"layer.{index}.values": context.values.contiguous(),
+                f"layer.{index}.lengths": torch.tensor(context.lengths),
             }
         elif hasattr(layer, "sliding_window"):
             tensors |= {
@@ -181,12 +181,7 @@ def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proo
     _check_values(index, model, keys, (sum(counts), key_width))
     _check_values(index, model, values, (sum(counts), value_width))
     device = layer_device(model, index)
-    keys, values = keys.to(device), values.to(device)
-    tiles = DenseTiles.empty(counts, tile_size(counts, keys, values), keys, values)
-    for flat, made in ((keys, tiles.keys), (values, tiles.values)):
-        for target, rows in zip(head_rows(made, counts), flat.split(counts), strict=True):
-            target.copy_(rows)
-    return KVzipLayer(RaggedContext(tiles, counts, n_tokens), proof.latent)
+    return KVzipLayer(RaggedContext(keys.to(device), values.to(device), counts, n_tokens), proof.latent)
 
 
 def _window(

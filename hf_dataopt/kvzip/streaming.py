@@ -14,13 +14,12 @@ from transformers.cache_utils import DynamicCache
 
 from .._compat import chunked_attention, input_device, text_config
 from ..routing.attach import attach
-from .attention import attend
+from .attention import RaggedContext, attend
 from .config import KVzipConfig
 from .eviction import budget_ratio, first
 from .layers import KVzipLayer, kept_layer
 from .prompt import KVzipPrompt
 from .proof import Proof
-from .ragged import DenseTiles, RaggedContext, empty_tiles, head_rows, tile_size
 from .reading import USER, OwnCache, check_supported, hearing, read_text
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
 
@@ -103,7 +102,7 @@ class _Stream(KVzipLayer):
 
     def __init__(self, shape: tuple[int, int, int], latent: bool) -> None:
         heads, keys, values = shape
-        super().__init__(_nothing(torch.empty(0, keys), torch.empty(0, values), [0] * heads, 0), latent)
+        super().__init__(RaggedContext(torch.empty(0, keys), torch.empty(0, values), [0] * heads, 0), latent)
         self.scores = [torch.empty(0)] * heads  # of the kept pairs, then of the piece too; inf for the prefix
 
     def expect(self, scores: torch.Tensor, n_prefix: int) -> None:
@@ -139,7 +138,12 @@ class _Stream(KVzipLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `KVzipLayer.update`."""
         if not self.context.n_tokens:  # nothing is known of devices and dtypes before
-            self.context = _nothing(key_states, value_states, self.context.lengths, 0)
+            self.context = RaggedContext(
+                key_states.new_empty(0, key_states.shape[3]),
+                value_states.new_empty(0, value_states.shape[3]),
+                self.context.lengths,
+                0,
+            )
         return super().update(key_states, value_states, *args, **kwargs)
 
     def cut_back(self, length: int) -> None:
@@ -150,33 +154,26 @@ class _Stream(KVzipLayer):
 
     def fold(self, keep: list[torch.Tensor]) -> None:
         """Make what stays of context and piece the context; `keep` (pairs,) bool per head, in order of position."""
-        n_tokens, before, tiles = self.get_seq_length(), self.context.lengths, self.context.tiles.dense()
+        n_tokens, before, device = self.get_seq_length(), self.context.lengths, self.context.keys.device
         self.scores = [scores[kept.to(scores.device)] for scores, kept in zip(self.scores, keep, strict=True)]
-        lengths, keep = [len(scores) for scores in self.scores], [kept.to(tiles.device) for kept in keep]
-        size = tile_size(lengths, tiles.keys, tiles.values)
-        old = {"keys": tiles.keys, "values": tiles.values}
+        lengths, keep = [len(scores) for scores in self.scores], [kept.to(device) for kept in keep]
+        old = {"keys": self.context.keys, "values": self.context.values}
         piece = {"keys": self.keys, "values": self.values}
-        self.context = _nothing(tiles.keys, tiles.values, [0] * len(before), n_tokens)
-        del tiles
+        empty = {name: part.new_empty(0, part.shape[1]) for name, part in old.items()}
+        self.context = RaggedContext(**empty, lengths=[0] * len(before), n_tokens=n_tokens)
         self.reset()
         # old keys are gone before values are copied: half a layer exists twice, never a whole one
-        made = {name: _kept(old.pop(name), before, piece.pop(name), keep, lengths, size) for name in ("keys", "values")}
-        self.context = RaggedContext(DenseTiles(**made), lengths, n_tokens)
-
-
-def _nothing(keys: torch.Tensor, values: torch.Tensor, lengths: list[int], n_tokens: int) -> RaggedContext:
-    """No pairs, of the widths and dtypes of keys and values (..., d)."""
-    return RaggedContext(DenseTiles.empty([0], 1, keys, values), lengths, n_tokens)
+        made = {name: _kept(old.pop(name), before, piece.pop(name), keep, lengths) for name in ("keys", "values")}
+        self.context = RaggedContext(**made, lengths=lengths, n_tokens=n_tokens)
 
 
 def _kept(
-    old: torch.Tensor, before: list[int], piece: Any, keep: list[torch.Tensor], lengths: list[int], size: int
+    old: torch.Tensor, before: list[int], piece: Any, keep: list[torch.Tensor], lengths: list[int]
 ) -> torch.Tensor:
-    """What stays of tiles with `before` pairs a head and of a piece (1, heads, n, d) or None, in tiles of `size` rows."""
-    made = empty_tiles(lengths, size, old)
-    new = old.new_empty(len(before), 0, old.shape[2]) if piece is None else piece[0]
-    rows = head_rows(made, lengths), head_rows(old, before)
-    for target, one, more, kept in zip(*rows, new, keep, strict=True):
+    """What stays of ragged pairs (sum of `before`, d) and of a piece (1, heads, n, d) or None: (sum of `lengths`, d)."""
+    made = old.new_empty(sum(lengths), old.shape[1])
+    new = old.new_empty(len(before), 0, old.shape[1]) if piece is None else piece[0]
+    for target, one, more, kept in zip(made.split(lengths), old.split(before), new, keep, strict=True):
         stays, joins = kept[: len(one)].nonzero()[:, 0], kept[len(one) :].nonzero()[:, 0]
         torch.index_select(one, 0, stays, out=target[: len(stays)])
         torch.index_select(more, 0, joins, out=target[len(stays) :])

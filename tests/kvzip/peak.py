@@ -24,7 +24,7 @@ class PeakOfPairs(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
-        if isinstance(found, torch.Tensor) and found.shape[-1:] == (self.width,) and self._cached(found, function):
+        if isinstance(found, torch.Tensor) and found.shape[-1:] == (self.width,) and self._cached(found):
             self._alive.append(weakref.ref(found))
             alive = [tensor for tensor in (one() for one in self._alive) if tensor is not None]
             self._alive = [weakref.ref(tensor) for tensor in alive]
@@ -32,6 +32,5 @@ class PeakOfPairs(TorchDispatchMode):
             self.bytes = max(self.bytes, sum(storages.values()))
         return found
 
-    def _cached(self, found: torch.Tensor, function: Any) -> bool:
-        tiles = found.ndim == 3 and function is torch.ops.aten.new_empty.default  # others are queries and outputs
-        return found.ndim == 2 or tiles or (found.ndim == 4 and found.shape[1] == self.heads)
+    def _cached(self, found: torch.Tensor) -> bool:
+        return found.ndim == 2 or (found.ndim == 4 and found.shape[1] == self.heads)

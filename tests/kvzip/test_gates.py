@@ -158,7 +158,7 @@ def test_loaded_gates_read_as_the_saved_ones(fitted: tuple[Any, Any, KVzipGates]
         for one in (gates, loaded)
     ]
     assert caches[0].stored_lengths == caches[1].stored_lengths
-    assert torch.equal(caches[0].pristine_layers[2].context.tiles.keys, caches[1].pristine_layers[2].context.tiles.keys)
+    assert torch.equal(caches[0].pristine_layers[2].context.keys, caches[1].pristine_layers[2].context.keys)
     card = (tmp_path / "g" / "README.md").read_text()
     assert "rooms" in card and f"| 0.3 | {gates.about['agreement']['0.3']} |" in card
     loaded.save_pretrained(tmp_path / "twice")
@@ -255,8 +255,8 @@ def test_in_one_piece_it_is_the_whole_cache_cut_by_the_same_scores(name: str) ->
     for one, other in zip(cache.pristine_layers, whole.pristine_layers, strict=True):
         assert type(one) is type(other)
         if isinstance(one, KVzipLayer):
-            assert torch.equal(one.context.tiles.keys, other.context.tiles.keys)
-            assert torch.equal(one.context.tiles.values, other.context.tiles.values)
+            assert torch.equal(one.context.keys, other.context.keys)
+            assert torch.equal(one.context.values, other.context.values)
     answers = [model.generate(**made.inputs(QUESTION), max_new_tokens=4, do_sample=False) for made in (cache, whole)]
     assert torch.equal(*answers)
 
@@ -286,8 +286,8 @@ def test_cutting_piece_by_piece_is_cutting_once(level: Any, ties: Any, budget: d
     assert [layer.context.lengths for layer in layers] == [layer.context.lengths for layer in once]
     assert all(layer.context.n_tokens == n for layer in layers)
     # the first layer's pairs do not depend on what was out of sight
-    torch.testing.assert_close(layers[0].context.tiles.keys, once[0].context.tiles.keys, rtol=0, atol=1e-6)
-    torch.testing.assert_close(layers[0].context.tiles.values, once[0].context.tiles.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(layers[0].context.keys, once[0].context.keys, rtol=0, atol=1e-6)
+    torch.testing.assert_close(layers[0].context.values, once[0].context.values, rtol=0, atol=1e-6)
 
 
 def test_a_long_context_is_read_within_its_budget() -> None:
@@ -376,7 +376,7 @@ def test_threads_hear_nothing_of_each_other(fitted: tuple[Any, Any, KVzipGates])
     for index, cache in enumerate(alone):
         assert found[index].stored_lengths == cache.stored_lengths
         for one, other in zip(found[index].pristine_layers, cache.pristine_layers, strict=True):
-            assert torch.equal(one.context.tiles.keys, other.context.tiles.keys)
+            assert torch.equal(one.context.keys, other.context.keys)
 
 
 def test_detach_takes_everything_off_the_model() -> None:

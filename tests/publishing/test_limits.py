@@ -445,7 +445,7 @@ def test_writers_refuse_what_readers_would(tmp_path: Path) -> None:
     for name, save in saves.items():
         save()
         before[name] = {path.name: path.read_bytes() for path in files_of(tmp_path / name)}
-    cache.pristine_layers[0].context.tiles.keys[0, 0] = float("nan")
+    cache.pristine_layers[0].context.keys[0, 0] = float("nan")
     memory.layers[0][0][0, 0, 0, 0] = 1e30
     next(weight for name, weight in tuned.named_parameters() if ".lora_A" in name).data[0, 0] = float("nan")
     report.label_noise_score = np.full(len(report), np.nan)
