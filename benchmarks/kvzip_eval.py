@@ -39,18 +39,6 @@ from hf_dataopt.progress import track
 from hf_dataopt.text.demo_model import load_demo_model
 
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-SCORES = (
-    "kvzip",
-    "kvzip_plus",
-    "kvgrad",
-    "h2o",
-    "snapkv",
-    "pyramidkv",
-    "streaming_llm",
-    "expected_attention",
-    "duo",
-    "random",
-)
 FULL = ("full", 1.0)
 Cell = tuple[str, int, str, float]  # task, context, score, ratio
 
@@ -178,16 +166,22 @@ def means(cells: Cells) -> dict[tuple[str, str, float], dict[int, float]]:
     return found
 
 
-def paired(ours: dict[int, float], full: dict[int, float], divide: bool) -> tuple[float, list[float]]:
-    """Ours over (or minus) the full cache's, with a 95 % bootstrap interval over the contexts that both have."""
+def paired(ours: dict[int, float], full: dict[int, float], divide: bool) -> tuple[float | None, list[float] | None]:
+    """Ours over (or minus) the full cache's, with a 95 % bootstrap interval over the contexts that both have.
+
+    Nothing is over a full cache whose marks are all 0.
+    """
     both = sorted(set(ours) & set(full))
     a, b = np.array([ours[i] for i in both]), np.array([full[i] for i in both])
+    if divide and not b.any():
+        return None, None
     drawn = np.random.default_rng(0).integers(len(both), size=(2000, len(both)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = a[drawn].mean(1) / b[drawn].mean(1) if divide else (a - b)[drawn].mean(1)
-        value = a.mean() / b.mean() if divide else (a - b).mean()
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return float(value), [round(float(low), 3), round(float(high), 3)]
+    if divide:
+        some = b[drawn].any(axis=1)  # draws of contexts that the full cache fails are left out
+        draws, value = a[drawn][some].mean(1) / b[drawn][some].mean(1), a.mean() / b.mean()
+    else:
+        draws, value = (a - b)[drawn].mean(1), (a - b).mean()
+    return float(value), [round(float(end), 3) for end in np.percentile(draws, [2.5, 97.5])]
 
 
 def table(cells: Cells, measure: str) -> list[dict[str, Any]]:
@@ -200,9 +194,12 @@ def table(cells: Cells, measure: str) -> list[dict[str, Any]]:
         if not full:
             continue
         value, spread = paired(values, full, measure == "answers")
-        by_score[score, ratio].append(value)
+        if value is not None:
+            by_score[score, ratio].append(value)
         row = {"task": task, "score": score, "keep_ratio": ratio, "contexts": len(values)}
-        rows.append({**row, measure: float(np.mean(list(values.values()))), relative: value, "95 %": str(spread)})
+        rows.append(
+            {**row, measure: float(np.mean(list(values.values()))), relative: value, "95 %": spread and str(spread)}
+        )
     tasks = len({row["task"] for row in rows})
     for (score, ratio), shares in by_score.items() if tasks > 1 else ():
         row = {"task": f"mean of {len(shares)}", "score": score, "keep_ratio": ratio, "contexts": None}
@@ -217,7 +214,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tasks", nargs="+", default=["records", "prose"], metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--scores", nargs="+", default=list(SCORES), metavar="SCORE", help="names; gates for --gates")
+    parser.add_argument(
+        "--scores", nargs="+", default=None, metavar="SCORE", help="default: all of kvzip/scores; gates for --gates"
+    )
     parser.add_argument("--gates", default=None, help="folder or Hub name of gates")
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
     parser.add_argument("--measure", choices=["answers", "nll"], default="answers")
@@ -230,6 +229,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--restart", action="store_true", help="forget the cells of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
     args = parser.parse_args()
+    if args.scores is None:
+        from hf_dataopt.kvzip.scores import NAMES
+
+        args.scores = list(NAMES)
     if args.gates and "gates" not in args.scores:
         args.scores.append("gates")
     if any("=" not in one for one in args.source):
@@ -254,7 +257,7 @@ def main() -> None:
             [example] = examples_of("squad", sources, tokenizer, 1, 0)
             for measure in ("answers", "nll"):
                 asker = Asker(model, tokenizer, replace(task_of("squad"), max_new_tokens=4), measure, 1)
-                one_context(cells, asker, f"squad {measure}", 0, example, list(SCORES[:2]), [0.5], None, config)
+                one_context(cells, asker, f"squad {measure}", 0, example, ["kvzip", "snapkv"], [0.5], None, config)
             show("smoke", table(cells, "answers"))
             draw(means(cells), "answers", Path(scratch) / "figure.png")
         return
