@@ -1,10 +1,10 @@
-"""Answers from caches compressed by every score, and by KVzip in chunks of several sizes, at several ratios.
+"""Answers from caches that KVzip compressed in chunks of several sizes, exact and local, and head by head.
 
 Contexts are Debian package records; each is compressed once, without knowing the questions. An answer's NLL is the mean over
 its tokens, teacher-forced; it matches exactly when every token is the most likely one (what greedy decoding would write).
+Time: CPU-seconds of one thread. Other scores beside KVzip's: `kvzip_eval.py`.
 Finished contexts are kept in a file, so a run that was stopped goes on where it was.
 
-    python benchmarks/kvzip_quality.py --part scores    # every score of kvzip/scores, head level too
     python benchmarks/kvzip_quality.py --part chunks    # chunk size and replay, 1k to 8k tokens
     python benchmarks/kvzip_quality.py --part heads     # head level at 0.6 and 0.7, by scores of packaged prose
     python benchmarks/kvzip_quality.py --smoke
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from _report import DATA, write
 from contexts import Question, debian_context
+from kvzip_speed import cpu_seconds
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
@@ -37,22 +38,6 @@ LOCAL = KVzipConfig(chunk_size=512, replay="local")
 EXACT = KVzipConfig(chunk_size=2000, replay="exact")
 UNIFORM = KVzipConfig(level="pair-uniform")
 RANDOM = "random"
-# query-agnostic scores give every head as much, as in their papers; PyramidKV and DuoAttention set budgets by themselves
-SCORES = {
-    "KVzip, exact, chunk 2000": EXACT,
-    "KVzip": LOCAL,
-    "KVzip+": replace(LOCAL, score="kvzip_plus"),
-    "KVzip, L2": replace(LOCAL, score="kvzip_l2"),
-    "KVgrad, L2": replace(LOCAL, score="kvgrad_l2"),
-    "KVgrad, exact": replace(LOCAL, score="kvgrad", replay="exact"),
-    "KVgrad": replace(LOCAL, score="kvgrad"),
-    "H2O": replace(UNIFORM, score="h2o"),
-    "SnapKV": replace(UNIFORM, score="snapkv"),
-    "PyramidKV": KVzipConfig(score="pyramidkv"),
-    "StreamingLLM": replace(UNIFORM, score="streaming_llm"),
-    "ExpectedAttention": replace(UNIFORM, score="expected_attention"),
-    "DuoAttention": KVzipConfig(score="duo_attention"),
-}
 CHUNKS = {
     f"{replay}, chunk {chunk}": KVzipConfig(chunk_size=chunk, replay=replay)
     for chunk in (2000, 1000, 512, 256)
@@ -65,11 +50,10 @@ HEADS = {
     "static head scores, no windows": replace(STATIC, head_sinks=0, head_recent=0),
     "DuoAttention": KVzipConfig(score="duo_attention"),
 }
-PARTS = {"scores": (SCORES, (0.5, 0.3, 0.1)), "chunks": (CHUNKS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6))}
+PARTS = {"chunks": (CHUNKS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6))}
 # records per context, some 70 to 80 tokens each
 SIZES = {
-    "scores": (8, 12, 16, 20, 24, 28, 10, 14, 18, 22, 26, 30),
-    "chunks": (14, 14, 28, 28, 55, 110),
+    "chunks": (14, 28, 55, 14, 28, 110),
     "heads": (12, 16, 20, 24),
 }
 
@@ -106,22 +90,22 @@ def one_context(
     records: int,
     seed: int,
     n_questions: int,
-    part: str = "scores",
+    part: str = "chunks",
     heads: torch.Tensor | None = None,
 ) -> dict[str, object]:
     """All methods and ratios on one context; every method evicts from the same prefill."""
     context, questions = debian_context(records, n_questions, seed)
-    prefilled = prefill(model, build_prompt(tokenizer, context, EXACT), EXACT)
+    prefilling, prefilled = cpu_seconds(
+        lambda: prefill(model, build_prompt(tokenizer, context, EXACT), EXACT, progress=False)
+    )
     methods, ratios = PARTS[part]
     chance = replace(UNIFORM, score=RandomEviction(seed))
     rows = []
     for method, config in {"full": chance, RANDOM: chance, **methods}.items():
-        start = time.process_time()
         if heads is not None and config.level == "head":
-            values = heads[..., None].expand(*heads.shape, prefilled.n_context)
+            seconds, values = 0.0, heads[..., None].expand(*heads.shape, prefilled.n_context)
         else:
-            values = score_context(prefilled, config, progress=False)
-        seconds = time.process_time() - start
+            seconds, values = cpu_seconds(lambda config=config: score_context(prefilled, config, progress=False))
         for ratio in (1.0,) if method == "full" else ratios:
             cache = KVzipCache.from_scores(prefilled, values, replace(config, keep_ratio=ratio))
             results = [answer_nll(model, tokenizer, cache, question) for question in questions]
@@ -135,7 +119,7 @@ def one_context(
                     "match": [r[1] for r in results],
                 }
             )
-    return {"seed": seed, "records": records, "tokens": prefilled.n_context, "rows": rows}
+    return {"seed": seed, "records": records, "tokens": prefilled.n_context, "prefill": prefilling, "rows": rows}
 
 
 def heads_of_prose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int) -> tuple[torch.Tensor, int]:
@@ -167,7 +151,9 @@ def interval(difference: np.ndarray, n_contexts: int, base: np.ndarray | None = 
     chosen = np.random.default_rng(0).integers(n_contexts, size=(2000, n_contexts))
     draws = difference.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
     if base is not None:
-        draws = draws / base.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
+        below = base.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
+        # nothing is over 0: such draws are left out
+        draws = np.divide(draws, below, out=np.full_like(draws, np.nan), where=below != 0)
     return [round(float(value), 3) for value in np.nanpercentile(draws, [2.5, 97.5])]
 
 
@@ -181,7 +167,7 @@ def summarise(contexts: list[dict]) -> list[dict]:
             match[key] += row["match"]
             held[key].append(row["bytes"])
             cost[key].append(row["seconds"])
-    full = np.array(nll["full", 1.0])
+    full, read = np.array(nll["full", 1.0]), sum(context["prefill"] for context in contexts)
     rows = []
     for (method, ratio), values in nll.items():
         excess = np.array(values) - full
@@ -193,7 +179,7 @@ def summarise(contexts: list[dict]) -> list[dict]:
                 "method": method,
                 "keep_ratio": ratio,
                 "bytes": float(np.mean(held[method, ratio])),
-                "scoring CPU-s": float(np.mean(cost[method, ratio])),
+                "scoring / prefill": float(np.sum(cost[method, ratio]) / read),
                 "NLL": float(np.mean(values)),
                 "exact match": float(np.mean(match[method, ratio])),
                 "excess NLL": float(excess.mean()),
@@ -205,10 +191,22 @@ def summarise(contexts: list[dict]) -> list[dict]:
     return rows
 
 
+def by_length(contexts: list[dict]) -> list[dict]:
+    """The rows of contexts of every length on their own."""
+    lengths: dict[int, list[dict]] = defaultdict(list)
+    for context in contexts:
+        lengths[context["records"]].append(context)
+    return [
+        {"tokens": round(float(np.mean([one["tokens"] for one in same]))), "contexts": len(same), **row}
+        for _, same in sorted(lengths.items())
+        for row in summarise(same)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
-    parser.add_argument("--part", default="scores", choices=list(PARTS))
+    parser.add_argument("--part", default="chunks", choices=list(PARTS))
     parser.add_argument("--contexts", type=int, default=12, help="at most")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--restart", action="store_true", help="forget the contexts of an earlier run")
@@ -237,7 +235,7 @@ def main() -> None:
     lengths = [context["tokens"] for context in done]
     write(
         f"kvzip_quality_{args.part}",
-        summarise(done),
+        by_length(done) if args.part == "chunks" else summarise(done),
         model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
         contexts=len(done),
         questions_per_context=args.questions,

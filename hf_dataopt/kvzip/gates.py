@@ -128,7 +128,7 @@ class KVzipGates:
             TypeError, ValueError: fewer than two texts, or one that cannot be a context.
             FolderInUseError: another job is writing to `checkpoints`.
 
-        Cost: two to three prefills of the texts and `steps` small steps; 32 bits for every hidden value of all layers and
+        Cost: two to three prefills of the texts and `steps` small steps; 16 bits for every hidden value of all layers and
             tokens in memory.
         """
         config = check_config(config, GateConfig)

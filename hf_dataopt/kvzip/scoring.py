@@ -121,8 +121,6 @@ class _Run:
         with listening() as self.inputs:
             yield
 
-    # -- the passes ------------------------------------------------------------------------------------------------
-
     def repeat(self, config: KVzipConfig, progress: bool) -> None:
         """Chunk by chunk, each seen by its repeat input (Figure 8.7)."""
         prefilled, prompt = self.prefilled, self.prefilled.prompt
@@ -208,8 +206,6 @@ class _Run:
             self.inputs.outputs = {} if self.gradients else None
         with contextlib.suppress(AllSeen), torch.set_grad_enabled(self.gradients):
             self.decoder(**given, use_cache=True, **{name: self.cache}, **where)
-
-    # -- what the score is shown -----------------------------------------------------------------------------------
 
     def look(
         self,
