@@ -103,7 +103,8 @@ class _Run:
         self.gradients = getattr(score, "gradients", Score.gradients)
         self.modules = getattr(score, "modules", Score.modules)
         self.inputs: LayerInputs | None = None
-        self.cache = PassCache([])
+        # by layer, what a `PassCache` heard; the cache itself, whose layers know this run, would close a cycle
+        self.given: dict[int, tuple[Any, torch.Tensor]] = {}
         self.kept: dict[int, list[tuple[Any, ...]]] = {}  # by look, what waits for later parts or for gradients
         what = "a repeat input" if self.looks_at == "repeat" else "the context, read again"
         self.room = Room(f"parts of {{}} tokens of {what}")
@@ -171,9 +172,10 @@ class _Run:
         def forward(size: int) -> None:
             in_parts = size < total
             self.view, self.kept, self.waits = view, {}, in_parts or self.gradients
-            self.cache = PassCache(self._shown(layers(), in_parts), self.inputs)
+            cache = PassCache(self._shown(layers(), in_parts), self.inputs)
+            self.given = cache.given
             for at in range(0, total, size):
-                self._forward({name: one[:, at : at + size] for name, one in given.items()}, start + at)
+                self._forward(cache, {name: one[:, at : at + size] for name, one in given.items()}, start + at)
 
         if self.gradients:
             forward(total)
@@ -196,7 +198,7 @@ class _Run:
             layers[index] = PassLayer(full, index, prefilled.latent, self.view, self.look, last, in_parts)
         return layers
 
-    def _forward(self, given: dict[str, torch.Tensor], start: int) -> None:
+    def _forward(self, cache: PassCache, given: dict[str, torch.Tensor], start: int) -> None:
         """One forward of the decoder over tokens that stand from `start` on."""
         one = next(iter(given.values()))
         self.where = torch.arange(start, start + one.shape[1], device=one.device)
@@ -205,7 +207,7 @@ class _Run:
         if self.inputs is not None:
             self.inputs.outputs = {} if self.gradients else None
         with contextlib.suppress(AllSeen), torch.set_grad_enabled(self.gradients):
-            self.decoder(**given, use_cache=True, **{name: self.cache}, **where)
+            self.decoder(**given, use_cache=True, **{name: cache}, **where)
 
     def look(
         self,
@@ -224,7 +226,7 @@ class _Run:
             last = getattr(self.score, "last", None)
             least = self.prefilled.n_prefix if last is None else max(b - last, self.prefilled.n_prefix)
             counted = slice(max(least - int(at[0]), 0), None)
-        module, given = self.cache.given.pop(index, (None, None))
+        module, given = self.given.pop(index, (None, None))
         if (self.modules or self.gradients) and module is None:
             raise UnsupportedModelError(
                 f"what layer {index} of this model is given cannot be seen: its attention has no `layer_idx` or is handed no "
