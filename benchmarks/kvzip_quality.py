@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from _report import DATA, write
 from contexts import Question, debian_context
-from kvzip_speed import cpu_seconds
+from kvzip_speed import SETTINGS, cpu_seconds
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
@@ -38,11 +38,6 @@ LOCAL = KVzipConfig(chunk_size=512, replay="local")
 EXACT = KVzipConfig(chunk_size=2000, replay="exact")
 UNIFORM = KVzipConfig(level="pair-uniform")
 RANDOM = "random"
-CHUNKS = {
-    f"{replay}, chunk {chunk}": KVzipConfig(chunk_size=chunk, replay=replay)
-    for chunk in (2000, 1000, 512, 256)
-    for replay in ("exact", "local")
-}
 STATIC = replace(LOCAL, level="head")
 HEADS = {
     "KVzip, pairs": LOCAL,
@@ -50,10 +45,10 @@ HEADS = {
     "static head scores, no windows": replace(STATIC, head_sinks=0, head_recent=0),
     "DuoAttention": KVzipConfig(score="duo_attention"),
 }
-PARTS = {"chunks": (CHUNKS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6))}
+PARTS = {"chunks": (SETTINGS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6))}
 # records per context, some 70 to 80 tokens each
 SIZES = {
-    "chunks": (14, 28, 55, 14, 28, 110),
+    "chunks": (55, 28, 14, 110, 55, 28, 14),
     "heads": (12, 16, 20, 24),
 }
 

@@ -23,7 +23,8 @@ class H2O(Score):
 
     Source: H2O (arXiv:2306.14048), in the query-agnostic setting of section 8.4.1.
     Differs: the sum is taken once over the whole context, not greedily while it is read, and averaged over the query heads of
-        a group, since pairs are evicted before they are repeated.
+        a group, since pairs are evicted before they are repeated. As in its paper every head keeps as much; the text gives
+        all methods one budget over all heads.
     Cost: one more forward over the context.
     """
 
