@@ -36,18 +36,25 @@ RATIOS = (0.7, 0.5, 0.3, 0.2, 0.1)
 SIZES = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 
 
+def answer_ids(
+    tokenizer: PreTrainedTokenizerBase, suffix: torch.Tensor, question: Question
+) -> tuple[torch.Tensor, int]:
+    """Ids of a question with its right answer, as they follow the context, and how many of them are the answer's."""
+    start = tokenizer(question.start, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(question.answer, add_special_tokens=False)["input_ids"]
+    asked = question_ids(tokenizer, suffix, question.text)
+    return torch.cat([asked, torch.tensor([*start, *answer])]), len(answer)
+
+
 @torch.no_grad()
 def answer_nll(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: KVzipCache, question: Question
 ) -> tuple[float, bool]:
     """Mean NLL of the answer's tokens after the question, and whether each of them is the most likely one."""
-    start = tokenizer(question.start, add_special_tokens=False)["input_ids"]
-    answer = torch.tensor(tokenizer(question.answer, add_special_tokens=False)["input_ids"])
-    asked = question_ids(tokenizer, cache.prompt.suffix_ids, question.text)
-    ids = torch.cat([asked, torch.tensor(start), answer])[None]
-    logits = model(ids, **{cache_keyword(): cache.fork()}).logits[0, -answer.numel() - 1 : -1].float()
-    nll = torch.nn.functional.cross_entropy(logits, answer)
-    return nll.item(), bool((logits.argmax(-1) == answer).all())
+    ids, size = answer_ids(tokenizer, cache.prompt.suffix_ids, question)
+    logits = model(ids[None], logits_to_keep=size + 1, **{cache_keyword(): cache.fork()}).logits[0, :-1].float()
+    nll = torch.nn.functional.cross_entropy(logits, ids[-size:])
+    return nll.item(), bool((logits.argmax(-1) == ids[-size:]).all())
 
 
 def one_context(

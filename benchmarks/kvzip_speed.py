@@ -1,8 +1,9 @@
 """What compression costs and what the compressed cache saves, against a plain `DynamicCache` of the same model.
 
-Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time per
-token with the compressed cache over the full one, at 2k, 4k and 8k. Memory: peak of compression over the peak of prefilling,
-each in a process of its own. One thread, medians, the two sides in turn.
+Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time
+per token with the compressed cache over the full one and over our own with nothing evicted, at 2k, 4k and 8k. Payback:
+after how many questions compressing has paid. Memory: peak of compression over the peak of prefilling, each in a process of
+its own. One thread, medians, the sides in turn. kvpress beside it: `kvzip_peers.py`.
 
     python benchmarks/kvzip_speed.py              # about 25 minutes on one core
     python benchmarks/kvzip_speed.py --smoke
@@ -24,18 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import show, write
+from _report import HERE, show, write
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, payback
 from hf_dataopt._compat import cache_keyword
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
 from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.text.demo_model import load_demo_model
 
-# kvpress 0.5.5's KVzip on the same model, one thread, from an earlier study (it needs transformers below 5.3)
-KVPRESS_COMPRESSION = {1024: 3.1, 2048: 4.5, 4096: 4.6}
 _TOKEN = torch.tensor([[17]])
 SETTINGS = {
     "exact, chunk 2000": KVzipConfig(),
@@ -90,7 +89,6 @@ def compression(
                     "prefill CPU-s": base,
                     "compress CPU-s": seconds,
                     "compress / prefill": ratio,
-                    "kvpress": KVPRESS_COMPRESSION.get(n),
                 }
             )
     return rows
@@ -107,14 +105,14 @@ def decoding(
         # real scores, so that the budgets differ between heads as they do in use
         scores = score_context(prefilled, SETTINGS["local, chunk 512"], progress=False)
         caches: dict[str, Any] = {"full": copy.deepcopy(prefilled.cache)}
-        for ratio in (0.3, 0.1):
+        for ratio in (1.0, 0.3, 0.1):
             caches[str(ratio)] = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=ratio))
         times: dict[str, list[float]] = {name: [] for name in caches}
         for _ in range(tokens):
             for name, cache in caches.items():
                 seconds, _ = cpu_seconds(lambda cache=cache: model(_TOKEN, **{cache_keyword(): cache}))
                 times[name].append(seconds)
-        full = statistics.median(times["full"])
+        full, whole = statistics.median(times["full"]), statistics.median(times["1.0"])
         for name in ("0.3", "0.1"):
             ms = statistics.median(times[name])
             rows.append(
@@ -122,9 +120,42 @@ def decoding(
                     "tokens": n,
                     "keep_ratio": float(name),
                     "full ms": 1e3 * full,
+                    "our 1.0 ms": 1e3 * whole,
                     "compressed ms": 1e3 * ms,
                     "compressed / full": ms / full,
+                    "compressed / our 1.0": ms / whole,
                     "bytes": caches[name].context_nbytes / caches[name].full_context_nbytes,
+                }
+            )
+    return rows
+
+
+def paid_back(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: list[int], gates: KVzipGates | None, steps: int
+) -> list[dict[str, Any]]:
+    """Questions of 32 decoded tokens after which each setting has paid, at keep_ratio 0.3."""
+    rows = []
+    for n in lengths:
+        text = tokenizer.decode(context_of(tokenizer, n).context_ids)
+        settings: dict[str, tuple[KVzipConfig, KVzipGates | None]] = {
+            name: (one, None) for name, one in SETTINGS.items()
+        }
+        if gates is not None:
+            settings["gates"] = (KVzipConfig(), gates)
+        for name, (config, learned) in settings.items():
+            found = payback(
+                model, tokenizer, text, config, gates=learned, steps=steps, clock=time.process_time, progress=False
+            )
+            rows.append(
+                {
+                    "tokens": found.tokens,
+                    "setting": name,
+                    "compress / prefill": found.compress / found.prefill,
+                    "token / full": found.token_compressed / found.token_full,
+                    "token / our 1.0": found.token_compressed / found.token_whole,
+                    "questions of 32 tokens": found.break_even(32),
+                    "seconds saved, 8 of 32": found.saved(8, 32),
+                    "seconds saved, 100 of 32": found.saved(100, 32),
                 }
             )
     return rows
@@ -182,7 +213,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--part", choices=["compression", "decoding", "memory", "all"], default="all")
+    parser.add_argument("--part", choices=["compression", "decoding", "payback", "memory", "all"], default="all")
+    parser.add_argument(
+        "--gates", default=str(HERE.parent / "examples" / "gates"), help="folder or Hub name, for payback"
+    )
     parser.add_argument("--smoke", action="store_true", help="small sizes, nothing written")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
@@ -195,12 +229,16 @@ def main() -> None:
     if args.smoke:
         show("compression", compression(model, tokenizer, [128], 1))
         show("decoding", decoding(model, tokenizer, [128], 3))
+        show("payback", paid_back(model, tokenizer, [128], None, 2))
         return
     about = {"model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)", "seed": 0}
     if args.part in ("compression", "all"):
         write("kvzip_speed_compression", compression(model, tokenizer, [1024, 2048, 4096], args.repeats), **about)
     if args.part in ("decoding", "all"):
         write("kvzip_speed_decoding", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
+    if args.part in ("payback", "all"):
+        gates = KVzipGates.from_pretrained(args.gates)
+        write("kvzip_speed_payback", paid_back(model, tokenizer, [2048, 4096], gates, 12), **about)
     if args.part in ("memory", "all"):
         write("kvzip_speed_memory", memory([2048], args.model), **about)
 

@@ -40,7 +40,9 @@ _PUBLIC = {
     "RelationReport": "hf_dataopt.relation.report",
     "StreamingContextMemory": "hf_dataopt.ccm.streaming",
     "co_mixup": "hf_dataopt.mixup.co_mixup",
+    "payback": "hf_dataopt.kvzip.payback",
     "plot_mixup": "hf_dataopt.mixup.plot",
+    "plot_retention": "hf_dataopt.kvzip.retention",
     "puzzle_mix": "hf_dataopt.mixup.puzzle_mix",
     "soft_target_loss": "hf_dataopt.mixup.loss",
 }
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from .kvzip.cache import KVzipCache as KVzipCache
     from .kvzip.config import KVzipConfig as KVzipConfig
     from .kvzip.gates import KVzipGates as KVzipGates
+    from .kvzip.payback import payback as payback
+    from .kvzip.retention import plot_retention as plot_retention
     from .mixup.co_mixup import co_mixup as co_mixup
     from .mixup.co_mixup_config import CoMixupConfig as CoMixupConfig
     from .mixup.collators import DataCollatorForCoMixup as DataCollatorForCoMixup

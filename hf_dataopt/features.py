@@ -16,6 +16,7 @@ import torch
 from . import decoding
 from ._compat import positions_of
 from .decoding import OnError
+from .distributed import Room
 from .settings import brief, check_callable, check_choice, check_int, check_kind, check_text, optional
 
 logger = logging.getLogger(__name__)
@@ -91,14 +92,14 @@ class FeatureExtractor:
         self._loaded: torch.nn.Module | None = None
         self._stored_processor: Callable[..., Any] | None = None
         self._stamp: list[tuple[str, int, int]] | None = None  # of the folder that was loaded
-        self._fits: int | None = None  # rows that the device has room for, once it had none for a batch
+        self._room = Room("parts of {} rows")
         self.skipped: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model, nor counts."""
         fresh: dict[str, Any] = {"_loaded": None, "_stored_processor": None, "skipped": {}, "counts": Counter()}
-        fresh["_fits"] = None
+        fresh["_room"] = Room("parts of {} rows")
         return {**self.__dict__, **fresh, "_stamp": _stamp(self.model)}
 
     @torch.inference_mode()
@@ -146,28 +147,18 @@ class FeatureExtractor:
     ) -> None:
         """Features and probs of some rows into their places of `out`; in halves where the device runs out of memory."""
         dtype, total = getattr(torch, self.dtype), len(places)
-        start = 0
-        while start < total:
-            size = min(self._fits or total, total - start)
+
+        def work(start: int, stop: int) -> None:
             try:
-                part = {k: v[start : start + size] if v.ndim and len(v) == total else v for k, v in inputs.items()}
+                part = {k: v[start:stop] if v.ndim and len(v) == total else v for k, v in inputs.items()}
                 part = {k: v.to(model.device, dtype if v.is_floating_point() else v.dtype) for k, v in part.items()}
                 logits = model(**part).logits
-                here = places[start : start + size]
-                out[0][here] = _pooled(*caught[-1], logits).float().cpu().numpy()
-                out[1][here] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
-                start += size
-                continue
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
+                out[0][places[start:stop]] = _pooled(*caught[-1], logits).float().cpu().numpy()
+                out[1][places[start:stop]] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
             finally:
                 caught.clear()
-            # here, where the failed pass's frames, and what they hold, are gone
-            self._fits = size // 2
-            logger.warning("%s is out of memory; going on with %d rows at a time", model.device, self._fits)
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
+
+        self._room.parts(total, work, model.device)
 
     def _ready(self) -> Any:
         stamp = _stamp(self.model)

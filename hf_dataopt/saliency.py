@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoding import column_values, is_picture, read_array, read_picture, read_rows, stacked
+from .distributed import Room
 from .settings import brief, check_array, check_callable, check_kind, check_shares, check_tensor, check_text, optional
 
 _KEYS = ("pixel_values", "input_values", "input_features")
@@ -220,7 +221,8 @@ class SaliencyExtractor:
 
     Source: section 3.4.
     Differs: the text takes the gradient of the model in training, at every step.
-    Cost: one forward and one backward to the inputs per row; 4 bytes a pixel.
+    Cost: one forward and one backward to the inputs per row; 4 bytes a pixel. Where a batch does not fit the device, it goes on
+        in halves of it, and says so.
 
     Example:
         >>> dataset.map(SaliencyExtractor(model), batched=True, batch_size=64)  # doctest: +SKIP
@@ -244,6 +246,11 @@ class SaliencyExtractor:
         self.output = check_text("output", output, empty=False)
         key = optional(check_text, "key", key, empty=False)
         self.key = str(key or getattr(model, "main_input_name", "pixel_values"))
+        self._room = Room("parts of {} rows")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickling and `datasets` hashing see: not what the device had room for."""
+        return {**self.__dict__, "_room": Room("parts of {} rows")}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One float32 map per row of the batch."""
@@ -258,7 +265,14 @@ class SaliencyExtractor:
         else:
             shown = read_rows(values, lambda value: read_picture(value) if is_picture(value) else value)[0]
             made = dict(self.processor(shown, return_tensors="pt"))
-        inputs = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for k, v in made.items()}
         given = check_array(self.label_column, batch[self.label_column], 1, kinds="iu", rows=len(values))
-        labels = torch.from_numpy(given.astype(np.int64)).to(weight.device)
-        return {self.output: input_saliency(self.model, inputs, labels).cpu().numpy()}
+        labels, total = torch.from_numpy(given.astype(np.int64)), len(given)
+        maps: list[np.ndarray] = []
+
+        def work(start: int, stop: int) -> None:
+            part = {k: v[start:stop] if v.ndim and len(v) == total else v for k, v in made.items()}
+            part = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for k, v in part.items()}
+            maps.append(input_saliency(self.model, part, labels[start:stop].to(weight.device)).cpu().numpy())
+
+        self._room.parts(total, work, weight.device)
+        return {self.output: np.concatenate(maps)}

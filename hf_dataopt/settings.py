@@ -68,6 +68,8 @@ def settle(
     flags: Iterable[str] = (),
     texts: Iterable[str] = (),
     optional: Iterable[str] = (),
+    above: Iterable[str] = (),
+    below: Iterable[str] = (),
 ) -> None:
     """Check the fields of a (frozen) dataclass and put the values to go on with in their place.
 
@@ -78,6 +80,7 @@ def settle(
         counts: least, or least and most, by field of an integer.
         flags, texts: fields of booleans and of texts.
         optional: fields that may be None.
+        above, below: fields among `numbers` that must differ from their least, from their most.
     """
 
     def put(names: Iterable[str], check: Callable[[str, Any], Any]) -> None:
@@ -88,7 +91,10 @@ def settle(
 
     ranges = {name: one if isinstance(one, tuple) else (one, MOST) for name, one in (counts or {}).items()}
     put(choices or (), lambda name, value: check_choice(name, value, (choices or {})[name]))
-    put(numbers or (), lambda name, value: check_number(name, value, *(numbers or {})[name]))
+    put(
+        numbers or (),
+        lambda name, value: check_number(name, value, *(numbers or {})[name], above=name in above, below=name in below),
+    )
     put(ranges, lambda name, value: check_int(name, value, *ranges[name]))
     put(flags, check_flag)
     put(texts, check_text)
@@ -247,7 +253,7 @@ def check_callable(name: str, value: Any, todo: str = "") -> Any:
 def check_each(
     name: str, value: Any, check: Callable[..., T], *args: Any, least: int = 1, **options: Any
 ) -> tuple[T, ...]:
-    """A list, tuple, 1-D array or 1-D tensor, each entry checked and the whole as a tuple.
+    """A list, tuple, column or other sequence, 1-D array or 1-D tensor, each entry checked and the whole as a tuple.
 
     Args:
         name: of the argument.
@@ -258,7 +264,7 @@ def check_each(
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and len(shape) == 1 and hasattr(value, "tolist"):
         value = value.tolist()
-    if not isinstance(value, list | tuple | range):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
         raise TypeError(f"{name} must be a list or tuple, got {brief(value)}")
     if len(value) < least:
         raise ValueError(f"{name} needs at least {least} {'entry' if least == 1 else 'entries'}, got {len(value)}")

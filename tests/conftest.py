@@ -41,3 +41,10 @@ def golden(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    from .counts import keep
+
+    if not hasattr(session.config, "workerinput"):  # one of several processes has but some of the rows
+        keep(int(exitstatus), session.testscollected)

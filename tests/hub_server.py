@@ -348,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(200, {"branches": refs, "tags": [], "converts": []})
         commit = self._at(repo, revision)
         if what == "revision":
-            raise _Answer(200, self._about(repo_id, repo, commit))
+            raise _Answer(200, self._about(repo_id, repo, commit, sizes="blobs" in self.query))
         if what == "tree":
             raise _Answer(200, self._tree(commit, "/".join(rest[2:])))
         if what == "paths-info":
@@ -365,7 +365,7 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "commit":
             self._commit(repo_type, repo_id, repo, revision)
 
-    def _about(self, repo_id: str, repo: Repo, commit: Commit) -> dict[str, Any]:
+    def _about(self, repo_id: str, repo: Repo, commit: Commit, *, sizes: bool) -> dict[str, Any]:
         return {
             "id": repo_id,
             "modelId": repo_id,
@@ -379,7 +379,9 @@ class _Handler(BaseHTTPRequestHandler):
             "tags": [],
             "lastModified": commit.date,
             "createdAt": commit.date,
-            "siblings": [{"rfilename": name} for name in commit.files],
+            "siblings": [
+                {"rfilename": name, **({"size": len(body)} if sizes else {})} for name, body in commit.files.items()
+            ],
         }
 
     @staticmethod

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..seeding import generator as seeded
+from .augment import operations
 from .columns import LabelledImages
 from .config import IDCConfig
 from .initialise import herding
@@ -25,15 +26,14 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
 
     Returns:
         `"idc"`: as given. `"idc-i"`: factor 1. `"dsa"`: factor 1, channel-wise cosine, networks trained on the synthetic
-        images, all of flip / scale / rotate too. `"dm"`: factor 1, features of untrained networks. `"random"`,
-        `"herding"`: factor 1, no optimisation.
+        images, scale and rotate too, and flip where scoring flips. `"dm"`: factor 1, features of untrained networks.
+        `"random"`, `"herding"`: factor 1, no optimisation.
 
     Raises:
         ValueError: unknown method.
 
     Source: section 6.5 baselines; sections 6.2 (DSA, DM).
-    Differs: steps of the images are set by `config` and the metric's scale: a sum of cosines is larger than a sum of
-        squared gradients, so DSA's and DM's learning rates are the figures of their own papers, 0.1 and 1.
+    Differs: DSA's and DM's learning rates are the figures of their own papers, 0.1 and 1, which step in normalised values.
     """
     if method == "idc":
         return config
@@ -42,9 +42,11 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
         return plain
     if method in ("random", "herding"):
         return replace(plain, outer_iterations=0, initialisation="herding" if method == "herding" else "random")
+    flip = "_flip" if "flip" in operations(config.evaluation_augmentation) else ""  # digits are not flipped
     own: dict[str, Any] = {
         "scale_learning_rate": False,
-        "augmentation": "color_crop_cutout_flip_scale_rotate",
+        "learning_rate_space": "normalised",
+        "augmentation": f"color_crop_cutout{flip}_scale_rotate",
         "match_bias": False,
     }
     if method == "dsa":

@@ -182,9 +182,12 @@ def _read_labels(
         numbers = np.asarray(given)
         if not given or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise ValueError(f"labels must be integers or strings, got {numbers.dtype} of shape {numbers.shape}")
-        names = names or own or [str(label) for label in range(int(numbers.max()) + 1)]
-        labels = np.array([-1 if value is None or not 0 <= value < len(names) else value for value in values])
-        wrong = f"labels must be in [0, {len(names)}), got {numbers.min()} .. {numbers.max()}; drop unlabelled rows"
+        names = names or own or [str(label) for label in sorted(set(given)) if label >= 0]
+        places = {label: label for label in range(len(names))}
+        if own is None and all(name.isdecimal() for name in names):  # a plain column's numbers are the classes' names
+            places = {int(name): label for label, name in enumerate(names)}
+        labels = np.array([places.get(value, -1) for value in values])
+        wrong = f"labels must be among {sorted(places)[:5]} ..., got {numbers.min()} .. {numbers.max()}; drop unlabelled rows"
     unfit = {
         int(row): "has no label" if values[row] is None else f"has label {values[row]!r}, which is no class"
         for row in np.flatnonzero(labels < 0)

@@ -15,6 +15,8 @@ from .loop import ImageState, RealBatches
 if TYPE_CHECKING:
     from .loop import CondensationLoop
 
+_TIMED_BATCHES = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -24,6 +26,7 @@ class Estimate:
         class_step_seconds: one update of one class's images.
         network_seconds: the network's updates after one round over the classes.
         outer_seconds: one outer iteration.
+        early_seconds: networks trained on real data before they are used, over the whole run.
         total_seconds: the whole run.
         data_bytes: training images in memory.
         network_bytes: activations of one class step and the parameters, roughly.
@@ -32,13 +35,15 @@ class Estimate:
     class_step_seconds: float
     network_seconds: float
     outer_seconds: float
+    early_seconds: float
     total_seconds: float
     data_bytes: int
     network_bytes: int
 
     def __str__(self) -> str:
         return (
-            f"estimate: {self.total_seconds / 60:.1f} min ({self.outer_seconds:.1f} s per outer iteration), "
+            f"estimate: {self.total_seconds / 60:.1f} min ({self.outer_seconds:.1f} s per outer iteration, "
+            f"{self.early_seconds / 60:.1f} min of networks' own epochs), "
             f"{(self.data_bytes + self.network_bytes) / 2**20:.0f} MiB"
         )
 
@@ -69,14 +74,32 @@ def estimate(loop: CondensationLoop, network: nn.Module, initial: Tensor, classe
         _wait(loop.device)
         seconds.append(time.perf_counter() - start)
     outer = config.inner_iterations * (classes * seconds[0] + seconds[1])
+    early = _early_seconds(loop, network, stream)
     return Estimate(
         class_step_seconds=seconds[0],
         network_seconds=seconds[1],
         outer_seconds=outer,
-        total_seconds=outer * config.outer_iterations,
+        early_seconds=early,
+        total_seconds=outer * config.outer_iterations + early,
         data_bytes=data.images.nbytes,
         network_bytes=held,
     )
+
+
+def _early_seconds(loop: CondensationLoop, network: nn.Module, stream: torch.Generator) -> float:
+    """The epochs on real data of every network of the run, from a few of their batches."""
+    config = loop.config
+    lives = config.pretrained_networks or -(-config.outer_iterations // config.reinitialise_every)
+    if not config.early_epochs or not config.outer_iterations:
+        return 0.0
+    steps = -(-len(loop.data.labels) // config.network_batch)
+    timed = min(_TIMED_BATCHES, steps)
+    optimiser = loop.optimiser(network)
+    loop.train_epochs(network, optimiser, stream, 1, most=1)
+    start = time.perf_counter()
+    loop.train_epochs(network, optimiser, stream, 1, most=timed)
+    _wait(loop.device)
+    return lives * config.early_epochs * steps * (time.perf_counter() - start) / timed
 
 
 def _wait(device: torch.device) -> None:

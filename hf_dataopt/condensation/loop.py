@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..distributed import Room, Undo
 from ..seeding import generator as seeded
 from .augment import augment, draw
 from .class_gradients import ClassGradients
@@ -87,8 +89,13 @@ class CondensationLoop:
         self.formation = formation_of(config)
         self.rate = config.image_learning_rate(data.size[0])
         formed = min(self.formation.count(config.images_per_class), config.formed_batch)
-        self.chunk = max(1, TOGETHER.get(device.type, 64) // formed)
+        self._room = Room("groups of {} classes", most=max(1, TOGETHER.get(device.type, 64) // formed))
         self._compiled: tuple[nn.Module, nn.Module] | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Classes whose images go through the network together."""
+        return self._room.fits or len(self.classes)
 
     def outer_iteration(
         self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, outer: int
@@ -124,18 +131,35 @@ class CondensationLoop:
         count = len(self.data.class_names)
         names = matched_parameters(network, bias=config.match_bias, head=config.match_head)
         compute = ClassGradients(network, names)
-        for start in range(0, len(self.classes), self.chunk):
-            chosen = range(start, min(start + self.chunk, len(self.classes)))
-            for index in chosen:
-                state.pending[index] += self.classes[index]  # classes before this one in the round
-                state.settle(index, config.momentum, self.rate)
-            part = state.images[chosen.start : chosen.stop]
+        for index, label in enumerate(self.classes):
+            state.pending[index] += label  # classes before this one in the round
+            state.settle(index, config.momentum, self.rate)
+        done = 0
+
+        def group(start: int, stop: int) -> None:
+            nonlocal done, total
+            chosen = range(start, stop)
             with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
-                losses, slopes = self._match(part, network, compute, real, streams, chosen)
-            total += float(losses.sum())
+                losses, slopes = self._match(state.images[start:stop], network, compute, real, streams, chosen)
+            total += sum(losses.tolist())
             for index, slope in zip(chosen, slopes, strict=True):
                 state.step(index, slope, config.momentum, self.rate)
                 state.pending[index] += count - 1 - self.classes[index]
+            done = stop
+
+        def mark() -> Undo:
+            """What the next group draws."""
+            chosen = range(done, min(done + self.chunk, len(self.classes)))
+            drawn = [(real[index].order, streams[index].get_state()) for index in chosen]
+
+            def undo() -> None:
+                for index, (order, before) in zip(chosen, drawn, strict=True):
+                    real[index].order = order
+                    streams[index].set_state(before)
+
+            return undo
+
+        self._room.parts(len(self.classes), group, self.device, mark)
         return total / max(len(self.classes), 1)
 
     def _match(
@@ -179,6 +203,8 @@ class CondensationLoop:
                 [class_distance(torch.cat(want).detach().float(), have.float(), config.metric) for want, have in layers]
             ).sum(0)
         (slope,) = torch.autograd.grad(losses.sum(), leaf)
+        if config.learning_rate_space == "normalised":
+            slope = slope * self.data.std.to(slope).reshape(-1, 1, 1) ** 2
         return losses.detach(), slope.to(images.device)
 
     def _autocast(self) -> torch.autocast:
@@ -220,17 +246,23 @@ class CondensationLoop:
         return self._compiled[1]
 
     def train_epochs(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        own: torch.Generator,
+        epochs: int,
+        most: int | None = None,
     ) -> None:
-        """Early phase: whole passes over the real data before the network is matched."""
+        """Early phase: whole passes over the real data before the network is matched; `most` batches of each, if given."""
         config = self.config
         augmentation = network_augmentation(config.augmentation, config.cutmix)
         network = self._trained(network)
         for _ in range(epochs):
-            for part in batches(len(self.data.labels), config.network_batch, own):
+            for part in islice(batches(len(self.data.labels), config.network_batch, own), most):
                 images, labels = self.data.batch(part)
                 batch = (images.to(self.device), labels.to(self.device))
-                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix)
+                dtype = getattr(torch, config.dtype)
+                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix, dtype=dtype)
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """A fresh SGD for a network."""

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
     parser.add_argument("--compare-full", action="store_true", help="answer from the full cache too")
+    parser.add_argument("--payback", action="store_true", help="measure after how many questions compressing has paid")
     parser.add_argument("--save", metavar="DIR", default=None, help="keep the compressed cache in this folder")
     add_push_arguments(parser, "the compressed cache (it holds the context's tokens)")
 
@@ -94,6 +95,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = _load(args.model, args.dtype, args.device)
     compare = ("full",) if args.compare_full else ()
     result, cache = answer(model, tokenizer, context, args.question, config, args.max_new_tokens, compare)
+    if args.payback:
+        result["payback"] = _payback(model, tokenizer, context, config, args.max_new_tokens)
     if args.save:
         cache.save_pretrained(args.save)
         result["folder"] = args.save
@@ -187,6 +190,17 @@ def _generate(model: Any, tokenizer: Any, cache: KVzipCache, question: str, max_
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
+def _payback(model: Any, tokenizer: Any, context: str, config: KVzipConfig, tokens: int) -> dict[str, Any]:
+    """Measured on this context: questions until compressing has paid (None: never), and the line that says so."""
+    import math
+
+    from .payback import payback
+
+    found = payback(model, tokenizer, context, config)
+    questions = found.break_even(tokens)
+    return {"questions": None if questions == math.inf else questions, "tokens": tokens, "line": found.line(tokens)}
+
+
 def show(result: dict[str, Any], console: Any) -> None:
     """Sizes and times in one table, answers in another."""
     from rich.markup import escape
@@ -215,6 +229,8 @@ def show(result: dict[str, Any], console: Any) -> None:
     for row in rows:
         table.add_row(*(escape(str(row[key])) for key in keys))
     console.print(table)
+    if "payback" in result:
+        console.print(result["payback"]["line"], soft_wrap=True)
     for name in ("folder", "repository"):
         if name in result:
             console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)

@@ -16,7 +16,7 @@ from .._compat import input_device, text_config
 from ..checkpoint import PassCheckpoint
 from ..progress import bar, say
 from ..seeding import generator
-from ..settings import MOST_SEED, Settings, brief, settle
+from ..settings import MOST_SEED, Settings, check_each, check_text, settle
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .gate_network import GateWeights, gate_scores
@@ -66,11 +66,9 @@ class GateConfig(Settings):
             self,
             counts={"hidden": 1, "steps": 1, "tokens_per_step": 1, "seed": (0, MOST_SEED)},
             numbers=dict.fromkeys(rates, (0, 1)),
+            above=("learning_rate", "held_share"),
+            below=("held_share",),
         )
-        if not self.learning_rate or self.held_share in (0, 1):
-            raise ValueError(
-                f"learning_rate must be above 0 and held_share in (0, 1), got {self.learning_rate} and {self.held_share}"
-            )
 
 
 @dataclass
@@ -146,7 +144,7 @@ def fit_gates(
         fitted, held, config, PassCheckpoint(path, key, _SECONDS), input_device(model), progress=progress
     )
     about = {
-        "texts": len(texts) - n_held,
+        "texts": len(prompts) - n_held,
         "tokens": sum(one.inputs.shape[1] for one in fitted),
         "held_texts": n_held,
         "held_tokens": sum(one.inputs.shape[1] for one in held),
@@ -158,19 +156,9 @@ def fit_gates(
 
 
 def _prompts(tokenizer: Any, texts: Sequence[str], scoring: KVzipConfig) -> list[KVzipPrompt]:
-    try:
-        found = None if isinstance(texts, str | bytes) else list(texts)
-    except TypeError:
-        found = None
-    if found is None:
-        raise TypeError(f"texts must be a list of str, got {brief(texts)}")
-    texts = found
-    if len(texts) < 2:
-        raise ValueError(f"gates need at least two texts, one of them to be held back, got {len(texts)}; split yours")
     prompts = []
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts must be a list of str, got {type(text).__name__} at {index}")
+    # one of them is held back
+    for index, text in enumerate(check_each("texts", texts, check_text, least=2)):
         try:
             prompts.append(build_prompt(tokenizer, text, scoring))
         except ValueError as error:

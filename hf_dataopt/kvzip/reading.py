@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .._compat import (
     CACHE_NAMES,
     cache_keyword,
     causal_model_of,
+    copied_layer,
     decoder_of,
     input_device,
     last_logits,
@@ -24,6 +25,7 @@ from .._compat import (
     takes_positions,
     text_config,
 )
+from ..distributed import Room, Undo
 from ..errors import UnsupportedModelError
 from ..progress import bar
 from ..routing.attach import attach
@@ -161,12 +163,20 @@ def read_text(
     after: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> None:
-    """Forwards of the decoder over ids (1, n), `step` at a time, into `cache`; `after` is called behind each piece."""
+    """Forwards of the decoder over ids (1, n), `step` at a time, into `cache`; `after` is called behind each piece.
+
+    Where the device has no room for a piece, it is read in halves, quarters, ...: the same cache, up to rounding.
+    """
     decoder, start = decoder_of(model), 0
-    name = cache_keyword(decoder.forward)
+    name, room = cache_keyword(decoder.forward), Room("pieces of {} tokens")
     with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
         for piece in ids.split(step, dim=1):
-            decoder(input_ids=piece, use_cache=True, **{name: cache}, **positions(decoder, start, piece))
+
+            def read(a: int, b: int, piece: torch.Tensor = piece, start: int = start) -> None:
+                part = piece[:, a:b]
+                decoder(input_ids=part, use_cache=True, **{name: cache}, **positions(decoder, start + a, part))
+
+            room.parts(piece.shape[1], read, ids.device, cache.mark)
             after()
             start += piece.shape[1]
             shown.update(piece.shape[1])
@@ -184,9 +194,10 @@ class _Heard:
 
     def __init__(self, inputs: LayerInputs, layers: list[int], on_input: OnInput) -> None:
         self.inputs, self.layers, self.on_input = inputs, layers, on_input
+        self.heard = dict.fromkeys(layers, 0)  # tokens: those of a piece that is read again are not handed on again
 
-    def before_update(self, layer: int) -> None:
-        """To be called as the layer's keys arrive, inside of its attention module.
+    def before_update(self, layer: int, start: int) -> None:
+        """To be called as the layer's keys arrive, inside of its attention module, `start` tokens after the first.
 
         Raises:
             UnsupportedModelError: what the module was given is no hidden state of one row.
@@ -199,7 +210,10 @@ class _Heard:
                 f"what layer {layer} of this model is given cannot be seen: its attention has no `layer_idx` or is handed no "
                 "hidden states. Use KVzip without gates"
             )
-        self.on_input(layer, given[0].detach())
+        new = given[0, max(self.heard[layer] - start, 0) :].detach()
+        if len(new):
+            self.on_input(layer, new)
+            self.heard[layer] = start + given.shape[1]
 
 
 @contextmanager
@@ -230,8 +244,34 @@ class OwnCache(RoutedCache):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """As `RoutedCache.update`."""
         if self.heard is not None:
-            self.heard.before_update(layer_idx)
+            layer: Any = self.layers[layer_idx]
+            self.heard.before_update(layer_idx, layer.get_seq_length())
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def mark(self) -> Undo:
+        """A way back to what the cache holds now, for after one forward that failed: layers that know `cut_back` are cut, the
+        others, which are small, are copied.
+        """
+        layers: list[Any] = self.layers
+        kept = [layer.get_seq_length() if hasattr(layer, "cut_back") else _kept(layer) for layer in layers]
+
+        def undo() -> None:
+            for layer, before in zip(layers, kept, strict=True):
+                if isinstance(before, int):
+                    layer.cut_back(before)
+                else:
+                    layer.__dict__.clear()
+                    layer.__dict__.update(_kept(before).__dict__)
+
+        return undo
+
+
+def _kept(layer: Any) -> Any:
+    """A copy of a layer; of a window, which is a view into a whole piece, with memory of its own."""
+    copy = copied_layer(layer)
+    if isinstance(layer, DynamicSlidingWindowLayer) and layer.keys is not None and layer.values is not None:
+        copy.keys, copy.values = layer.keys.clone(), layer.values.clone()
+    return copy
 
 
 class _ImageCache(OwnCache):
@@ -302,6 +342,11 @@ class _PrefillLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = super().update(key_states, value_states)
         return (tag(keys, self), values) if self.latent else (tag(key_states, self), value_states)
+
+    def cut_back(self, length: int) -> None:
+        """Forget all but the first tokens."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
 
     def attend(
         self,

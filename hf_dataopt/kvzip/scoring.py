@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, text_config
+from ..distributed import Room
 from ..progress import bar
 from ..routing.attach import attach
 from ..routing.dispatch import maskless, tag
@@ -54,7 +55,8 @@ def score_context(
         `softmax_keys="all"`), in float32 whatever the model's dtype, with the model's own logit scale. Images are repeated
         by the embeddings that were read, and causally, also where the model reads them in both directions (Gemma 3).
     Cost: with m = chunk size, the linear layers of (1 + prompt / m) forwards over the context and O(n^2) attention
-        (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length.
+        (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length. Where the device
+        has no room for a repeat input, it comes in halves, quarters, ...: the same scores, up to rounding.
     """
     config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
     check_kind("prefilled", prefilled, PrefilledContext, "give what prefill returned")
@@ -67,15 +69,22 @@ def score_context(
         raise ValueError("this prefilled context was used up by free=True; prefill again")
     scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
     chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
+    room = Room("parts of {} tokens of a repeat input")
     shown = bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress)
     with shown, maskless(), evaluating(decoder):
         for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
-            cache = _ReplayCache(prefilled, config, start, end, scores)
-            with contextlib.suppress(_AllScored):
-                ids = ids.to(input_device(model))[None]
-                where = positions(decoder, prompt.ids.numel(), ids)
-                given = repeated(prefilled, start, end, ids)
-                decoder(**given, use_cache=True, **{name: cache}, **where)
+            ids = ids.to(input_device(model))[None]
+            given, total = repeated(prefilled, start, end, ids), ids.shape[1]
+
+            def repeat(size: int, start: int = start, end: int = end, given: Any = given, total: int = total) -> None:
+                cache = _ReplayCache(prefilled, config, start, end, scores, in_parts=size < total)
+                for at in range(0, total, size):
+                    part = {key: value[:, at : at + size] for key, value in given.items()}
+                    where = positions(decoder, prompt.ids.numel() + at, next(iter(part.values())))
+                    with contextlib.suppress(_AllScored):
+                        decoder(**part, use_cache=True, **{name: cache}, **where)
+
+            room.attempt(repeat, total, ids.device)
             shown.update(end - start)
     return scores
 
@@ -143,10 +152,22 @@ class _AllScored(Exception):  # noqa: N818 - not an error
 
 
 class _ReplayCache(OwnCache):
-    """The full cache seen by one repeat input; nothing is ever appended to it."""
+    """The full cache seen by one repeat input; nothing is ever appended to it.
+
+    Args:
+        prefilled, config, start, end, scores: what is scored, and where the scores go.
+        in_parts: the repeat input comes in more than one forward, and the first parts' keys are kept for the later ones.
+    """
 
     def __init__(
-        self, prefilled: PrefilledContext, config: KVzipConfig, start: int, end: int, scores: torch.Tensor
+        self,
+        prefilled: PrefilledContext,
+        config: KVzipConfig,
+        start: int,
+        end: int,
+        scores: torch.Tensor,
+        *,
+        in_parts: bool = False,
     ) -> None:
         n_prefix, layers = prefilled.n_prefix, []
         # layers that share keys may read them after the layer that wrote them
@@ -160,7 +181,7 @@ class _ReplayCache(OwnCache):
             last = row == len(prefilled.scored_layers) - 1 and not shared
             target = scores[row, :, start:end]
             spans = _Spans(n_prefix, n_prefix + start, n_prefix + end, prefilled.prompt.ids.numel())
-            layers.append(_ReplayLayer(layer, prefilled.latent, spans, config, target, last))
+            layers.append(_ReplayLayer(layer, prefilled.latent, spans, config, target, last, in_parts))
         super().__init__(layers)
 
 
@@ -189,25 +210,39 @@ class _ReplayLayer(DynamicLayer):
     """One layer of `_ReplayCache`: attends over the full cache and the repeat input, and scores the chunk on the way."""
 
     def __init__(
-        self, full: Any, latent: bool, spans: _Spans, config: KVzipConfig, target: torch.Tensor, last: bool
+        self,
+        full: Any,
+        latent: bool,
+        spans: _Spans,
+        config: KVzipConfig,
+        target: torch.Tensor,
+        last: bool,
+        in_parts: bool,
     ) -> None:
         super().__init__()
         self.full, self.latent, self.spans = full, latent, spans
-        self.config, self.target, self.last = config, target, last
+        self.config, self.target, self.last, self.in_parts = config, target, last, in_parts
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.in_parts:
+            key_states, value_states = super().update(key_states, value_states)
         if not self.latent:
             return tag(key_states, self), value_states
         keys, values = torch.cat([self.full.keys, key_states], 2), torch.cat([self.full.values, value_states], 2)
         return tag(keys, self), values
 
     def get_seq_length(self) -> int:
-        return self.spans.total
+        return self.spans.total + self._repeated
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, self.spans.total
+        return self._repeated + query_length, self.spans.total
+
+    @property
+    def _repeated(self) -> int:
+        """Tokens of the repeat input in earlier parts."""
+        return self.keys.shape[2] if self.is_initialized and self.keys is not None else 0
 
     def attend(
         self,
@@ -224,7 +259,12 @@ class _ReplayLayer(DynamicLayer):
         keys, values = (key[:, :, :n], value[:, :, :n]) if expanded else (self.full.keys, self.full.values)
         new = (key[:, :, n:], value[:, :, n:]) if expanded else (key, value)
         with no_autocast(query.device):
-            result = attend(*same_dtype(query, *new), causal=query.shape[2] > 1, **rules.options)
+            rows, before = query.shape[2], new[0].shape[2] - query.shape[2]
+            now = (part[:, :, before:] for part in new)
+            result = attend(*same_dtype(query, *now), causal=rows > 1, **rules.options)
+            if before:
+                earlier = (part[:, :, :before] for part in new)
+                result = merge(result, attend(*same_dtype(query, *earlier), **rules.options))
 
             def joined(spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
                 found = result

@@ -21,7 +21,7 @@ from .layers import KVzipLayer, kept_layer
 from .prompt import KVzipPrompt
 from .proof import Proof
 from .reading import USER, OwnCache, check_supported, hearing, read_text
-from .rules import AttentionRules, no_autocast, same_dtype
+from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,7 +110,8 @@ class _Stream(KVzipLayer):
         if not torch.isfinite(scores).all():
             raise ValueError("scores hold NaN or infinity; fit the gates again or check the model's weights")
         scores = scores.float().clone()
-        scores[:, : max(n_prefix - self.context.n_tokens, 0)] = torch.inf
+        start = self.context.n_tokens + len(self.scores[0]) - self.context.lengths[0]
+        scores[:, : max(n_prefix - start, 0)] = torch.inf
         self.scores = [torch.cat([old.to(new.device), new]) for old, new in zip(self.scores, scores, strict=True)]
 
     def attend(
@@ -129,7 +130,8 @@ class _Stream(KVzipLayer):
         rules = AttentionRules.of(scale, options)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)
-            return rules.with_sinks(attend(query, key, value, causal=query.shape[2] > 1, **rules.options))[0]
+            mask, causal = tail_mask(None, query.shape[2], key.shape[2], 0, query.device)  # a piece may come in parts
+            return rules.with_sinks(attend(query, key, value, mask=mask, causal=causal, **rules.options))[0]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -143,6 +145,12 @@ class _Stream(KVzipLayer):
                 0,
             )
         return super().update(key_states, value_states, *args, **kwargs)
+
+    def cut_back(self, length: int) -> None:
+        """Forget all but the first tokens; what was heard of the others stays, and is not heard again."""
+        n = length - self.context.n_tokens
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[:, :, :n], self.values[:, :, :n]
 
     def fold(self, keep: list[torch.Tensor]) -> None:
         """Make what stays of context and piece the context; `keep` (pairs,) bool per head, in order of position."""

@@ -296,14 +296,14 @@ def _minimum_cut(
 ) -> NDArray[np.bool_]:
     """Smallest set X of least `sum_X gain + sum of arcs that leave X`, for several problems side by side.
 
-    A node's terminal capacity above the sum of its arcs cannot be used: clipping there bounds every capacity by the
-    arcs, so that integers of 29 bits hold them exactly enough whatever the unaries are.
+    A node's terminal capacity above the sum of its arcs decides it: clipping at twice the sum keeps the decision strict and
+    bounds every capacity by the arcs, so that integers of 29 bits hold them exactly enough whatever the unaries are.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
     nodes = len(gain)
-    reach = np.bincount(tail, forward + backward, nodes) + np.bincount(head, forward + backward, nodes)
+    reach = 2 * (np.bincount(tail, forward + backward, nodes) + np.bincount(head, forward + backward, nodes))
     if not len(tail):
         return gain < 0
     terminal = np.clip(gain, -reach, reach)
@@ -355,7 +355,7 @@ def _layered(problem: _Grids) -> Labels:
                     back.append(np.zeros_like(share))
         unary = problem.unary[b].reshape(cells, count)
         gain = np.diff(unary, axis=1).ravel()
-        wall = np.abs(gain).sum() + 2 * step * weight.sum() + 1.0
+        wall = np.abs(gain).sum()  # no set of nodes is worth a broken chain
         for k in range(1, layers):
             tails.append(np.arange(cells) * layers + k)
             heads.append(np.arange(cells) * layers + k - 1)

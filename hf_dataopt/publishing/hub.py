@@ -13,9 +13,13 @@ from ..errors import HubError
 from ..progress import told
 from ..settings import check_flag, check_kind, check_text, optional
 from .names import looks_like_repo
-from .safe_files import CARD, SAFE, check_names, read_card
+from .safe_files import CARD, MAX_CARD, SAFE, check_names, read_card
 
 logger = logging.getLogger(__name__)
+
+MOST_BYTES = (
+    64 * 2**30
+)  # of a download: an artifact of ours is a set of images, an adapter, or a context's keys and values
 
 _Result = TypeVar("_Result")
 # of the client's transport, whose library differs from version to version (httpx, httpx2)
@@ -58,6 +62,7 @@ def download(
     revision: str | None = None,
     token: str | bool | None = None,
     only: tuple[str, ...] = (),
+    most: int = MOST_BYTES,
 ) -> Path:
     """Files of a Hub repository in the Hub client's cache: plain names only, and no pickles.
 
@@ -66,28 +71,39 @@ def download(
         repo_type: `"model"` or `"dataset"`; None takes the one that is there, models first.
         revision, token: of the Hub.
         only: patterns of names; default all that are no pickles.
+        most: bytes that are downloaded; what the repository says of its files is asked first.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: no Hub name, or a repository with file names that are refused.
+        ValueError: no Hub name, or a repository with file names that are refused, or with more bytes than `most`.
         HubError: it cannot be read; offline (`HF_HUB_OFFLINE=1`), it is not in the cache.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # exported, without saying so
 
     if not looks_like_repo(repo_id):
         raise ValueError(f"{repo_id!r:.200} is neither a folder nor a Hub name such as me/name")
-    if constants.HF_HUB_OFFLINE:
-        return _cached(repo_id, [repo_type] if repo_type else ["model", "dataset"], revision)
+    if offline():
+        return cached(repo_id, repo_type, revision=revision)
     api = HfApi(token=token)
     with hub_errors(f"reading {repo_id}"):
         if repo_type is None:
             found = patiently(lambda: api.repo_exists(repo_id, repo_type="model"))
             repo_type = "model" if found else "dataset"
-        info: Any = patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision))
+        info: Any = patiently(
+            lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True)
+        )
         check_names([one.rfilename for one in info.siblings or []], f"the repository {repo_id}")
         patterns = list(only) or [f"*{suffix}" for suffix in SAFE]
+        wanted = filter_repo_objects(info.siblings or [], allow_patterns=patterns, key=lambda one: one.rfilename)
+        total = sum(one.size or 0 for one in wanted)
+        if total > most:
+            raise ValueError(
+                f"the repository {repo_id} holds {total:,} bytes to download, at most {most:,} are taken unasked; if you want "
+                "them, run `hf download` and name the folder"
+            )
         return Path(
             snapshot_download(
                 repo_id, repo_type=repo_type, revision=info.sha or revision, token=token, allow_patterns=patterns
@@ -95,10 +111,22 @@ def download(
         )
 
 
-def _cached(repo_id: str, kinds: list[str], revision: str | None) -> Path:
-    """The newest that earlier downloads have left in the Hub client's cache: their commits, branches do not stay there."""
+def offline() -> bool:
+    """Whether the Hub's client was told to make no calls (`HF_HUB_OFFLINE=1`)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cached(repo_id: str, repo_type: str | None, *, revision: str | None = None) -> Path:
+    """The newest that earlier downloads have left in the Hub client's cache: their commits, branches do not stay there.
+
+    Raises:
+        HubError: nothing of it.
+    """
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
+    kinds = [repo_type] if repo_type else ["model", "dataset"]
     try:
         repos = [one for one in scan_cache_dir().repos if one.repo_id == repo_id and one.repo_type in kinds]
     except CacheNotFound:
@@ -133,10 +161,13 @@ def listing(
 
 def licence_of(repo_id: str, repo_type: str, *, token: str | bool | None = None) -> str | None:
     """The licence in a Hub repository's card; None where there is none to be found, never a default."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
     try:
+        sizes = patiently(lambda: HfApi(token=token).get_paths_info(repo_id, CARD, repo_type=repo_type))
+        if sum(getattr(one, "size", 0) for one in sizes) > MAX_CARD:
+            raise ValueError(f"its card is larger than {MAX_CARD:,} bytes")
         card = patiently(lambda: hf_hub_download(repo_id, CARD, repo_type=repo_type, token=token))
         found = read_card(Path(card))[0].get("license")
     except (RepositoryNotFoundError, EntryNotFoundError, ValueError, OSError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..settings import check_path
+from .safe_files import MAX_CARD, MAX_JSON
 
 HELP = "say what a folder or Hub repository of ours holds, and how to use it"
 EXAMPLES = [
@@ -47,7 +48,8 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
         revision, token: of the Hub.
 
     Returns:
-        `kind`, `title`, `format_version`, `files`, `licence`, `source`, `facts`, and `usage`, Python code.
+        `kind`, `title`, `format_version`, `files`, `licence`, `source`, `facts`, and `usage`, Python code; `cached`: offline
+        (`HF_HUB_OFFLINE=1`), what an earlier download has left in the Hub's cache is described, and nothing else is known.
 
     Raises:
         ValueError: no artifact of ours, or one that is refused.
@@ -55,7 +57,7 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
     """
     from .artifacts import about_of
     from .cards import first_block
-    from .hub import check_hub, download, listing
+    from .hub import check_hub, download, listing, offline
     from .kinds import KINDS, PLACEHOLDER, usage
     from .safe_files import CARD, files_of, read_card
 
@@ -63,13 +65,14 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
     check_hub(revision=revision, token=token)
     local = folder.is_dir()
     if not local:
-        folder = download(str(source), None, revision=revision, token=token, only=_RECORDS)
+        folder = download(str(source), None, revision=revision, token=token, only=_RECORDS, most=_MOST_BYTES)
     inside = files_of(folder)
     about = about_of(folder)
     kind = KINDS[about["kind"]]
     metadata, text = read_card(folder / CARD) if (folder / CARD).is_file() else ({}, "")
     code = about.get("code")
-    if local:
+    from_cache = not local and offline()
+    if local or from_cache:
         files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in inside}
     else:
         files = listing(str(source), kind.repo_type, revision=revision, token=token)
@@ -86,6 +89,7 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
         "repo_type": kind.repo_type,
         "format_version": about["format_version"],
         "files": files,
+        "cached": from_cache,
         "licence": licence if licence is None else str(licence),
         "source": origin if isinstance(origin, dict) and "id" in origin else None,
         "facts": {key: about[key] for key in _SHOWN if isinstance(about.get(key), str | int | float)},
@@ -94,6 +98,7 @@ def describe(source: str | Path, *, revision: str | None = None, token: str | bo
 
 
 _RECORDS = ("hf_dataopt.json", "README.md", "adapter_config.json")
+_MOST_BYTES = MAX_JSON + MAX_CARD
 
 
 def show(result: dict[str, Any], console: Any) -> None:
@@ -104,6 +109,7 @@ def show(result: dict[str, Any], console: Any) -> None:
 
     table = Table(title=result["title"], show_header=False)
     rows = {
+        **({"read from": "the Hub's cache: HF_HUB_OFFLINE is set"} if result["cached"] else {}),
         "licence": result["licence"] or "not given",
         **({"made from": result["source"]["id"]} if result["source"] else {}),
         **{key.replace("_", " "): value for key, value in result["facts"].items()},

@@ -160,7 +160,7 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
     """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
     from ..publishing.dataset_files import write_parquet
     from ..publishing.writer import finish
-    from .pages import facts
+    from .pages import facts, flagging_rule
 
     local = Path(args.dataset).exists()
     split = re.split(r"[^\w.]", args.split)[0]  # "train[:1000]" is published as "train"
@@ -179,6 +179,7 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
         source=Path(args.dataset).name if local else args.dataset,
         split=args.split,
         facts=facts(report),
+        rule=flagging_rule(report),
         dropped=f"{len(report) - len(cleaned):,}",
         rows=f"{len(report):,}",
         settings=report.config.to_json_string(),

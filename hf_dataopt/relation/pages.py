@@ -81,21 +81,32 @@ def write_page(
 
 def facts(report: RelationReport) -> list[tuple[str, str]]:
     """Numbers at the top of the page and on the card."""
-    first, cut = report.summary["checkpoints"][0], report.summary.get("cut")
-    asked = [("cut", f"{cut['rule']} {cut['value']:g}")] if cut else []
+    first = report.summary["checkpoints"][0]
     skipped = report.summary.get("skipped", {}).get("reasons", {})
-    asked += [("rows left out", ", ".join(f"{count:,}: {why}" for why, count in skipped.items()))] if skipped else []
+    left_out = [("rows left out", ", ".join(f"{count:,}: {why}" for why, count in skipped.items()))] if skipped else []
     return [
         ("rows", f"{len(report):,}"),
         ("classes", f"{len(report.label_names):,}"),
         ("label errors", f"{int(report.is_label_error.sum()):,} ({report.is_label_error.mean():.1%})"),
         ("outliers", f"{int(report.is_outlier.sum()):,} ({report.is_outlier.mean():.1%})"),
         ("score", report.config.score),
+        ("flagged", flagging_rule(report)),
         ("temperature", f"{report.config.temperature:g}"),
-        *asked,
+        *left_out,
         ("max-cut objective of Algorithm 4's set (Eq. 5.2)", f"{first['objective']:.4g}"),
         ("passes", f"{first['passes']} ({', '.join(first['stopped'])})"),
     ]
+
+
+def flagging_rule(report: RelationReport) -> str:
+    """What a row was flagged by, in one phrase for the card and the page."""
+    cut = report.summary.get("cut")
+    if cut:
+        score = "the combined score" if report.config.score == "combined" else "Algorithm 4's score"
+        return f"the worst by {score}, cut at {cut['rule']} {cut['value']:g}"
+    if report.config.score == "combined":
+        return "rows that the model and the nearest rows would both label otherwise, the worst by the combined score"
+    return "the set that Algorithm 4 found"
 
 
 def draw_worst(

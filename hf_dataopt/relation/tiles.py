@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..distributed import Room, Undo
 from .config import RelationConfig
 from .kernel import base_kernel, normalise, sign_
 from .rows import Rows
 
-logger = logging.getLogger(__name__)
 Index = NDArray[np.int64]
 LARGEST_TILE = {"cpu": 512, "cuda": 8192, "mps": 2048}  # rows; larger leaves the cache of a core
 SMALLEST_TILE = 32
@@ -128,25 +127,24 @@ class Workspace:
         Raises:
             torch.OutOfMemoryError: tiles of 32 rows do not fit.
         """
-        kept = [one.clone() for one in state]
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError:
-                if max(self._side(self.rows), self._side(self.columns)) <= SMALLEST_TILE:
-                    raise
-            # here, where the failed tile's frames, and what they hold, are gone
-            for one, before in zip(state, kept, strict=True):
-                one.copy_(before)
-            self._halve()
+        room, side = Room("tiles of {} rows", least=SMALLEST_TILE), max(self._side(self.rows), self._side(self.columns))
 
-    def _halve(self) -> None:
-        self._slots = self._buffers = None
-        if self.columns.device.type == "cuda":
-            torch.cuda.empty_cache()
-        size = max(SMALLEST_TILE, max(self._side(self.rows), self._side(self.columns)) // 2)
-        self.columns.block_rows = size
-        logger.warning("%s is out of memory; going on in tiles of %d rows", self.columns.device, size)
+        def mark() -> Undo:
+            kept = [one.clone() for one in state]
+
+            def undo() -> None:
+                self._slots = self._buffers = None
+                for one, before in zip(state, kept, strict=True):
+                    one.copy_(before)
+
+            return undo
+
+        def within(size: int) -> None:
+            if size < side:
+                self.columns.block_rows = size
+            work()
+
+        room.attempt(within, side, self.columns.device, mark)
 
     def _side(self, source: Source) -> int:
         return min(self.columns.block_rows, source.tile_rows)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, payback, plot_retention
 from hf_dataopt.errors import HubError
 from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.eviction import budget_ratio, keep_mask
 from hf_dataopt.kvzip.gate_fit import GateConfig
 from hf_dataopt.kvzip.gate_network import GateWeights
 from hf_dataopt.kvzip.head_scores import head_scores, load_head_scores, push_head_scores, save_head_scores
+from hf_dataopt.kvzip.payback import Payback
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
 from hf_dataopt.kvzip.reading import PrefilledContext
@@ -151,7 +152,7 @@ def _gates() -> dict[str, Case]:
                 tokenizer=TOKENIZER,
                 texts=Argument(
                     lambda: [CONTEXT, "Its lock is red."],
-                    Kind(lambda value: None if isinstance(value, list | tuple | dict) else False, texts),
+                    Kind(lambda value: None if isinstance(value, list | tuple) else False, texts),
                 ),
                 config=Argument(lambda: GateConfig(hidden=2, steps=1, tokens_per_step=8), NONE),
                 scoring=CONFIG,
@@ -180,6 +181,33 @@ def _gates() -> dict[str, Case]:
     }
 
 
+def _looked_at() -> dict[str, Case]:
+    """What is measured or drawn of a compressed cache."""
+    found = Payback(20, 2.0, 1.0, 0.2, 0.1, 0.3, 0.2, 0.1)
+    clock = Argument(lambda: iter(range(999)).__next__, Kind(lambda value: None if callable(value) else False))
+    return {
+        "payback": Case(
+            payback,
+            _of(
+                model=MODEL,
+                tokenizer=TOKENIZER,
+                context=Argument(lambda: CONTEXT, WORDS),
+                config=CONFIG,
+                gates=Argument(lambda: None, NONE | instance(KVzipGates)),
+                question=Argument(lambda: "Which?", WORDS),
+                steps=Argument(lambda: 1, count(1)),
+                clock=clock,
+                progress=Argument(lambda: False, FLAG),
+            ),
+        ),
+        "Payback.saved": Case(
+            found.saved, _of(questions=Argument(lambda: 2, count(0)), tokens=Argument(lambda: 3, count(0)))
+        ),
+        "Payback.break_even": Case(found.break_even, _of(tokens=Argument(lambda: 3, count(0)))),
+        "plot_retention": Case(plot_retention, _of(cache=Argument(cache, instance(KVzipCache, near=[prefilled])))),
+    }
+
+
 def cases() -> dict[str, Case]:
     """All of the room."""
     ids = lambda: torch.arange(4, 9)  # noqa: E731
@@ -187,6 +215,7 @@ def cases() -> dict[str, Case]:
     mask = _of(scores=Argument(scores, like(scores, more=[lambda: scores() * NAN], loose=True)), config=STRICT)
     return {
         **_gates(),
+        **_looked_at(),
         "KVzipCache": Case(
             KVzipCache,
             _of(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +37,7 @@ from hf_dataopt.condensation.multi_formation import (
 from hf_dataopt.condensation.networks import ConvNet
 from hf_dataopt.condensation.preview import preview
 from hf_dataopt.condensation.saved import load_condensed
+from hf_dataopt.errors import BadRowError
 
 from ..conftest import REPO
 from ..reference import condensation as reference
@@ -242,7 +243,7 @@ def test_bad_data_is_refused(train: Dataset) -> None:
     with pytest.raises(ValueError, match="NaN"):
         condenser.condense(arrays)
     unlabelled = Dataset.from_dict({"image": [[[0.0, 1.0]]] * 3, "label": [0, 1, -1]})
-    with pytest.raises(ValueError, match="labels must be in"):
+    with pytest.raises(ValueError, match="labels must be among"):
         condenser.condense(unlabelled)
     mixed = as_dataset(images, labels)["image"][:2] + as_dataset(synthetic_images(6, size=8)[0], labels)["image"][:1]
     features = Features({"image": Image(), "label": ClassLabel(names=["a"])})
@@ -284,6 +285,37 @@ def test_estimate_names_time_and_memory(train: Dataset) -> None:
     cost = DatasetCondenser(SMALL).estimate(train)
     assert cost.total_seconds == pytest.approx(3 * cost.outer_seconds) and cost.outer_seconds > 0
     assert cost.data_bytes == 90 * 12 * 12 and "MiB" in str(cost)
+
+
+def test_estimate_counts_the_networks_own_epochs(train: Dataset) -> None:
+    changes = {"early_epochs": 2, "outer_iterations": 3, "reinitialise_every": 2}
+    cost = DatasetCondenser(replace(SMALL, **changes)).estimate(train)
+    assert cost.early_seconds > 0
+    assert cost.total_seconds == pytest.approx(3 * cost.outer_seconds + cost.early_seconds)
+    assert DatasetCondenser(SMALL).estimate(train).early_seconds == 0
+
+
+def test_whole_numbers_that_start_elsewhere_are_classes() -> None:
+    images, labels = synthetic_images(9)
+    pictures = as_dataset(images, labels)["image"][:]
+    features = Features({"image": Image(), "label": Value("int64")})
+
+    def given(values: list[int]) -> Dataset:
+        return Dataset.from_dict({"image": pictures, "label": values}, features=features)
+
+    data = read_images(given([7, 9, 4] * 3))
+    assert data.class_names == ["4", "7", "9"] and data.labels.tolist() == [1, 2, 0] * 3
+    test = read_images(given([9] * 9), like=data)  # by name, not by place
+    assert test.labels.tolist() == [2] * 9
+    with pytest.raises(BadRowError, match=r"row 8 has label 5, which is no class: labels must be among \[4, 7, 9\]"):
+        read_images(given([4] * 8 + [5]), like=data)
+
+
+def test_the_preview_of_many_classes_stays_a_picture() -> None:
+    sheet = preview(torch.rand(70, 10, 1, 12, 8), 10)
+    assert sheet.size == (10 * 10 - 2, 64 * 14 - 2)  # 64 classes, one below the other
+    large = preview(torch.rand(20, 10, 1, 600, 700), 10)
+    assert max(large.size) <= 4096 and min(large.size) > 2000
 
 
 def test_command_condenses_a_parquet_file(train: Dataset, test_split: Dataset, tmp_path: Path, capsys: Any) -> None:

@@ -40,7 +40,6 @@ from ..relation.data import make
 from .disks import full, read_only
 from .saves import SAVES, Saved
 
-FAULTS = int(os.environ.get("HF_DATAOPT_FAULTS", "2"))  # kills of each victim; 20 is the full size of every fault test
 CONFIG = IDCConfig(
     images_per_class=1, width=4, depth=2, outer_iterations=6, inner_iterations=2, real_batch=4, network_images=16,
     network_batch=8, learning_rate=0.05, scale_learning_rate=False, storage="float32", reinitialise_every=3,

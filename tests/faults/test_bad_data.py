@@ -227,7 +227,7 @@ def test_condensation_names_or_skips_bad_rows() -> None:
     with pytest.raises(BadRowError, match="row 3 holds an image that cannot be decoded"):
         DatasetCondenser(config).condense(_folder(cells, labels))
     numbers: list[Any] = [None if k == 10 else -1 if k == 5 else k % 2 for k in range(24)]
-    with pytest.raises(BadRowError, match="row 5 has label -1, which is no class: labels must be in"):
+    with pytest.raises(BadRowError, match="row 5 has label -1, which is no class: labels must be among"):
         read_images(_folder(_photos(), numbers, Value("int64")), size=8)
     condenser = DatasetCondenser(config, on_error="skip")
     found = condenser.condense(_folder(cells, numbers, Value("int64")))

@@ -38,6 +38,7 @@ from hf_dataopt.relation.config import RelationConfig
 
 from ..condensation.conftest import as_dataset, synthetic_images
 from ..conftest import REPO
+from ..counts import tell
 from ..relation.data import make
 
 DAMAGES = 56
@@ -193,7 +194,7 @@ def test_no_damage_changes_a_result(
         counts["wrong"] += found != expected
         assert not list(folder.rglob("*.tmp")) and not list(folder.rglob(LOCK))
         shutil.rmtree(folder)
-    print(f"\n{name}: {DAMAGES} damaged checkpoints of {len(files)} files: {dict(counts)}")
+    tell("damaged checkpoint", name, {"damages": DAMAGES, "files": len(files), **counts})
     assert counts["wrong"] == 0
     # a flipped bit may hit a blank of the header, a cut may take nothing away: no harm then
     assert counts["started afresh, file named"] >= DAMAGES - 6

@@ -14,7 +14,7 @@ import pytest
 
 from hf_dataopt.publishing import writer
 
-from .killable import FAULTS
+from ..counts import FAULTS
 from .saves import SAVES, Saved
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")

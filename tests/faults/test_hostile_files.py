@@ -40,6 +40,7 @@ from hf_dataopt.publishing import info
 from hf_dataopt.publishing.artifacts import fetch
 from hf_dataopt.publishing.dataset_files import read_parquet
 
+from ..counts import tell
 from ..hub.damage import without_list
 from ..hub.everything import adapted
 from ..models import byte_tokenizer, tiny_model
@@ -427,7 +428,7 @@ def test_nothing_is_silently_wrong(name: str, tmp_path: Path, capsys: pytest.Cap
         shutil.rmtree(tmp_path / "it")
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     with capsys.disabled():
-        print(f"\n{name}: {len(cases)} variants, {dict(sorted(counts.items()))}, {grown} MB more at most")
+        tell("hostile file", name, {"variants": len(cases), **dict(sorted(counts.items())), "MB more at most": grown})
     assert not wrong
     assert len(cases) >= LEAST and counts["refused"] > len(cases) // 3
     assert grown < MEMORY
@@ -468,4 +469,4 @@ def test_checkpoints_are_whole_or_left_alone(
         "part.safetensors" in one and not {*one} - {"\n"} - {sign for sign in one if sign.isprintable()} for one in said
     )
     with capsys.disabled():
-        print(f"\ncheckpoint: {len(changes)} variants, {dict(sorted(counts.items()))}")
+        tell("hostile file", "checkpoint", {"variants": len(changes), **dict(sorted(counts.items()))})

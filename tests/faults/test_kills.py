@@ -14,7 +14,8 @@ import pytest
 
 from hf_dataopt.checkpoint import LOCK
 
-from .killable import FAULTS, VICTIMS, Victims
+from ..counts import FAULTS, tell
+from .killable import VICTIMS, Victims
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -52,6 +53,6 @@ def test_killed_jobs_and_saves(name: str, victims: Victims, tmp_path: Path) -> N
         counts["leftovers"] += len(leftovers(folder))
         if counts["killed"] == FAULTS:
             break
-    print(f"\n{name}: {FAULTS} kills within {seconds:.2f} s: {dict(counts)}")
+    tell("SIGKILL", name, {"within seconds": round(seconds, 2), **counts})
     assert counts["killed"] == counts["right in the end"] == counts["old copy"] + counts["new copy"] == FAULTS
     assert counts["leftovers"] == 0

@@ -22,11 +22,11 @@ from hf_dataopt.mixup.co_mixup_config import CoMixupConfig
 from hf_dataopt.mixup.puzzle_mix import puzzle_mix
 
 from ..condensation.conftest import as_dataset, synthetic_images
+from ..counts import FAULTS, FULL, tell
 from ..hub.everything import TURNS, adapted
 from ..kvzip.conftest import CONTEXT
 from ..models import byte_tokenizer, tiny_model
 from ..relation.data import make
-from .killable import FAULTS
 from .test_checkpoints import TINY
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads resident memory from /proc")
@@ -85,9 +85,9 @@ def test_nothing_grows(name: Callable[[], Callable[[], object]]) -> None:
     done = np.arange(11) * max(1, rounds // 10)
     tensors, objects, megabytes = (float(np.polyfit(done[3:], [one[k] for one in taken[3:]], 1)[0]) for k in range(3))
     kilobytes = 1000 * megabytes
-    print(
-        f"\n{name.__name__}: {done[-1]} rounds; per round {tensors:+.3f} tensors, {objects:+.2f} objects, {kilobytes:+.1f} kB"
-    )
+    found = {"tensors": tensors, "objects": objects, "kB": kilobytes}
+    per_round = {f"{what} a round": round(slope, 3) for what, slope in found.items()}
+    tell("leaks", name.__name__, {"rounds": int(done[-1]), **per_round})
     assert abs(tensors) < 0.05 and objects < 1
     # a hundredth of what a round handles at full size; pages come in lumps, which few rounds do not even out
-    assert kilobytes < (20 if FAULTS >= 20 else 400)
+    assert kilobytes < (20 if FAULTS >= FULL else 400)

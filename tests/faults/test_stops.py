@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from ..counts import FAULTS, tell
 from .disks import REFUSED
-from .killable import FAULTS, JOBS, VICTIMS, Victims
+from .killable import JOBS, VICTIMS, Victims
 from .test_kills import leftovers
 
 
@@ -44,7 +45,7 @@ def test_ctrl_c(name: str, victims: Victims, tmp_path: Path) -> None:
         counts["right in the end"] += victims.read(name, folder) == new
         if counts["interrupted"] == FAULTS:
             break
-    print(f"\n{name}: {FAULTS} interrupts within {seconds:.2f} s: {dict(counts)}")
+    tell("SIGINT", name, {"within seconds": round(seconds, 2), **counts})
     assert counts["interrupted"] == counts["right in the end"] == counts["old copy"] + counts["new copy"] == FAULTS
     assert counts["leftovers"] == 0
 
@@ -61,7 +62,8 @@ def told(victims: Victims, name: str, step: str, folder: Path) -> dict[str, Any]
 @pytest.mark.parametrize("name", VICTIMS)
 def test_a_full_disk(name: str, victims: Victims, tmp_path: Path) -> None:
     found = told(victims, name, "full", tmp_path / "disk" / "folder")
-    print(f"\n{name}: {len(found['said'])} free sizes: {Counter(one.split(':')[0] for one in found['said'])}")
+    said = Counter(one.split(":")[0] for one in found["said"])
+    tell("full disk", name, {"free sizes": len(found["said"]), **said})
     assert found["said"][0] != "done" and found["said"][-1] == "done"
     assert not [one for one in found["said"] if one.startswith("wrong error")]
     assert all(
@@ -75,7 +77,7 @@ def test_a_full_disk(name: str, victims: Victims, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", VICTIMS)
 def test_a_read_only_disk(name: str, victims: Victims, tmp_path: Path) -> None:
     found = told(victims, name, "read only", tmp_path / "disk" / "folder")
-    print(f"\n{name}: {found['said']}")
+    tell("read-only disk", name, {found["said"].split(":")[0]: 1, "old copy kept": int(found["kept"])})
     assert (
         found["said"].startswith(("OSError", "ValueError", "PermissionError")) and found["kept"] and not found["left"]
     )

@@ -30,6 +30,7 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
     from hf_dataopt.cli import main as cli
     from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
     from hf_dataopt.publishing.artifacts import push_folder
+    from hf_dataopt.publishing.hub import download
 
     found: dict[str, Any] = {}
     first, second = torch.zeros(2, 2), torch.ones(2, 2)
@@ -106,6 +107,10 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
     )
     attempt("pickle in the repository", lambda: load_head_scores("me/mixed") and "fine")
     found["asked for pickles"] = [one for one in hub.requests if ".bin" in one]
+    before = len(hub.requests)
+    attempt("too many bytes", lambda: str(download("me/mixed", "model", most=len(record) + len(tensors) - 1)))
+    found["too many bytes"]["downloads"] = [one for one in hub.requests[before:] if "resolve" in one]
+    attempt("as many bytes", lambda: download("me/mixed", "model", most=len(record) + len(tensors)) and "fine")
     attempt("shell", lambda: cli(["push", str(folder / "first"), "me/shell", "--private", "--json"]))
     attempt("shell, no artifact", lambda: cli(["push", str(folder), "me/shell"]))
     found["unknown"] = hub.unknown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -81,14 +83,22 @@ def _offline(folder: Path) -> dict[str, str]:
     """What a load and a push say with `HF_HUB_OFFLINE`; a load from the Hub's cache works."""
     from huggingface_hub import constants
 
+    from hf_dataopt.cli import main as cli
     from hf_dataopt.kvzip.head_scores import load_head_scores
     from hf_dataopt.publishing.artifacts import push_folder
 
     constants.HF_HUB_OFFLINE = True  # what the client reads at its import from HF_HUB_OFFLINE=1
+    told, refused = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(told):
+        cli(["info", "me/scores", "--json"])
+    with contextlib.redirect_stderr(refused):
+        cli(["info", "me/elsewhere"])
     found = {
         "offline, cached": _said(lambda: load_head_scores("me/scores")),
         "offline, not cached": _said(lambda: load_head_scores("me/elsewhere")),
         "offline, push": _said(lambda: push_folder(folder / "first", "me/scores")),
+        "offline, info, cached": told.getvalue(),
+        "offline, info, not cached": refused.getvalue(),
     }
     constants.HF_HUB_OFFLINE = False
     return found

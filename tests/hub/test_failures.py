@@ -71,5 +71,10 @@ def test_names_in_a_repository_that_lead_elsewhere(found: dict[str, Any], number
     assert found["asked for evil"] == []
 
 
+def test_more_bytes_than_are_taken_unasked_are_not_downloaded(found: dict[str, Any]) -> None:
+    assert found["too many bytes"]["error"] == "ValueError" and "hf download" in found["too many bytes"]["message"]
+    assert found["too many bytes"]["downloads"] == [] and found["as many bytes"]["result"] == "fine"
+
+
 def test_pickles_are_not_even_downloaded(found: dict[str, Any]) -> None:
     assert found["pickle in the repository"]["result"] == "fine" and found["asked for pickles"] == []

@@ -409,6 +409,7 @@ def test_markup_in_a_card(text: str, tmp_path: Path) -> None:
         {"tags": [text], "dataset_info": {"names": [text]}},
         **dict.fromkeys(("name", "source", "split", "dropped", "rows", "model"), text),
         facts=[(text, text)],
+        rule=text,
         settings=json.dumps({"x": text}),
         usage=cards.block("print(1)", "python"),
     )

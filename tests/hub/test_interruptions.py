@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ..conftest import REPO
+from ..counts import tell
 from .conftest import process
 
 
@@ -18,7 +19,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_request_of_a_push(found: dict[str, Any]) -> None:
-    print(f"\n{found['requests']} requests a push: {json.dumps(found['counts'], indent=2)}")
+    for what, count in found["counts"].items():
+        tell("push interrupted", what, {"requests": found["requests"], **count})
     assert found["requests"] >= 8 and len(found["counts"]) == 4 and not found["unknown"]
     for count in found["counts"].values():
         assert count["old copy"] + count["new copy"] == count["loads"] == found["requests"]
@@ -33,5 +35,10 @@ def test_one_lost_request_is_sent_again(found: dict[str, Any]) -> None:
 def test_without_a_network(found: dict[str, Any]) -> None:
     assert found["offline, cached"] == "fine"
     assert "HF_HUB_OFFLINE" in found["offline, not cached"] and "name a folder" in found["offline, not cached"]
+    about = json.loads(found["offline, info, cached"])
+    assert about["cached"] and about["kind"] == "head_scores" and about["files"]["head_scores.safetensors"] > 0
+    said = found["offline, info, not cached"].splitlines()
+    assert said[0].startswith("hf-dataopt info: HubError: reading me/elsewhere failed: HF_HUB_OFFLINE is set")
+    assert said[1:] == ["(--debug shows the traceback)"]
     for call in ("offline, push", "dead, push", "dead, load"):
         assert found[call].startswith("HubError") and "check the connection and try again" in found[call], found[call]

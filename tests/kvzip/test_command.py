@@ -54,6 +54,15 @@ def test_result_reports_sizes_and_one_answer_per_question(call: list[str], capsy
     assert all("answer_full" not in row for row in result["answers"])
 
 
+def test_payback_is_measured_on_the_context(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "payback" not in json_of(call, capsys)
+    found = json_of([*call, "--payback"], capsys)["payback"]
+    assert found["tokens"] == 6 and "of 6 tokens" in found["line"]
+    assert found["questions"] is None or found["questions"] >= 0
+    assert main([*call, "--payback"]) == 0
+    assert "of a prefill" in capsys.readouterr().out
+
+
 def test_nothing_evicted_answers_as_the_full_cache(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     result = json_of([*call, "--keep-ratio", "1.0", "--compare-full"], capsys)
     assert result["compressed_bytes"] == result["full_bytes"]

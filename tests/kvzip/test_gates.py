@@ -123,16 +123,23 @@ def test_a_stopped_fit_goes_on_where_it_was(
 def test_what_cannot_be_fitted_on_is_refused(fitted: tuple[Any, Any, KVzipGates]) -> None:
     model, tokenizer, _ = fitted
     for texts, error, words in (
-        ("one text", TypeError, "a list of str, got 'one text'"),
-        (["one text"], ValueError, "at least two texts"),
-        (["one text", 7], TypeError, "got int at 1"),
+        ("one text", TypeError, "texts must be a list or tuple, got 'one text'"),
+        (["one text"], ValueError, "texts needs at least 2 entries, got 1"),
+        (["one text", 7], TypeError, r"texts\[1\] must be a str, got 7"),
         (["one text", ""], ValueError, "text 1: the context has no tokens"),
     ):
         with pytest.raises(error, match=words):
             KVzipGates.fit(model, tokenizer, texts, SMALL, progress=False)  # type: ignore[arg-type]
-    for wrong, error in (({"steps": 0}, ValueError), ({"hidden": 2.5}, TypeError), ({"held_share": 1}, ValueError)):
-        with pytest.raises(error):
+    for wrong, error, words in (
+        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        ({"hidden": 2.5}, TypeError, "hidden must be an int"),
+        ({"held_share": 1}, ValueError, r"held_share must be in \(0, 1\), got 1"),
+        ({"held_share": 0}, ValueError, r"held_share must be in \(0, 1\), got 0"),
+        ({"learning_rate": 0.0}, ValueError, r"learning_rate must be in \(0, 1\], got 0"),
+    ):
+        with pytest.raises(error, match=words):
             GateConfig(**wrong)  # type: ignore[arg-type]
+    assert GateConfig(learning_rate=1, weight_decay=0).weight_decay == 0
     sliding = available()["mistral_sliding"].model()
     with pytest.raises(UnsupportedModelError, match="global attention"):
         KVzipGates.fit(sliding, tokenizer, TEXTS, SMALL, progress=False)

@@ -136,6 +136,82 @@ def test_costs_looked_at_in_pieces_give_the_same_plans(at_once: int, monkeypatch
         np.testing.assert_array_equal(masked_transport(saliency, mask, (8, 8), cost=cost), expected)
 
 
+@pytest.mark.parametrize("grid", [(1, 2), (3, 3), (1, 33), (6, 5)])
+@pytest.mark.parametrize("top", [3, 60])
+def test_candidates_are_the_pairs_cheaper_than_a_columns_own_cell(grid: tuple[int, int], top: int) -> None:
+    """Every such pair once; whole 64ths of a price, so that there are ties: those count for the lower row."""
+    rng, n = np.random.default_rng(grid[1]), grid[0] * grid[1]
+    distances, near = transport._structure(*grid)
+    priced = np.rint(distances * 64).astype(np.float32)
+    saliency = rng.integers(0, top, size=(6, n)).astype(np.float32)
+    visible = rng.random((6, n)) < 0.6
+    visible[0], visible[1] = True, False
+    found = list(zip(*transport._candidates(saliency, visible, priced, near), strict=True))
+    expected = []
+    for p, i, j in np.ndindex(6, n, n):
+        price, own = priced[i, j] - saliency[p, i], -saliency[p, j]
+        if i != j and visible[p, j] and (price < own or (price == own and i < j)):
+            expected.append((p, i, j, price))
+    assert sorted(found) == expected
+
+
+def test_order_of_pairs() -> None:
+    def ordered(*pairs: tuple[int, float, int]) -> bool:
+        owner, price, column = (np.array(part) for part in zip(*pairs, strict=True))
+        return transport._in_order(owner, price.astype(np.float32), column)
+
+    assert ordered((3, 0.5, 7))
+    assert ordered((0, 0.1, 4), (0, 0.2, 1), (0, 0.2, 2), (1, 0.0, 0))
+    assert ordered((5, 0.1, 4), (1, 0.0, 0)), "rows in any order"
+    assert not ordered((0, 0.2, 1), (0, 0.1, 4)), "a dearer pair first"
+    assert not ordered((0, 0.2, 2), (0, 0.2, 1)), "equal prices, the higher column first"
+    assert not ordered((0, 0.1, 1), (1, 0.1, 1), (0, 0.2, 2)), "a row in two places"
+
+
+def test_pairs_within_equal_numbers() -> None:
+    tails, heads = transport._pairs_within(np.array([0, 0, 2, 3]), np.array([0, 1, 2, 2]))
+    assert list(zip(tails.tolist(), heads.tolist(), strict=True)) == [(0, 0), (1, 0), (2, 2), (2, 3)]
+
+
+def test_proposals_in_any_order_of_pairs() -> None:
+    """Rows that nobody keeps come back; ties go to the lower column for rows and to the lower row for columns."""
+    problem, row = np.array([1, 1, 1, 0, 0, 0]), np.array([2, 2, 0, 1, 0, 2])
+    column = np.array([1, 0, 0, 2, 2, 2])
+    price = np.array([0.5, 0.5, 0.25, 0.5, 0.5, 0.75], dtype=np.float32)
+    holder, held = np.full((2, 3), -1), np.full((2, 3), np.inf, dtype=np.float32)
+    homeless = transport._propose(problem, row, column, price, holder, held, np.array([0, 1, 2, 3, 5]))
+    assert holder.tolist() == [[-1, -1, 0], [0, 2, -1]]
+    assert sorted(homeless.tolist()) == [1, 2]
+    assert held[0, 2] == 0.5 and held[1].tolist() == [0.25, 0.5, np.inf]
+    none = transport._propose(problem, row, column, price, holder, held, np.empty(0, dtype=np.int64))
+    assert none.tolist() == [] and holder.tolist() == [[-1, -1, 0], [0, 2, -1]]
+
+
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_MOST_CELLS", 12)
+    assert grid_distances(3, 4).shape == grid_distances(1, 12).shape[::-1] == (12, 12)
+    for bad in ((4, 4), (1, 13), (13, 1), (0, 3), (3, 0)):
+        with pytest.raises(ValueError, match=r"cells have too many|rows must|columns must"):
+            grid_distances(*bad)
+    with pytest.raises(ValueError, match="4 x 4 cells have too many distances, at most 12"):
+        grid_distances(4, 4)
+    saliency, mask = problems(0, 2, 4)
+    for rounds in (0, 10_001):
+        with pytest.raises(ValueError, match="rounds"):
+            masked_transport(saliency, mask, (2, 2), rounds=rounds)
+    for grid in ((2, 2, 1), (4,)):
+        with pytest.raises(ValueError, match=f"got {len(grid)} of them"):
+            masked_transport(saliency, mask, grid)  # type: ignore[arg-type]
+    for side in ((0, 4), (4, 0)):
+        with pytest.raises(ValueError, match="grid"):
+            masked_transport(saliency[:, :0], mask[:, :0], side)
+    for value in (-0.25, 1.25):
+        shares = mask.copy()
+        shares[1, 2] = value
+        with pytest.raises(ValueError, match=r"mask must be in \[0, 1\]"):
+            masked_transport(saliency, shares, (2, 2))
+
+
 def test_bad_arguments() -> None:
     saliency, mask = problems(0, 2, 4)
     for bad in (

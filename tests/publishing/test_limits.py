@@ -472,6 +472,7 @@ def test_names_and_texts_of_any_kind_are_written_and_read(tmp_path: Path) -> Non
             metadata = write_parquet(dataset, draft)
             shown = dict.fromkeys(("name", "source", "split", "dropped", "rows", "model"), name)
             finish(draft, "cleaned_dataset", about={"x": name}, metadata=metadata, code={"split": name}, facts=[(name, name)],
+                   rule=name,
                    settings=json.dumps({"x": name}), **shown)  # fmt: skip
         assert read_parquet(tmp_path / str(round_)).features["a"].names == labels
         found = read_card(tmp_path / str(round_) / "README.md")[0]["dataset_info"]["features"][0]["dtype"][

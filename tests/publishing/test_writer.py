@@ -163,6 +163,7 @@ def test_a_card_of_very_many_classes_is_written_and_read(tmp_path: Path) -> None
             metadata=metadata,
             code={"split": "train"},
             facts=[("a", "b")],
+            rule="r",
             **shown,
         )
     folder, _ = artifacts.fetch(tmp_path / "set", "cleaned_dataset")

@@ -19,6 +19,7 @@ from datasets.fingerprint import Hasher
 from hf_dataopt.metrics import average_precision
 from hf_dataopt.relation.cleaner import RelationCleaner
 from hf_dataopt.relation.config import RelationConfig
+from hf_dataopt.relation.pages import facts, flagging_rule
 from hf_dataopt.relation.report import RelationReport
 from hf_dataopt.relation.tiles import LARGEST_TILE
 
@@ -88,6 +89,8 @@ def test_filter_and_rethreshold(report: RelationReport) -> None:
     np.testing.assert_array_equal(stricter.suggested_label[outside], CASE.labels[outside])
     assert (report.suggested_label[old] != CASE.labels[old]).all()  # the first report is as it was
     assert stricter.summary["cut"] == {"rule": "noise_rate", "value": 0.05} and "cut" not in report.summary
+    assert flagging_rule(report) == "the set that Algorithm 4 found"
+    assert flagging_rule(stricter) == "the worst by Algorithm 4's score, cut at noise_rate 0.05"
     with pytest.raises(ValueError, match="two rules"):
         report.rethreshold(noise_rate=0.1, quantile=0.9)
 
@@ -173,6 +176,7 @@ def test_temporal_ensemble_is_the_mean_of_its_checkpoints(tmp_path: Path) -> Non
 
 def test_combined_score_comes_with_its_parts(tmp_path: Path) -> None:
     report = RelationCleaner(score="combined").fit(DATA, quiet=True)
+    assert dict(facts(report))["flagged"] == flagging_rule(report) and "Algorithm 4" not in flagging_rule(report)
     np.testing.assert_allclose(
         report.label_noise_score, np.mean([report.parts[k] for k in ("loss", "margin", "neighbours")], axis=0)
     )

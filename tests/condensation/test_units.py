@@ -1,0 +1,55 @@
+"""The preview's size, the early epochs in an estimate, the step of DM and DSA in its own units, digits that are not flipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_dataopt.condensation.baselines import method_config
+from hf_dataopt.condensation.columns import LabelledImages
+from hf_dataopt.condensation.condenser import DatasetCondenser
+from hf_dataopt.condensation.loop import CondensationLoop, ImageState
+from hf_dataopt.condensation.preview import preview
+
+from .test_loop import SMALL, network
+
+
+@pytest.mark.parametrize("classes, count, side", [(100, 10, 8), (1000, 2, 8), (324, 1, 300), (20, 10, 8), (3, 40, 8)])
+def test_previews_stay_small(classes: int, count: int, side: int) -> None:
+    sheet = preview(torch.rand(classes, 1, 1, 1, 1).expand(classes, count, 1, side, side), count)
+    assert max(sheet.size) <= 4096
+    assert sheet.width <= 16 * (side + 2) or sheet.width <= 512
+
+
+def test_an_estimate_knows_the_early_epochs(train: Dataset) -> None:
+    without, own, pool = (
+        DatasetCondenser(replace(SMALL, **changes)).estimate(train)
+        for changes in ({}, {"early_epochs": 4}, {"early_epochs": 4, "pretrained_networks": 30})
+    )
+    assert without.early_seconds == 0 and own.early_seconds > 0
+    assert own.total_seconds == pytest.approx(3 * own.outer_seconds + own.early_seconds)
+    assert pool.early_seconds > 3 * own.early_seconds  # thirty networks instead of three
+
+
+def test_a_step_in_normalised_space_is_std_squared_in_pixels(data: LabelledImages) -> None:
+    moved = []
+    start = torch.rand(3, 2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    for space in ("stored", "normalised"):
+        config = replace(SMALL, learning_rate_space=space, inner_iterations=1, momentum=0.0, learning_rate=1e-3)
+        state, theta = ImageState.start(start.clone()), network()
+        loop = CondensationLoop(data, config, range(3), torch.device("cpu"))
+        list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+        moved.append(state.images - start)
+    torch.testing.assert_close(moved[1], moved[0] * data.std**2, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dm", "dsa"])
+def test_baselines_flip_where_scoring_flips(method: str) -> None:
+    flipped, digits = (
+        method_config(method, replace(SMALL, evaluation_augmentation=augmentation)).augmentation
+        for augmentation in ("color_crop_flip_scale_rotate", "color_crop_scale_rotate")
+    )
+    assert "flip" in flipped and "flip" not in digits and "rotate" in digits
