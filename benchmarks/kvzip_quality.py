@@ -46,12 +46,17 @@ def answer_ids(
     return torch.cat([asked, torch.tensor([*start, *answer])]), len(answer)
 
 
-@torch.no_grad()
 def answer_nll(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: KVzipCache, question: Question
 ) -> tuple[float, bool]:
     """Mean NLL of the answer's tokens after the question, and whether each of them is the most likely one."""
-    ids, size = answer_ids(tokenizer, cache.prompt.suffix_ids, question)
+    return read_off(model, cache, *answer_ids(tokenizer, cache.prompt.suffix_ids, question))
+
+
+@torch.no_grad()
+def read_off(model: PreTrainedModel, cache: KVzipCache, ids: torch.Tensor, size: int) -> tuple[float, bool]:
+    """As `answer_nll`, of the last `size` ids behind the cache."""
+    ids = ids.to(cache.device)
     logits = model(ids[None], logits_to_keep=size + 1, **{cache_keyword(): cache.fork()}).logits[0, :-1].float()
     nll = torch.nn.functional.cross_entropy(logits, ids[-size:])
     return nll.item(), bool((logits.argmax(-1) == ids[-size:]).all())
@@ -107,7 +112,7 @@ def interval(difference: np.ndarray, n_contexts: int, base: np.ndarray | None = 
     draws = difference.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
     if base is not None:
         draws = draws / base.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
-    return [round(float(value), 3) for value in np.percentile(draws, [2.5, 97.5])]
+    return [round(float(value), 3) for value in np.nanpercentile(draws, [2.5, 97.5])]
 
 
 def summarise(contexts: list[dict]) -> list[dict]:

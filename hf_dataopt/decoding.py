@@ -23,6 +23,7 @@ OnError = Literal["raise", "skip"]
 T = TypeVar("T")
 
 MOST_PIXELS = 2**26  # of one picture; its header says how many, before anything is decoded
+MOST_SAMPLES = 2**28  # of one sound, all channels together: 4.6 hours of one channel at 16 kHz
 _PROGRAMS = ("EPS", "WMF")  # Pillow would start one on a stranger's file
 _PLAIN = (np.ndarray, list, tuple)
 # what decoders raise on foreign or torn files
@@ -278,7 +279,7 @@ def read_sound(value: Any, rate: int | None) -> NDArray[np.float32]:
         (n,) float32, mean of the channels; integers scaled to [-1, 1].
 
     Raises:
-        ValueError: missing, empty, NaN, undecodable, or of another rate.
+        ValueError: missing, empty, NaN, undecodable, of another rate, or longer than is read by what its header says.
         ImportError: a sound file, and nothing that decodes it is installed.
     """
     rate = optional(check_int, "rate", rate, 1)
@@ -287,6 +288,7 @@ def read_sound(value: Any, rate: int | None) -> NDArray[np.float32]:
     if isinstance(value, Mapping) and "array" not in value:
         value = _decoded_sound(value)
     if not isinstance(value, _PLAIN) and not hasattr(value, "detach"):
+        _check_length(value)
         try:
             found, value = int(value["sampling_rate"]), value["array"]
         except _UNREADABLE as error:
@@ -308,6 +310,22 @@ def read_sound(value: Any, rate: int | None) -> NDArray[np.float32]:
     if samples.ndim != 1:
         raise ValueError(f"holds an array of shape {samples.shape}, no samples of one sound")
     return np.ascontiguousarray(samples, np.float32)
+
+
+def _check_length(sound: Any) -> None:
+    """Refuse a decoder of more samples than are read, before it decodes any; one whose header says no length passes."""
+    about = getattr(sound, "metadata", None)
+    names = ("duration_seconds_from_header", "sample_rate", "num_channels")
+    said = [getattr(about, name, None) for name in names]
+    if not all(isinstance(one, int | float) for one in said):
+        return
+    seconds, rate, channels = (float(one) for one in said if one is not None)
+    samples = seconds * rate * channels
+    if not samples <= MOST_SAMPLES:  # NaN too
+        raise ValueError(
+            f"holds a sound of {seconds:g} s, {channels:g} channels at {rate:g} Hz, at most {MOST_SAMPLES:,} samples are read; "
+            "cut it into shorter ones"
+        )
 
 
 def _decoded_sound(cell: Mapping[str, Any]) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +44,18 @@ def shard(n_items: int, index: int | None = None, count: int | None = None) -> r
     return range(rank() if index is None else index, n_items, world_size() if count is None else count)
 
 
+def rows_of(
+    inputs: Mapping[str, torch.Tensor], start: int, stop: int, total: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Rows of a model's inputs on its device, floating ones in its dtype; inputs that are not of `total` rows go whole."""
+    part = {name: value[start:stop] if value.ndim and len(value) == total else value for name, value in inputs.items()}
+    return {name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in part.items()}
+
+
 class Room:
     """How much of some work a device takes at a time: all that is asked for, until it runs out of memory; then halves.
 
-    What fitted is remembered from call to call.
+    What fitted is remembered from call to call, but not in a copy or a pickle: another device may have other room.
 
     Args:
         in_words: for the log, with a place for the number, as in "parts of {} rows".
@@ -59,7 +67,10 @@ class Room:
     """
 
     def __init__(self, in_words: str, *, least: int = 1, most: int | None = None) -> None:
-        self.in_words, self.least, self.fits = in_words, least, most
+        self.in_words, self.least, self.most, self.fits = in_words, least, most, most
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "fits": self.most}
 
     def attempt(
         self, work: Callable[[int], T], size: int, device: torch.device, mark: Callable[[], Undo] | None = None

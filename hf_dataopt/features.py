@@ -16,7 +16,7 @@ import torch
 from . import decoding
 from ._compat import positions_of
 from .decoding import OnError
-from .distributed import Room
+from .distributed import Room, rows_of
 from .settings import brief, check_callable, check_choice, check_int, check_kind, check_text, optional
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,6 @@ class FeatureExtractor:
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and `datasets` hashing see: never the lazily loaded weights of a named model, nor counts."""
         fresh: dict[str, Any] = {"_loaded": None, "_stored_processor": None, "skipped": {}, "counts": Counter()}
-        fresh["_room"] = Room("parts of {} rows")
         return {**self.__dict__, **fresh, "_stamp": _stamp(self.model)}
 
     @torch.inference_mode()
@@ -150,9 +149,7 @@ class FeatureExtractor:
 
         def work(start: int, stop: int) -> None:
             try:
-                part = {k: v[start:stop] if v.ndim and len(v) == total else v for k, v in inputs.items()}
-                part = {k: v.to(model.device, dtype if v.is_floating_point() else v.dtype) for k, v in part.items()}
-                logits = model(**part).logits
+                logits = model(**rows_of(inputs, start, stop, total, model.device, dtype)).logits
                 out[0][places[start:stop]] = _pooled(*caught[-1], logits).float().cpu().numpy()
                 out[1][places[start:stop]] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
             finally:

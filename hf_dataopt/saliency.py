@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoding import column_values, is_picture, read_array, read_picture, read_rows, stacked
-from .distributed import Room
+from .distributed import Room, rows_of
 from .settings import brief, check_array, check_callable, check_kind, check_shares, check_tensor, check_text, optional
 
 _KEYS = ("pixel_values", "input_values", "input_features")
@@ -248,10 +248,6 @@ class SaliencyExtractor:
         self.key = str(key or getattr(model, "main_input_name", "pixel_values"))
         self._room = Room("parts of {} rows")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickling and `datasets` hashing see: not what the device had room for."""
-        return {**self.__dict__, "_room": Room("parts of {} rows")}
-
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One float32 map per row of the batch."""
         check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True)")
@@ -270,8 +266,7 @@ class SaliencyExtractor:
         maps: list[np.ndarray] = []
 
         def work(start: int, stop: int) -> None:
-            part = {k: v[start:stop] if v.ndim and len(v) == total else v for k, v in made.items()}
-            part = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else None) for k, v in part.items()}
+            part = rows_of(made, start, stop, total, weight.device, weight.dtype)
             maps.append(input_saliency(self.model, part, labels[start:stop].to(weight.device)).cpu().numpy())
 
         self._room.parts(total, work, weight.device)

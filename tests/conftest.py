@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .counts import keep
+
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -44,7 +46,5 @@ def _one_thread() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    from .counts import keep
-
     if not hasattr(session.config, "workerinput"):  # one of several processes has but some of the rows
         keep(int(exitstatus), session.testscollected)

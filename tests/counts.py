@@ -13,14 +13,13 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
-
-from .conftest import REPO
 
 # kills, and interrupts, of each job and save; 20 is the full size of every fault test
 FAULTS = int(os.environ.get("HF_DATAOPT_FAULTS", "2"))
 FULL = 20
-RESULTS = REPO / "benchmarks" / "results" / "faults.json"
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "faults.json"
 _STARTED = time.monotonic()
 _TOLD: list[dict[str, Any]] = []
 

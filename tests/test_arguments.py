@@ -14,8 +14,20 @@ from hf_dataopt import KVzipConfig, PuzzleMixConfig, RelationConfig
 from .arguments.cases import cases
 from .arguments.judge import good, run
 from .arguments.pool import Argument, Case, count
+from .test_readme import MAPPED
 
 SETS = 30
+# of the README's map of equations: called by ours alone, for every tile, token, sweep or call, with what the callable behind
+# the colon has checked. Every other name of the map has a case, and so has every public name.
+INNER = {
+    "co_mixup_sweeps.objective": "co_mixup",
+    "co_mixup_sweeps.sweep": "co_mixup",
+    "kernel.base_kernel": "relation",
+    "loop.CondensationLoop": "DatasetCondenser.condense",
+    "tuner.CCMLinearVariant": "CCMConfig",
+    "attention.build_layout": "DataCollatorForCCM.__call__",
+    "attention.attend_ragged": "KVzipCache.from_scores",
+}
 ASKED_BY_MODELS = {"KVzipCache.check_model", "KVzipCache.view"}  # a forward calls them, with what it was given
 
 
@@ -34,6 +46,13 @@ def test_every_public_callable_has_a_case() -> None:
         wanted = {f"{name}.{method}" for method, value in methods if not method.startswith("_") and _takes(value)}
         missing |= {one for one in {name, *wanted} if not any(case.split(" ")[0] == one for case in cases())}
     assert missing <= ASKED_BY_MODELS, missing
+
+
+def test_every_equation_has_a_case_or_is_inner() -> None:
+    names = {path.removeprefix("hf_dataopt.").split(".", 1)[1] for path in MAPPED if path.count(".") > 2}
+    assert set(INNER) <= names and set(INNER.values()) <= set(cases())
+    missing = {name for name in names - set(INNER) if not {name, name.rpartition(".")[2]} & set(cases())}
+    assert not missing, missing
 
 
 def _takes(method: object) -> bool:

@@ -89,9 +89,9 @@ def estimate(loop: CondensationLoop, network: nn.Module, initial: Tensor, classe
 def _early_seconds(loop: CondensationLoop, network: nn.Module, stream: torch.Generator) -> float:
     """The epochs on real data of every network of the run, from a few of their batches."""
     config = loop.config
-    lives = config.pretrained_networks or -(-config.outer_iterations // config.reinitialise_every)
     if not config.early_epochs or not config.outer_iterations:
         return 0.0
+    lives = config.pretrained_networks or -(-config.outer_iterations // config.reinitialise_every)
     steps = -(-len(loop.data.labels) // config.network_batch)
     timed = min(_TIMED_BATCHES, steps)
     optimiser = loop.optimiser(network)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..settings import check_choice, check_tensor
+from ..settings import brief, check_choice, check_flag, check_kind, check_tensor
 
 Metric = Literal["mse", "l1", "l1_mean", "cos"]
 _COS_EPSILON = 1e-6
@@ -117,17 +117,39 @@ def match_gradients(
     Returns:
         A scalar.
 
+    Raises:
+        ValueError: shapes that do not fit, labels that the network does not know, or a network with no weights to match.
+        TypeError: no module, or no pair of images and labels.
+
     Source: Eq. 6.1 and `D` of Algorithm 5.
     Cost: two backward passes, and a third through the second when differentiated.
     """
-    names = matched_parameters(network, bias=bias, head=head)
-    wanted = gradients(network, *real, names)
-    got = gradients(network, *synthetic, names, differentiable=True)
+    check_kind("network", network, nn.Module)
+    check_choice("metric", metric, ("mse", "l1", "l1_mean", "cos"))
+    real, synthetic = _pair("real", real), _pair("synthetic", synthetic)
+    names = matched_parameters(network, bias=check_flag("bias", bias), head=check_flag("head", head))
+    if not names:
+        raise ValueError(
+            f"{type(network).__name__} has no weights to match; give a network with convolutions, or head=True"
+        )
+    try:
+        wanted = gradients(network, *real, names)
+        got = gradients(network, *synthetic, names, differentiable=True)
+    except IndexError as error:  # of torch's cross entropy
+        raise ValueError(f"labels must be classes of the network ({error!s:.80})") from error
     total: Tensor = sum(
         (distance(a.detach(), b, metric) for a, b in zip(wanted, got, strict=True)),
         torch.zeros((), device=got[0].device),
     )
     return total
+
+
+def _pair(name: str, value: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of images (n, C, H, W) and labels (n,), got {brief(value)}")
+    images = check_tensor(f"{name} images", value[0], ("n", "C", "H", "W"))
+    return images, check_tensor(f"{name} labels", value[1], (len(images),), floating=False).long()
 
 
 def match_features(network: nn.Module, real: Tensor, synthetic: Tensor, block: int | None = None) -> Tensor:

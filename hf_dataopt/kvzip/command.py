@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -192,8 +193,6 @@ def _generate(model: Any, tokenizer: Any, cache: KVzipCache, question: str, max_
 
 def _payback(model: Any, tokenizer: Any, context: str, config: KVzipConfig, tokens: int) -> dict[str, Any]:
     """Measured on this context: questions until compressing has paid (None: never), and the line that says so."""
-    import math
-
     from .payback import payback
 
     found = payback(model, tokenizer, context, config)

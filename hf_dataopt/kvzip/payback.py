@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._compat import cache_keyword
-from ..settings import check_config, check_flag, check_int, check_kind, check_text, check_tokenizer, optional
+from ..settings import (
+    check_callable,
+    check_config,
+    check_flag,
+    check_int,
+    check_kind,
+    check_text,
+    check_tokenizer,
+    optional,
+)
 from .cache import KVzipCache
 from .config import KVzipConfig
 from .gates import KVzipGates
@@ -140,8 +149,7 @@ def payback(
     optional(check_kind, "gates", gates, KVzipGates)
     check_text("question", question)
     steps = check_int("steps", steps, 1)
-    if not callable(clock):
-        raise TypeError("clock must be a function without arguments that gives seconds, such as time.process_time")
+    check_callable("clock", clock, "give one without arguments that gives seconds, such as time.process_time")
     if gates is not None:
         gates.check(model)
     prove(model)  # once per class, no part of compressing

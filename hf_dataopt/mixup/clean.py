@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..saliency import main_input
+from ..settings import check_callable, check_kind, check_tensor, optional
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def clean_pass(
         `CleanPass`; with `backward` its loss carries no gradient.
 
     Raises:
+        ValueError: no floating-point input, or a `backward` that leaves no gradient at the inputs.
+        TypeError: no module, mapping, tensor of floats or function.
         RuntimeError: torch refuses `autograd.grad` under reentrant checkpointing; use `use_reentrant=False` or `backward`.
 
     Source: section 3.5, `1/2 lambda_clean (grad l(x0, y0) + grad l(x1, y1))` summed over a batch and its permutation.
@@ -67,7 +70,11 @@ def clean_pass(
         `clean_weight=0`, where the saliency pass needs no weight gradients (ResNet of 0.7M parameters, batch 32 of 32 x 32
         pixels): 1.09 without `backward`, 1.08 with it; 1.20 with a separate backward of the clean loss.
     """
-    name = main_input(model, inputs)
+    check_kind("model", model, nn.Module, "give the classifier itself")
+    name = main_input(model, check_kind("inputs", inputs, Mapping, "give the model's keyword arguments by name"))
+    check_tensor(f"inputs[{name!r}]", inputs[name])
+    check_callable("mean_loss", mean_loss)
+    optional(check_callable, "backward", backward)
     leaf = inputs[name].detach().clone().requires_grad_()
     with torch.enable_grad():
         loss = mean_loss(model, {**inputs, name: leaf})

@@ -17,9 +17,8 @@ from .safe_files import CARD, MAX_CARD, SAFE, check_names, read_card
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = (
-    64 * 2**30
-)  # of a download: an artifact of ours is a set of images, an adapter, or a context's keys and values
+# of a download: an artifact of ours is a set of images, an adapter, or a context's keys and values
+MOST_BYTES = 64 * 2**30
 
 _Result = TypeVar("_Result")
 # of the client's transport, whose library differs from version to version (httpx, httpx2)

@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import distributed
 from ..checkpoint import PassCheckpoint
 from ..progress import bar
+from ..settings import check_array, check_int, check_kind, check_number, optional
 from .config import RelationConfig
 from .kernel import power_, sign_
 from .rows import Rows
@@ -38,6 +39,7 @@ class RelationGraph:
         centre: (d,) vector taken off every feature first, optional.
 
     Raises:
+        TypeError: no `Rows`, or no array of integers or floats.
         ValueError: lengths differ; NaN or infinite values; zero features; rows of `probs` that are no distribution.
 
     Source: sections 5.3.1 and 5.3.4.
@@ -52,6 +54,11 @@ class RelationGraph:
         config: RelationConfig,
         centre: NDArray[np.float32] | None = None,
     ) -> None:
+        check_kind("features", features, Rows, "make them of an array with rows_of")
+        optional(check_kind, "probs", probs, Rows, "make them of an array with rows_of")
+        check_kind("config", config, RelationConfig)
+        labels = optional(check_array, "labels", labels, 1, kinds="iu")
+        centre = optional(check_array, "centre", centre, 1, kinds="f", rows=features.width)
         self.features, self.labels, self.config, self.centre = features, labels, config, centre
         self.probs = probs if config.compatibility else None
         self.device = torch.device(config.device or "cpu")
@@ -98,8 +105,9 @@ class RelationGraph:
 
     def row(self, i: int, *, temperature: float | None = None, signed: bool = True) -> NDArray[np.float32]:
         """`r(i, j)` (Eq. 5.1) or the bare kernel for every j, 0 at j = i; (n,) float32."""
-        values = np.zeros(len(self), np.float32)
-        temperature = self.config.temperature if temperature is None else temperature
+        i, values = check_int("i", i, 0, len(self) - 1), np.zeros(len(self), np.float32)
+        given = optional(check_number, "temperature", temperature, 0, above=True)
+        temperature = self.config.temperature if given is None else float(given)
 
         def add(kernel: Tensor, left: Tile, right: Tile, rows: Index, columns: Index) -> None:
             kernel = power_(kernel, temperature)

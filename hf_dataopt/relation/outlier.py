@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import PassCheckpoint
 from ..seeding import generator
-from ..settings import check_array, check_number
+from ..settings import check_array, check_flag, check_kind, check_number, optional
 from .config import RelationConfig
 from .graph import RelationGraph
 from .rows import Rows, rows_of, rows_of_column
@@ -48,11 +48,28 @@ def outlier_scores(
     Returns:
         (n,) float64, at most 1 / epsilon; infinite where epsilon is 0 and nothing is similar.
 
+    Raises:
+        ValueError: rows that the graph does not have, or queries of other columns.
+        TypeError: no graph, no row numbers.
+
     Source: section 5.3.3.
     Differs: the reference code's epsilon and edge cut-off are settings; a row that is in S does not count itself unless
         `config.diagonal` is set.
     Cost: 2 n m (d + C) operations.
     """
+    check_kind("graph", graph, RelationGraph)
+    reference = check_array("reference", reference, 1, kinds="iu")
+    if not 0 <= reference.min() <= reference.max() < len(graph):
+        raise ValueError(
+            f"reference must hold rows of the graph, 0 to {len(graph) - 1}, got {reference.min()} to {reference.max()}"
+        )
+    optional(check_kind, "queries", queries, RelationGraph)
+    optional(check_kind, "checkpoint", checkpoint, PassCheckpoint)
+    quiet, alone = check_flag("quiet", quiet), check_flag("alone", alone)
+    if queries is not None and _widths(queries) != _widths(graph):
+        raise ValueError(
+            f"queries have rows of {_widths(queries)} features and probabilities, the graph {_widths(graph)}"
+        )
     config = graph.config
     sums = graph.sums_against(
         reference,
@@ -65,6 +82,10 @@ def outlier_scores(
     )
     with np.errstate(divide="ignore"):
         return np.asarray(1.0 / (sums + config.outlier_epsilon), dtype=np.float64)
+
+
+def _widths(graph: RelationGraph) -> tuple[int, int]:
+    return graph.features.width, 0 if graph.probs is None else graph.probs.width
 
 
 def is_outlier(scores: NDArray[Any], share: float = 0.01) -> tuple[NDArray[np.bool_], float]:

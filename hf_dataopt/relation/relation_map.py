@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError
-from ..settings import check_int
+from ..settings import check_each, check_int, check_kind, check_text
 from .graph import RelationGraph
 
 if TYPE_CHECKING:
@@ -41,12 +41,19 @@ def draw_relation_map(graphs: list[RelationGraph], row: int, *, title: str, max_
         A matplotlib figure, not shown and not registered with pyplot.
 
     Raises:
-        ValueError: max_points < 2.
+        ValueError: max_points < 2, no graph, graphs of different rows, or a row that they do not have.
+        TypeError: something else than a graph.
         MissingExtraError: matplotlib is not installed.
 
     Source: section 5.3.6, Figure 5.1.
     """
-    max_points = check_int("max_points", max_points, 2)
+    max_points, title = check_int("max_points", max_points, 2), check_text("title", title)
+    graphs = list(check_each("graphs", graphs, check_kind, RelationGraph))
+    row = check_int("row", row, 0, len(graphs[0]) - 1)
+    if len({len(graph) for graph in graphs}) > 1:
+        raise ValueError(
+            f"graphs have {[len(graph) for graph in graphs]} rows; give one graph per checkpoint of the same data"
+        )
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -11,14 +11,30 @@ from datasets import Dataset, DatasetDict
 
 from hf_dataopt import DatasetCondenser, IDCConfig, MultiFormation
 from hf_dataopt.condensation.augment import Draws, augment, draw
-from hf_dataopt.condensation.matching import distance
+from hf_dataopt.condensation.matching import distance, match_gradients
 from hf_dataopt.condensation.multi_formation import Formation, form, form_labels
+from hf_dataopt.condensation.networks import ConvNet
 from hf_dataopt.condensation.saved import load_condensed, push_condensed, save_condensed
 from hf_dataopt.errors import BadRowError, FolderInUseError, HubError
 
 from ..condensation.conftest import as_dataset, synthetic_images
 from .kvzip import FOLDER, HUB, LICENCE, LOAD
-from .pool import CALLABLE, NONE, PATH, UNCALLED, WORDS, Argument, Case, Kind, choice, count, instance, like, saved
+from .pool import (
+    CALLABLE,
+    FLAG,
+    NONE,
+    PATH,
+    UNCALLED,
+    WORDS,
+    Argument,
+    Case,
+    Kind,
+    choice,
+    count,
+    instance,
+    like,
+    saved,
+)
 
 CONFIG = IDCConfig(
     images_per_class=1,
@@ -103,6 +119,26 @@ BATCH = Kind(
 )
 
 
+def _labelled() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
+
+
+PAIRS = Kind(
+    lambda value: False,
+    [
+        lambda: _labelled()[0],
+        lambda: (_labelled()[0], torch.tensor([0])),
+        lambda: (_labelled()[0], torch.tensor([0, 3])),
+        lambda: (_labelled()[0], torch.tensor([0, -1])),
+        lambda: (_labelled()[0], torch.tensor([0.0, 1.0])),
+        lambda: (_labelled()[0].long(), torch.tensor([0, 1])),
+        lambda: (_labelled()[0][0], torch.tensor([0])),
+        lambda: (_labelled()[0].numpy(), torch.tensor([0, 1])),
+        lambda: (*_labelled(), None),
+    ],
+)
+
+
 def _loaded(**arguments: Any) -> Any:
     saved("condensed", lambda folder: save_condensed(condensed(), folder))
     return load_condensed(**arguments)
@@ -168,6 +204,17 @@ def cases() -> dict[str, Case]:
                 real=Argument(images, like(images)),
                 synthetic=Argument(images, like(images)),
                 metric=Argument(lambda: "mse", choice("mse", "l1", "l1_mean", "cos")),
+            ),
+        ),
+        "matching.match_gradients": Case(
+            match_gradients,
+            _of(
+                network=Argument(lambda: ConvNet(1, 3, size=(8, 8), width=4, depth=1), UNCALLED),
+                real=Argument(_labelled, PAIRS),
+                synthetic=Argument(_labelled, PAIRS),
+                metric=Argument(lambda: "mse", choice("mse", "l1", "l1_mean", "cos")),
+                bias=Argument(lambda: False, FLAG),
+                head=Argument(lambda: False, FLAG),
             ),
         ),
         "augment.draw": Case(

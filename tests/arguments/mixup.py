@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,7 @@ from hf_dataopt import (
 from hf_dataopt.errors import MissingExtraError
 from hf_dataopt.mixup import statistics
 from hf_dataopt.mixup.adversarial import Attack, finish_attack, start_attack
+from hf_dataopt.mixup.clean import clean_pass
 from hf_dataopt.mixup.co_mixup import compatibility
 from hf_dataopt.mixup.graph_cut import grid_energy, solve_masks
 from hf_dataopt.mixup.loss import soft_cross_entropy, soft_targets, softmax_binary_cross_entropy
@@ -34,7 +36,22 @@ from hf_dataopt.mixup.segmentation import mixed_maps
 from hf_dataopt.mixup.transport import grid_distances, masked_transport
 
 from .configs import SEED
-from .pool import CALLABLE, FLAG, NEVER, NONE, WORDS, Argument, Case, Kind, count, instance, like, number, spoiled
+from .pool import (
+    CALLABLE,
+    FLAG,
+    NEVER,
+    NONE,
+    UNCALLED,
+    WORDS,
+    Argument,
+    Case,
+    Kind,
+    count,
+    instance,
+    like,
+    number,
+    spoiled,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -262,6 +279,26 @@ def cases() -> dict[str, Case]:
         "transport.grid_distances": Case(
             grid_distances,
             _fields(rows=Argument(lambda: 2, count(1, 2**13)), columns=Argument(lambda: 2, count(1, 2**13))),
+        ),
+        "clean.clean_pass": Case(
+            clean_pass,
+            _fields(
+                model=Argument(_Head, UNCALLED),
+                inputs=Argument(
+                    lambda: {"pixel_values": images()},
+                    Kind(
+                        lambda value: None if isinstance(value, Mapping) else False,
+                        [dict, lambda: {"pixel_values": None}, lambda: {"pixel_values": images().int()}],
+                    ),
+                ),
+                mean_loss=Argument(
+                    lambda: lambda model, given: model.forward(**given)["logits"].square().mean(),
+                    Kind(lambda value: None if callable(value) else False, calls=False),
+                ),
+                backward=Argument(
+                    lambda: None, NONE | Kind(lambda value: None if callable(value) else False, calls=False)
+                ),
+            ),
         ),
         "adversarial.start_attack": Case(
             start_attack,

@@ -14,9 +14,12 @@ from datasets import Dataset, DatasetDict
 from hf_dataopt import RelationCleaner, RelationConfig, RelationReport
 from hf_dataopt.errors import FolderInUseError, MissingExtraError
 from hf_dataopt.relation import baselines
+from hf_dataopt.relation.graph import RelationGraph
 from hf_dataopt.relation.kernel import relation
 from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise
-from hf_dataopt.relation.outlier import is_outlier
+from hf_dataopt.relation.outlier import is_outlier, outlier_scores
+from hf_dataopt.relation.relation_map import draw_relation_map
+from hf_dataopt.relation.rows import Rows, rows_of
 
 from ..relation.data import make
 from .pool import (
@@ -24,6 +27,7 @@ from .pool import (
     FLAG,
     NONE,
     PATH,
+    TEXT,
     UNCALLED,
     WORDS,
     Argument,
@@ -115,8 +119,46 @@ def two() -> torch.Tensor:
     return torch.eye(2)
 
 
+def _graph(rows: int = 60, width: int = 6, config: RelationConfig | None = None) -> RelationGraph:
+    made = make(rows, d=width, classes=3)
+    features, probs = (rows_of(one, "rows") for one in (made.features, made.probs))
+    return RelationGraph(features, probs, np.asarray(made.labels), config or RelationConfig())
+
+
+GRAPH = Argument(_graph, instance(RelationGraph, near=[lambda: RelationGraph, data]))
+NUMBERED = Kind(
+    lambda value: None if isinstance(value, list | tuple | range | np.ndarray | torch.Tensor) else False,
+    [
+        lambda: [60],
+        lambda: [-1],
+        lambda: np.array([0.0]),
+        lambda: np.array([[1]]),
+        lambda: [True],
+        list,
+        lambda: torch.tensor([70]),
+    ],
+)
+
+
 ROWS = like(two, more=spoiled(two, NAN, 0.0))
 PAIRS = never(lambda: (torch.arange(2),), two)
+
+
+def _whole(value: Any, rows: int) -> bool | None:
+    """Row labels."""
+    try:
+        found = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):
+        return False
+    return None if found.shape == (rows,) and found.dtype.kind in "iu" else False
+
+
+def _centre(value: Any, width: int) -> bool | None:
+    try:
+        found = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):
+        return False
+    return None if found.shape == (width,) and found.dtype.kind == "f" and bool(np.isfinite(found).all()) else False
 
 
 def floats(shape: tuple[int, ...], *bad: Any, seed: int = 0, integers: bool = False) -> Argument:
@@ -304,6 +346,55 @@ def cases() -> dict[str, Case]:
                 threshold=Argument(lambda: 10.0, number(0, 1.7e308)),
                 max_moves=Argument(lambda: 5, NONE | count(0)),
             ),
+        ),
+        "RelationGraph": Case(
+            RelationGraph,
+            _of(
+                features=Argument(lambda: rows_of(np.eye(4), "features"), instance(Rows, near=[lambda: np.eye(4)])),
+                probs=Argument(lambda: rows_of(np.eye(4), "probs"), NONE | instance(Rows, near=[lambda: np.eye(4)])),
+                labels=Argument(
+                    lambda: np.arange(4),
+                    NONE | Kind(lambda v: _whole(v, 4), [lambda: np.arange(3), lambda: np.ones(4), lambda: ["a"] * 4]),
+                ),
+                config=Argument(RelationConfig, instance(RelationConfig, near=[dict, lambda: RelationConfig])),
+                centre=Argument(
+                    lambda: None, NONE | Kind(lambda v: _centre(v, 4), [lambda: np.ones(3), lambda: [NAN] * 4])
+                ),
+            ),
+        ),
+        "RelationGraph.row": Case(
+            lambda **a: _graph(8).row(**a),
+            _of(
+                i=Argument(lambda: 3, count(0, 7)),
+                temperature=Argument(lambda: 1.0, NONE | number(0, 1.7e308, above=True)),
+            ),
+        ),
+        "outlier_scores": Case(
+            outlier_scores,
+            _of(
+                graph=GRAPH,
+                reference=Argument(lambda: np.arange(5), NUMBERED),
+                queries=Argument(lambda: None, NONE | instance(RelationGraph, near=[lambda: _graph(9, 5), data])),
+                checkpoint=Argument(lambda: None, NONE),
+                quiet=Argument(lambda: True, FLAG),
+                alone=Argument(lambda: True, FLAG),
+            ),
+        ),
+        "draw_relation_map": Case(
+            draw_relation_map,
+            _of(
+                graphs=Argument(
+                    lambda: [_graph(), _graph()],
+                    Kind(
+                        lambda value: None if isinstance(value, list | tuple) else False,
+                        [list, _graph, lambda: [_graph(), _graph(40)], lambda: [_graph(), None]],
+                    ),
+                ),
+                row=Argument(lambda: 3, count(0, 59)),
+                title=Argument(lambda: "a row", TEXT),
+                max_points=Argument(lambda: 20, count(2)),
+            ),
+            (MissingExtraError,),
         ),
         "is_outlier": Case(is_outlier, _of(scores=floats((6,)), share=Argument(lambda: 0.1, number(0, 1, below=True)))),
     }

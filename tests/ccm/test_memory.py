@@ -368,3 +368,38 @@ def test_a_memory_knows_who_wrote_it(tmp_path: Path) -> None:
             use(TURNS[0])
     one.model.set_adapter("default")
     one.append(TURNS[0])
+
+
+def test_positions_counts_and_peaks_in_numbers() -> None:
+    one = CompressedContextMemory(adapted(), batch_size=2)
+    assert (one.peak_kv_bytes, one.peak_slots, one.nbytes, one.full_nbytes) == (0, 0, 0, 0)
+    one.append([TURNS[0], TURNS[1]])
+    one.append([TURNS[2], None])
+    assert one.tokens_seen == [11, 3] and one.steps.tolist() == [2, 1]
+    ids = one.inputs([QUESTION, QUESTION[:1]])
+    assert ids["position_ids"].tolist() == [[11, 12, 13, 14], [3, 3, 3, 3]]
+    comp = one.config.num_comp_tokens
+    assert ids["attention_mask"].tolist() == [[1] * (2 * comp + 4), [1] * comp + [0] * (comp + 3) + [1]]
+    slot = sum(keys[:1, :, :1].nbytes + values[:1, :, :1].nbytes for keys, values in one.layers)
+    assert one.nbytes == 2 * 2 * comp * slot
+    assert one.full_nbytes == 14 * slot
+    assert one.peak_slots == comp + 5 + comp
+    alone = remembering(one.model)
+    several = alone.inputs([QUESTION, QUESTION[:1]])
+    assert several["position_ids"].tolist() == [[14, 15, 16, 17], [14, 14, 14, 14]]
+    assert alone.logits(QUESTION).shape[1] == 4
+
+
+def test_forgetting_users_by_number() -> None:
+    one = CompressedContextMemory(adapted(sink=True), batch_size=3)
+    one.append([TURNS[0], TURNS[1], None])
+    one.append([TURNS[2], None, TURNS[0]])
+    for users in ([-1], [3], [0, 3]):
+        with pytest.raises(ValueError, match=r"users must be in \[0, 2\]"):
+            one.reset(users)
+    one.reset([1])
+    assert one.steps.tolist() == [2, 0, 1] and one.tokens_seen == [11, 0, 6]
+    one.reset([2])
+    assert one.steps.tolist() == [2, 0, 0] and all(not keys[1:].any() for keys, _ in one._layers)
+    one.reset([0])
+    assert one.layers == [] and one.nbytes == 0 and one._held.shape == (3, 0)

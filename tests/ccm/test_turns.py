@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from hf_dataopt import CompressedContextMemory, DataCollatorForCCM, StreamingContextMemory
-from hf_dataopt.ccm.turns import answer_prompt, encode_turn
+from hf_dataopt.ccm.turns import answer_prompt, awaits_answer, encode_answer, encode_turn
 from hf_dataopt.text.chat import ChatFormat
 
 from ..hub.damage import without_list
@@ -310,3 +310,18 @@ def test_reset_forgets(kind: str, sink: bool) -> None:
             memory.reset(users)
     with pytest.raises(TypeError, match=r"users\[0\] must be an int, got True"):
         memory.reset([True])
+
+
+def test_answers_are_split_behind_the_templates_opening() -> None:
+    """Only messages of the assistant that do not come first; what is given and what is learned are the whole turn."""
+    answer = [{"role": "assistant", "content": "Otto."}]
+    bare = byte_tokenizer()
+    bare.chat_template = None
+    for tokenizer, opening in ((chatting(), "[assistant]"), (bare, "assistant:")):
+        given, learned = encode_answer(tokenizer, answer, False)
+        assert tokenizer.decode(given) == opening and given + learned == encode_turn(tokenizer, answer, False)
+        assert "Otto." in tokenizer.decode(learned) and answer_prompt(tokenizer) == given
+        for turn, first in ((answer, True), ([user("Who?")], False), ("Otto.", False), ([5, 6, 7], False)):
+            assert encode_answer(tokenizer, turn, first) == ([], encode_turn(tokenizer, turn, first))
+    assert awaits_answer([user("Who?")]) and not awaits_answer(answer) and not awaits_answer("Who?")
+    assert not awaits_answer([user("Who?"), *answer]) and awaits_answer([*answer, user("Who?")])

@@ -287,14 +287,6 @@ def test_estimate_names_time_and_memory(train: Dataset) -> None:
     assert cost.data_bytes == 90 * 12 * 12 and "MiB" in str(cost)
 
 
-def test_estimate_counts_the_networks_own_epochs(train: Dataset) -> None:
-    changes = {"early_epochs": 2, "outer_iterations": 3, "reinitialise_every": 2}
-    cost = DatasetCondenser(replace(SMALL, **changes)).estimate(train)
-    assert cost.early_seconds > 0
-    assert cost.total_seconds == pytest.approx(3 * cost.outer_seconds + cost.early_seconds)
-    assert DatasetCondenser(SMALL).estimate(train).early_seconds == 0
-
-
 def test_whole_numbers_that_start_elsewhere_are_classes() -> None:
     images, labels = synthetic_images(9)
     pictures = as_dataset(images, labels)["image"][:]
@@ -309,13 +301,6 @@ def test_whole_numbers_that_start_elsewhere_are_classes() -> None:
     assert test.labels.tolist() == [2] * 9
     with pytest.raises(BadRowError, match=r"row 8 has label 5, which is no class: labels must be among \[4, 7, 9\]"):
         read_images(given([4] * 8 + [5]), like=data)
-
-
-def test_the_preview_of_many_classes_stays_a_picture() -> None:
-    sheet = preview(torch.rand(70, 10, 1, 12, 8), 10)
-    assert sheet.size == (10 * 10 - 2, 64 * 14 - 2)  # 64 classes, one below the other
-    large = preview(torch.rand(20, 10, 1, 600, 700), 10)
-    assert max(large.size) <= 4096 and min(large.size) > 2000
 
 
 def test_command_condenses_a_parquet_file(train: Dataset, test_split: Dataset, tmp_path: Path, capsys: Any) -> None:

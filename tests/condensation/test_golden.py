@@ -18,7 +18,7 @@ from hf_dataopt.condensation.class_gradients import ClassGradients
 from hf_dataopt.condensation.columns import LabelledImages
 from hf_dataopt.condensation.config import IDCConfig, evaluation_epochs_of
 from hf_dataopt.condensation.initialise import herding, mosaic
-from hf_dataopt.condensation.loop import CondensationLoop, ImageState
+from hf_dataopt.condensation.loop import CondensationLoop, ImageState, RealBatches
 from hf_dataopt.condensation.matching import (
     class_distance,
     distance,
@@ -230,15 +230,11 @@ def test_trajectory(golden: Path) -> None:
     state = ImageState.start(data["init"].unflatten(0, (classes, -1)).clone())
     network = network_for(data, meta)
 
-    class Recorded:
-        def __init__(self, label: int) -> None:
-            self.label, self.at = label, -1
-
-        def next(self) -> Tensor:
-            self.at += 1
-            return torch.arange(batch) + (self.at * classes + self.label) * batch
-
-    recorded: Any = [Recorded(label) for label in range(classes)]
+    # the recorded rows of class c in step t lie at (t * classes + c) * batch, and are drawn in that order
+    rows = torch.arange(steps * classes * batch).reshape(steps, classes, batch)
+    recorded = [RealBatches(rows[0, label], batch, torch.Generator()) for label in range(classes)]
+    for label, real_batches in enumerate(recorded):
+        real_batches.order = rows[:, label].flatten()
     streams = [torch.Generator() for _ in range(classes)]
     mean_losses = data["ref_loss"].reshape(steps, classes).mean(1)
     for step in range(steps):

@@ -24,6 +24,13 @@ def test_previews_stay_small(classes: int, count: int, side: int) -> None:
     assert sheet.width <= 16 * (side + 2) or sheet.width <= 512
 
 
+def test_the_preview_of_many_classes_stays_a_picture() -> None:
+    sheet = preview(torch.rand(70, 10, 1, 12, 8), 10)
+    assert sheet.size == (10 * 10 - 2, 64 * 14 - 2)  # 64 classes, one below the other
+    large = preview(torch.rand(20, 10, 1, 600, 700), 10)
+    assert max(large.size) <= 4096 and min(large.size) > 2000
+
+
 def test_an_estimate_knows_the_early_epochs(train: Dataset) -> None:
     without, own, pool = (
         DatasetCondenser(replace(SMALL, **changes)).estimate(train)
@@ -32,6 +39,9 @@ def test_an_estimate_knows_the_early_epochs(train: Dataset) -> None:
     assert without.early_seconds == 0 and own.early_seconds > 0
     assert own.total_seconds == pytest.approx(3 * own.outer_seconds + own.early_seconds)
     assert pool.early_seconds > 3 * own.early_seconds  # thirty networks instead of three
+    shared = DatasetCondenser(replace(SMALL, early_epochs=2, reinitialise_every=2)).estimate(train)
+    assert shared.early_seconds > 0
+    assert shared.total_seconds == pytest.approx(3 * shared.outer_seconds + shared.early_seconds)
 
 
 def test_a_step_in_normalised_space_is_std_squared_in_pixels(data: LabelledImages) -> None:

@@ -188,13 +188,14 @@ def _one(saved: Saved, asked: dict[str, Any]) -> dict[str, Any]:
     return {"status": status, "seconds": time.monotonic() - start, **told}
 
 
-def _keeper(name: str, scratch: Path) -> tuple[Any, Any]:
+def _keeper(name: str, scratch: Path) -> tuple[Any, Any, int]:
     """A fork that makes one victim and forks its steps: threads that a victim starts are lost in no other one's forks."""
     (asking, ask), (answering, answer) = os.pipe(), os.pipe()
-    if os.fork():
+    pid = os.fork()
+    if pid:
         os.close(asking)
         os.close(answer)
-        return os.fdopen(ask, "w"), os.fdopen(answering)
+        return os.fdopen(ask, "w"), os.fdopen(answering), pid
     try:
         os.close(ask)
         saved = VICTIMS[name](Path(tempfile.mkdtemp(dir=scratch)))
@@ -214,12 +215,19 @@ def _serve(answers: Any) -> None:
     tqdm.set_lock(threading.RLock())  # not its semaphore, which a killed fork would keep from all others
     PassCheckpoint.__init__.__defaults__ = (0.0,)
     graph.LARGEST_TILE["cpu"] = 32
-    keepers: dict[str, tuple[Any, Any]] = {}
+    keepers: dict[str, tuple[Any, Any, int]] = {}
+
+    def end(name: str) -> None:
+        """Waited for, so that its time is counted as ours."""
+        ask, _, pid = keepers.pop(name)
+        ask.close()
+        os.waitpid(pid, 0)
+
     with tempfile.TemporaryDirectory() as scratch:
         for line in sys.stdin:
             name = json.loads(line)["name"]
             for other in set(keepers) - {name}:
-                keepers.pop(other)[0].close()  # ends it
+                end(other)
             keeper = keepers[name] if name in keepers else keepers.setdefault(name, _keeper(name, Path(scratch)))
             keeper[0].write(line)
             keeper[0].flush()
@@ -228,6 +236,8 @@ def _serve(answers: Any) -> None:
                 raise RuntimeError(f"the victim {name} could not be made")
             answers.write(answer)
             answers.flush()
+        for name in set(keepers):
+            end(name)
 
 
 if __name__ == "__main__":

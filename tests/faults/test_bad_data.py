@@ -10,6 +10,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,28 @@ def test_sounds_become_one_channel_of_floats() -> None:
     assert decoding.read_sound(np.array([[1, 3], [3, 5], [0, 0]], np.float32), None).tolist() == [2, 4, 0]
     assert decoding.read_sound(np.array([-32768, 16384], np.int16), None).tolist() == [-1, 0.5]
     assert decoding.read_sound(np.array([0, 192], np.uint8), None).tolist() == [-1, 0.5]
+
+
+def test_a_sound_is_asked_how_long_it_is_before_it_is_decoded() -> None:
+    class Decoder:
+        """As `datasets` gives a cell of an Audio column: torchcodec's, which decodes when asked for the array."""
+
+        def __init__(self, seconds: Any, channels: int = 2) -> None:
+            names = {"duration_seconds_from_header": seconds, "sample_rate": 16_000, "num_channels": channels}
+            self.metadata, self.decoded = SimpleNamespace(**names), False
+
+        def __getitem__(self, key: str) -> Any:
+            self.decoded |= key == "array"
+            return {"array": np.ones(4, np.float32), "sampling_rate": 16_000}[key]
+
+    most = decoding.MOST_SAMPLES / 16_000
+    for seconds, channels in ((most / 2 + 1, 2), (most + 1, 1), (float("nan"), 1), (1e300, 1)):
+        long = Decoder(seconds, channels)
+        with pytest.raises(BadRowError, match="row 3 holds a sound of .* samples are read; cut it"):
+            decoding.read_rows([long], lambda one: decoding.read_sound(one, 16_000), rows=[3])
+        assert not long.decoded
+    for fine in (Decoder(most / 2), Decoder(None), Decoder(most, 1)):
+        assert decoding.read_sound(fine, 16_000).shape == (4,) and fine.decoded
 
 
 def _wav2vec2() -> Any:

@@ -35,6 +35,7 @@ from hf_dataopt.ccm.saved import load_adapter
 from hf_dataopt.checkpoint import PassCheckpoint
 from hf_dataopt.cli import _console
 from hf_dataopt.condensation.saved import load_condensed
+from hf_dataopt.kvzip.gates import KVzipGates
 from hf_dataopt.kvzip.head_scores import load_head_scores
 from hf_dataopt.publishing import info
 from hf_dataopt.publishing.artifacts import fetch
@@ -93,6 +94,12 @@ def read_heads(folder: Path) -> list[Any]:
     return list(load_head_scores(folder))
 
 
+def read_gates(folder: Path) -> list[Any]:
+    gates = KVzipGates.from_pretrained(folder)
+    given = torch.linspace(-1, 1, 3 * gates.weights.width).view(3, -1)
+    return [*gates.weights.tensors.values(), gates.score(0, given), gates.config.to_json_string(), str(gates.made_by)]
+
+
 def read_adapter(folder: Path) -> list[Any]:
     model = load_adapter(tiny_model("llama"), folder)
     memory = CompressedContextMemory(model)
@@ -129,6 +136,7 @@ READERS: dict[str, Callable[[Path], list[Any]]] = {
     "memory": read_memory,
     "stream": read_stream,
     "heads": read_heads,
+    "gates": read_gates,
     "adapter": read_adapter,
     "report": read_report,
     "condensed": read_condensed,

@@ -235,14 +235,19 @@ def tight(monkeypatch: pytest.MonkeyPatch, model: Any, where: str) -> None:
         monkeypatch.setattr(module, "attend", narrow)
 
 
+def to_be_read(name: str, config: KVzipConfig) -> tuple[Any, Any, Any]:
+    """A model of this kind, gates for it, and the prompt they read."""
+    model = KINDS[name].model()
+    return model, random_gates(model), build_prompt(byte_tokenizer(), CONTEXT, config)
+
+
 @pytest.mark.parametrize("where", ["layer", "attention"])
 @pytest.mark.parametrize("name", KINDS)
 def test_reading_and_scoring_halve(
     name: str, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, tokenizer = KINDS[name].model(), byte_tokenizer()
-    gates, config = random_gates(model), KVzipConfig(chunk_size=100, prefill_chunk_size=150, overlap=8)
-    prompt = build_prompt(tokenizer, CONTEXT, config)
+    config = KVzipConfig(chunk_size=100, prefill_chunk_size=150, overlap=8)
+    model, gates, prompt = to_be_read(name, config)
 
     def made() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
         prefilled, told = gates.prefill(model, prompt, config, progress=False)
@@ -265,9 +270,8 @@ def test_reading_within_a_budget_halves(
     name: str, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is cut, and when, is what it would have been."""
-    model, tokenizer = KINDS[name].model(), byte_tokenizer()
-    gates, config = random_gates(model), KVzipConfig(keep_ratio=0.4, prefill_chunk_size=110)
-    prompt = build_prompt(tokenizer, CONTEXT, config)
+    config = KVzipConfig(keep_ratio=0.4, prefill_chunk_size=110)
+    model, gates, prompt = to_be_read(name, config)
     expected = gates.read(model, prompt, config, progress=False)
     tight(monkeypatch, model, where)
     found = gates.read(model, prompt, config, progress=False)

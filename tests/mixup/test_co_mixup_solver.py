@@ -240,6 +240,8 @@ def test_a_move_is_the_best_of_all_sets(label: int) -> None:
             in_use = problem.labels[b, r, c, : problem.counts[b, r, c]].tolist()
             choices.append([int(found[b, r, c])] + ([in_use.index(offered)] if offered in in_use else []))
         assert energy(problem, b, after[b]) == pytest.approx(best_of(problem, b, choices), abs=1e-12)
+        alone = solver._move(problem.some(np.array([b])), found[b : b + 1], np.array([offered]))
+        assert energy(problem, b, alone[0]) == pytest.approx(best_of(problem, b, choices), abs=1e-12)
 
 
 def test_each_problem_is_searched_exactly_if_its_own_frontier_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,5 +285,10 @@ def test_wide_grids_end_where_neither_strips_nor_moves_improve(monkeypatch: pyte
             after = solver._move(problem, found, np.full(2, label))
             for b in range(2):
                 assert energy(problem, b, after[b]) >= energy(problem, b, found[b]) - 1e-12
+    fewer = problem_of(2, (2, 3, 3, 3), strength=0.5)
+    fewer.labels[0], fewer.counts[0] = 0, 1  # one label on offer beside three
+    alone = fewer.some(np.array([1]))
+    found = solver._wide_search(fewer)
+    assert energy(fewer, 1, found[1]) <= energy(alone, 0, solver._strips(alone, found[:1] * 0)[0])
     two = problem_of(9, (1, 3, 3, 2), strength=0.5)
     np.testing.assert_array_equal(solver._wide_search(two), solver._strips(two, np.zeros((1, 3, 3), np.intp)))

@@ -266,6 +266,21 @@ def test_algorithm_2(probability: float) -> None:
     assert torch.equal(result.images, plain.images) == (probability == 0)
 
 
+def test_samples_are_mixed_where_saliency_is_at_least_zero_somewhere_above() -> None:
+    images, targets, saliency = batch(6)
+    saliency[0, :3] = 0.0  # nothing wrong with zeros
+    saliency[1, 4, 5] = -1e-3
+    saliency[2] = 0.0
+    result = puzzle_mix(images, targets, saliency, PuzzleMixConfig(), draws=fixed(6, 4))
+    assert result.unmixed.tolist() == [False, True, True, True, False, False], "the third is the fourth's partner"
+    one = puzzle_mix(images[:2], targets[:2], saliency[:2], PuzzleMixConfig(), draws=fixed(2, 4))
+    assert one.unmixed.all() and torch.equal(one.images, images[:2]), "one sample has nobody to be mixed with"
+    for partner in ([0, 1, 2, 3, 4, 6], [0, 1]):
+        draws = PuzzleDraws(partner=torch.tensor(partner), grid=4, lam=0.5)
+        with pytest.raises(ValueError, match="must hold 6 places in the batch"):
+            puzzle_mix(images, targets, saliency, PuzzleMixConfig(), draws=draws)
+
+
 def test_cells_of_unequal_size() -> None:
     axis = Axis(10, 4)
     assert axis.edges[0] == 0

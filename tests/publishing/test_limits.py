@@ -33,7 +33,7 @@ from hf_dataopt.condensation.multi_formation import Formation, recipe_text
 from hf_dataopt.condensation.saved import save_condensed
 from hf_dataopt.decoding import read_image
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
-from hf_dataopt.publishing import info, safe_files, tables
+from hf_dataopt.publishing import hub, info, safe_files, tables
 from hf_dataopt.publishing.cards import first_block
 from hf_dataopt.publishing.dataset_files import read_parquet, write_parquet
 from hf_dataopt.publishing.info import describe
@@ -161,6 +161,24 @@ def test_tables_are_counted_before_they_are_read(name: str, tmp_path: Path, monk
     assert all("dictionary" in str(file.schema_arrow) for file in opened)
 
 
+def test_tables_of_exactly_their_budget_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": pa.array(range(1000), pa.int64())}), path, use_dictionary=False)
+    stated = pq.ParquetFile(path).metadata.num_rows + 1000 * 8
+    monkeypatch.setattr(tables, "MAX_RATIO", 0)
+    for least, fits in ((stated, True), (stated - 1, False)):
+        monkeypatch.setattr(tables, "LEAST", least)
+        assert tables.allowed(path) == least
+        if fits:
+            assert tables.read(path, tables.opened(path)).num_rows == 1000
+        else:
+            with pytest.raises(ValueError, match=f"more than {least:,} bytes"):
+                tables.opened(path)
+    monkeypatch.setattr(tables, "MAX_RATIO", 3)
+    monkeypatch.setattr(tables, "LEAST", 1)
+    assert tables.allowed(path) == 3 * path.stat().st_size
+
+
 def test_tables_of_repeated_texts_within_the_budget_are_read(tmp_path: Path) -> None:
     table = pa.table({"a": _repeated(b"x" * 2**16, 1_000), "b": pa.array([None, [{"c": b"y"}]] * 500)})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -233,6 +251,16 @@ def test_pictures_for_which_a_program_would_be_started(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "data" / "train-0.parquet")
     with pytest.raises(ValueError, match="decoded by another program"):
         read_parquet(tmp_path)
+
+
+def test_as_much_of_a_repository_is_looked_at_as_a_record_and_a_card_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, only: tuple[str, ...], most: int, **__: Any) -> Path:
+        assert "hf_dataopt.json" in only and "README.md" in only
+        raise OSError(f"{most} bytes")
+
+    monkeypatch.setattr(hub, "download", download)
+    with pytest.raises(OSError, match=f"^{(64 + 16) * 1024 * 1024} bytes"):
+        describe("me/scores")
 
 
 # -- things that take forever

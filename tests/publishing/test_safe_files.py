@@ -136,3 +136,28 @@ def test_names_are_refused_for_one_reason_alone(name: str) -> None:
 def test_pickles_by_name() -> None:
     assert is_pickle("a/b.PT") and is_pickle("x.tar.npz")
     assert not is_pickle("a.pt/b.json") and not is_pickle("pt")
+
+
+def test_nesting_is_counted_from_the_signs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels that were closed again do not count, nor do signs in texts."""
+    check, most = safe_files._check_nesting, safe_files.MAX_DEPTH
+    flat = "[" + "[]," * 90 + "{}" * 20 + "]"
+    check(flat)
+    check("[" * most + "]" * most)
+    check('["' + "[" * 99 + '", "\\\\", "\\"' + "{" * 99 + '"]')
+    for deep in ("[" * (most + 1), "[" + "{}," * 90 + "[" * most, flat[:-1] + "{" * most):
+        with pytest.raises(ValueError, match="nested more than 40 deep"):
+            check(deep)
+    monkeypatch.setattr(safe_files, "_MAX_PARTS", 111)
+    check(flat)
+    with pytest.raises(ValueError, match="holds 112 lists and objects, at most 111 are read"):
+        check(flat + "[")
+
+
+def test_limits_in_numbers() -> None:
+    """What is read of other people's files is a promise: none of these changes by accident."""
+    mebi = 1024 * 1024
+    names = ("MAX_JSON", "MAX_CARD", "_MAX_TEXT", "MAX_HEADER", "_MAX_PARTS", "_MAX_YAML", "_MAX_SCALAR")
+    expected = [64 * mebi, 16 * mebi, mebi, 4 * mebi, mebi, 8 * mebi, mebi // 2]
+    assert [getattr(safe_files, name) for name in names] == expected
+    assert [safe_files.MAX_DEPTH, safe_files._MAX_AXES, safe_files._MAX_AXIS] == [40, 16, 1 << 48]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from hf_dataopt.publishing import artifacts, dataset_files
 from hf_dataopt.publishing.dataset_files import read_parquet, write_parquet
 from hf_dataopt.publishing.record import read_about
 from hf_dataopt.publishing.safe_files import read_card
-from hf_dataopt.publishing.writer import check_target, finish, replacing
+from hf_dataopt.publishing.writer import _exchange, check_target, finish, replacing
 
 from ..hub.damage import without_list
 from ..relation.data import make
@@ -197,3 +198,48 @@ def test_metadata_is_written_without_aliases() -> None:
     assert (
         "&" not in text and "*" not in text and yaml.safe_load(text.split("---")[1]) == {"one": shared, "two": shared}
     )
+
+
+def test_shards_are_as_many_as_their_bytes_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is chosen of a table, not of the table behind it; one for no bytes at all."""
+    rows = Dataset.from_dict({"x": list(range(100))})
+    assert rows.data.nbytes == 800
+    half = rows.select(range(0, 100, 2))
+    for dataset, most, shards in (
+        (rows, 300, 3),
+        (rows, 400, 2),
+        (rows, 399, 3),
+        (rows, 800, 1),
+        (half, 300, 2),
+        (half, 400, 1),
+    ):
+        monkeypatch.setattr(dataset_files, "_SHARD_BYTES", most)
+        folder = tmp_path / f"{len(dataset)}-{most}"
+        about = write_parquet(dataset, folder, "train")
+        names = sorted(path.name for path in (folder / "data").iterdir())
+        assert names == [f"train-{i:05d}-of-{shards:05d}.parquet" for i in range(shards)]
+        assert about["dataset_info"]["splits"][0]["num_examples"] == len(dataset)
+    nothing = Dataset.from_dict({"x": [None, None]})
+    write_parquet(nothing, tmp_path / "nothing", "a.b_c1")
+    assert [path.name for path in (tmp_path / "nothing" / "data").iterdir()] == ["a.b_c1-00000-of-00001.parquet"]
+    for split in ("", "__", "a-b", "a b", "é"):
+        with pytest.raises(ValueError, match="no name of a split"):
+            write_parquet(nothing, tmp_path / "bad", split)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="one rename for two folders is Linux's")
+def test_two_folders_change_places_in_one_step(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    assert not _exchange(one, two)
+    two.mkdir()
+    (one / "a").touch()
+    assert _exchange(one, two)
+    assert not (one / "a").exists() and (two / "a").exists()
+
+
+def test_a_record_names_its_format(tmp_path: Path) -> None:
+    about = read_about(save(tmp_path / "x"))
+    assert (about["format_version"], about["format_minor"]) == (1, 0)
+    text = (tmp_path / "x" / "hf_dataopt.json").read_text()
+    assert text == json.dumps(about, indent=2) + "\n"

@@ -93,3 +93,18 @@ def test_bad_labels_are_refused() -> None:
         baselines.margin(np.full((2, 3), 1 / 3), np.array([0]))
     with pytest.raises(ValueError, match="choose k"):
         baselines.knn(np.ones((2, 3)), np.ones((4, 3)), k=4)
+
+
+def test_probabilities_and_labels_at_their_limits() -> None:
+    probs, labels = np.array([[0.5, 0.51], [1.0, 0.0]]), np.array([0, 1])
+    np.testing.assert_allclose(baselines.loss(probs[:1], labels[:1]), -np.log([0.5]), rtol=1e-5)
+    for bad in (probs + [[0.0, 0.03], [0.0, 0.0]], probs + [[0.0, 0.0], [0.01, -0.01]], -probs):
+        with pytest.raises(ValueError, match="sum to 1 in every row"):
+            baselines.entropy(bad)
+    for wrong, words in (([0, 2], "span 0 .. 2 with 2"), ([-1, 1], "span -1 .. 1"), ([0], "give one integer a row")):
+        with pytest.raises(ValueError, match=words):
+            baselines.margin(probs, np.array(wrong))
+    with pytest.raises(ValueError, match="rows of different length"):
+        baselines.local_outlier_factor(np.zeros((3, 2)), np.ones((3, 4)))
+    with pytest.raises(ValueError, match="neighbors"):
+        baselines.local_outlier_factor(np.zeros((3, 2)), neighbors=0)
