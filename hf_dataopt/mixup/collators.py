@@ -6,7 +6,6 @@ the mixing on the model that is trained when training begins, and takes it off w
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +14,15 @@ from dataclasses import replace
 from typing import Any
 from weakref import ref
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from transformers import default_data_collator
 
-from .. import _compat, seeding
-from ..decoding import read_rows, stacked
+from .. import _compat
 from ..saliency import main_input, unwrapped
-from ..settings import brief, check_array, check_callable, check_config, check_flag, check_int, optional
+from ..settings import brief, check_callable, check_config, check_flag, check_int, optional
+from .batches import batch_generator, collated, maps_of
 from .callback import MixupCallback
 from .co_mixup_config import CoMixupConfig
 from .config import PuzzleMixConfig
@@ -223,14 +221,14 @@ class _MixupCollator:
                     f"{held.count(False)} of {len(held)} rows lack the column {self.column!r}; fill it or drop it"
                 )
             if all(held):
-                maps = _maps([row[self.column] for row in features], self.column)
+                maps = maps_of([row[self.column] for row in features], self.column)
                 features = [{name: value for name, value in row.items() if name != self.column} for row in features]
             elif self.tally.outputs == 0:  # later ones belong to an evaluation
                 self._warn_once(
                     f"no column {self.column!r} in a batch: it is left unmixed. That is right for evaluation data; in "
                     "training set remove_unused_columns=False"
                 )
-        batch = dict(_collated(features) if self.collate_fn is default_data_collator else self.collate_fn(features))
+        batch = dict(collated(features) if self.collate_fn is default_data_collator else self.collate_fn(features))
         if self._mixes_here:
             return batch if maps is None else self._mix(batch, maps)
         if not int(self._on):
@@ -270,50 +268,6 @@ class _MixupCollator:
         return {**batch, "labels": result.targets}
 
 
-def _collated(rows: list[Any]) -> Mapping[str, Any]:
-    """Rows of a data set as a batch; what cannot be one is told of in our words."""
-    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
-    if wrong is not None:
-        raise TypeError(f"a row must be a dict of columns, got {brief(wrong)}; give collate_fn= for other rows")
-    try:
-        batch: Mapping[str, Any] = default_data_collator(rows)
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise ValueError(
-            f"{len(rows)} rows with the columns {sorted(map(str, rows[0]))!s:.200} make no batch ({error!s:.200}); bring them "
-            "to one shape and dtype, or give collate_fn="
-        ) from error
-    return batch
-
-
-def _maps(maps: list[Any], column: str) -> Tensor:
-    """Saliency maps of one shape as one tensor."""
-
-    def read(value: Any) -> np.ndarray:
-        return check_array(f"a map in {column!r}", value, 2, finite=False).astype(np.float32)
-
-    try:
-        return torch.from_numpy(stacked(*read_rows(maps, read, what="row of the batch")[:2]))
-    except TypeError as error:
-        raise ValueError(f"{error}; every row needs a map (H, W) of numbers") from error
-
-
-def batch_generator(seed: int, epoch: int, labels: Tensor, maps: Tensor) -> torch.Generator:
-    """The random stream of a batch that is mixed from a column of maps.
-
-    It follows from seed, epoch and the batch's own labels and maps, and from nothing else: not from torch's global seed,
-    the number of loader workers or processes, nor from the batches before, so that a resumed run draws the same.
-
-    Args:
-        seed, epoch: numbers >= 0.
-        labels: (B,) or (B, classes).
-        maps: (B, H, W) or (B, time, mel) float32.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (labels, maps):
-        digest.update(part.detach().cpu().contiguous().numpy().data)
-    return seeding.generator(seed, epoch=epoch, worker=int.from_bytes(digest.digest(), "little"))
-
-
 class DataCollatorForPuzzleMix(_MixupCollator):
     """Puzzle Mix for a stock `Trainer`: pass it as `data_collator`, with integer labels, and nothing else changes.
 
@@ -323,7 +277,8 @@ class DataCollatorForPuzzleMix(_MixupCollator):
     plain batches. The output's `labels` are the mixed targets, (B, classes): a `compute_loss` or `compute_loss_func` of
     one's own reads those; one that trains on the labels of the unmixed batch is refused at its first step.
 
-    Loops of one's own train inside `with collator.mixing(model):`, or call `install` and `remove` where they begin and end.
+    Loops of one's own train inside `with collator.mixing(model):`. Lightning: `collator.install(self.model)` in
+    `on_fit_start`, `collator.set_epoch(self.current_epoch)` in `on_train_epoch_start`, `collator.remove()` in `on_fit_end`.
 
     With `model=None` and a column of saliency maps, batches are mixed in the loader workers; then
     `Trainer(compute_loss_func=soft_target_loss, args with remove_unused_columns=False)`, and the evaluation data must not

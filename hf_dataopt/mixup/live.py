@@ -301,11 +301,9 @@ class LiveMixing:
             with torch.no_grad():
                 return options.saliency(as_images(inputs[name], name), targets.values).float(), gradient, clean
         if gradient is None:
-            mean, rows = (
-                targets.mean_loss(None),
-                len(targets),
-            )  # the sum over the batch: each sample's gradient stands alone
+            mean, rows = targets.mean_loss(None), len(targets)
             small = _smaller(inputs, name, module, options)
+            # the sum over the batch: each sample's gradient stands alone
             gradient = objective_gradient(module, small, lambda model, given: mean(model, given) * rows)
         saliency = saliency_map(gradient)
         if saliency.shape[1:] != inputs[name].shape[-2:]:

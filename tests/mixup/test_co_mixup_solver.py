@@ -176,7 +176,8 @@ def test_the_frontier_search_is_exact_among_the_candidates_in_use(shape: tuple[i
             assert energy(problem, b, found[b]) == pytest.approx(best_of(problem, b, choices), abs=1e-12)
 
 
-def test_largest_frontier_and_strip_width() -> None:
+def test_largest_frontier_and_strip_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "_STRIP_STATES", 512)
     rng = np.random.default_rng(2)
     for _ in range(60):
         sizes = rng.integers(1, 5, size=rng.integers(1, 7, size=2))

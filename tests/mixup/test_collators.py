@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hf_dataopt.mixup.batches import batch_generator
 from hf_dataopt.mixup.co_mixup_config import CoMixupConfig
-from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix, batch_generator
+from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix
 from hf_dataopt.mixup.config import PuzzleMixConfig
 from hf_dataopt.mixup.live import LABELS_KEY, SALIENCY_KEY
 from hf_dataopt.mixup.puzzle_mix import puzzle_mix

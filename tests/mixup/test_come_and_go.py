@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F  # noqa: N812 - everybody's name
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -57,6 +58,21 @@ def test_model_init(tmp_path: Path) -> None:
         run.train()
         assert collator.seen == seen and collator.live is not None and collator.live.batches == seen // 8
     assert run.model is not given and not given._forward_hooks and not run.model._forward_hooks
+
+
+@pytest.mark.parametrize("given", ["base", "wrapped"])
+def test_lora(given: str, tmp_path: Path) -> None:
+    """Whichever of the two is given to the collator, the one that Trainer trains is mixed; only the adapter gets gradients."""
+    base = make("vit")
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear", modules_to_save=["classifier"]))
+    collator = DataCollatorForPuzzleMix(base if given == "base" else model, PUZZLE, loss=soft_cross_entropy)
+    settings: dict[str, Any] = {"remove_unused_columns": False, "label_names": ["labels"]}
+    run = trainer(model, tmp_path, collator, **settings)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    run.train()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert collator.seen == 16 and changed and all("lora_" in name or "modules_to_save" in name for name in changed)
+    assert "eval_loss" in run.evaluate() and not model._forward_hooks and not base._forward_hooks
 
 
 def test_nothing_is_installed_before_and_after(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_presets_are_whole_recipes() -> None:
     for preset in (CoMixupConfig.cifar100, CoMixupConfig.tiny_imagenet):
         assert (preset().clean_weight, preset().alpha) == (1.0, 2.0)
         assert preset(clean_weight=0.0).alpha == 0.5 and preset(clean_weight=0.0, alpha=1.5).alpha == 1.5
+    imagenet = CoMixupConfig.imagenet
+    assert (imagenet().clean_weight, imagenet().alpha, imagenet(clean_weight=0.0).alpha) == (1.0, 1.0, 0.5)
     model = make("vit")
     with pytest.warns(DeprecationWarning, match="clean_weight"):
         collator = DataCollatorForCoMixup(model, clean_weight=0.0, mean=(0.5,), std=(0.5,))
