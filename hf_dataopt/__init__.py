@@ -40,6 +40,7 @@ _PUBLIC = {
     "RelationReport": "hf_dataopt.relation.report",
     "StreamingContextMemory": "hf_dataopt.ccm.streaming",
     "co_mixup": "hf_dataopt.mixup.co_mixup",
+    "load_ccm": "hf_dataopt.ccm.saved",
     "payback": "hf_dataopt.kvzip.payback",
     "plot_mixup": "hf_dataopt.mixup.plot",
     "plot_retention": "hf_dataopt.kvzip.retention",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from .ccm.collator import DataCollatorForCCM as DataCollatorForCCM
     from .ccm.config import CCMConfig as CCMConfig
     from .ccm.memory import CompressedContextMemory as CompressedContextMemory
+    from .ccm.saved import load_ccm as load_ccm
     from .ccm.streaming import StreamingContextMemory as StreamingContextMemory
     from .condensation.condenser import DatasetCondenser as DatasetCondenser
     from .condensation.config import IDCConfig as IDCConfig

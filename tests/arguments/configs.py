@@ -11,6 +11,7 @@ from hf_dataopt import CCMConfig, CoMixupConfig, IDCConfig, KVzipConfig, PuzzleM
 from hf_dataopt.condensation.config import evaluation_epochs_of
 from hf_dataopt.condensation.multi_formation import Formation
 from hf_dataopt.kvzip.gate_fit import GateConfig
+from hf_dataopt.kvzip.scores import NAMES
 from hf_dataopt.mixup.options import LiveOptions
 from hf_dataopt.mixup.schedule import MixupSchedule
 from hf_dataopt.text.chat import ChatFormat
@@ -183,6 +184,9 @@ KVZIP = {
         level=("pair", choice("pair", "pair-uniform", "head")),
         chunk_size=(2000, count(1)),
         overlap=(8, count(0)),
+        score=("kvzip", choice(*NAMES) | CALLABLE),
+        head_sinks=(4, count(0)),
+        head_recent=(4, count(0)),
         replay=("exact", choice("exact", "local")),
         softmax_keys=("chunk", choice("chunk", "all")),
         ties=("position", choice("position", "reference")),
@@ -268,6 +272,7 @@ _PRESETS = {
     "PuzzleMixConfig": ("cifar100", "tiny_imagenet", "imagenet"),
     "CoMixupConfig": ("cifar100", "tiny_imagenet", "imagenet", "dissertation"),
     "RelationConfig": ("reference",),
+    "KVzipConfig": ("reference",),
     "IDCConfig": ("cifar10", "fashion_mnist", "speech"),
 }
 _JSON_TEXT = Kind(
