@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_dataopt.relation import graph as graph_module
-from hf_dataopt.relation.combined import neighbour_margin
 from hf_dataopt.relation.config import RelationConfig
 from hf_dataopt.relation.graph import RelationGraph
 from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise
