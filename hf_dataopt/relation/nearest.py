@@ -6,6 +6,7 @@ Both read f f^T before compatibility, cut-off and power: one pass over the upper
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -197,22 +198,27 @@ def copy_level(source: Source, stripes: list[Index], seed: int) -> float:
     Cost: 2 n (d + C) operations for each of 256 rows.
     """
     count = sum(map(len, stripes))
-    drawn = torch.randperm(count, generator=generator(seed, epoch=2))[: min(SAMPLE, source.tile_rows)].numpy()
+    drawn = torch.randperm(count, generator=generator(seed, epoch=2))[:SAMPLE].numpy()
     rounding, work = _ROUNDING[source.dtype], Workspace(source, source)
-    distances: list[NDArray[np.float32]] = []
+    distances = np.empty(0, np.float32)
 
-    def measure() -> None:
-        distances[:] = [np.full(len(drawn), 2, np.float32)]
-        for here in [drawn]:
-            left = work.left(here)
+    def measure(rows: Index) -> None:
+        nonlocal distances
+        nearest = []
+        for here in work.blocks(rows):
+            left, least = work.left(here), torch.full((len(here),), 2.0)
+
+            def look(cosine: Tensor, least: Tensor = least) -> None:
+                apart = 1 - cosine.float()
+                apart.masked_fill_(apart <= rounding, 2)
+                torch.minimum(least, apart.amin(dim=1).cpu(), out=least)
+
             for stripe in stripes:
                 for there in work.blocks(stripe):
                     work.kernel(left, work.right(there), look)
+            nearest.append(least.numpy())
+        distances = np.concatenate([distances, *nearest])
 
-    def look(cosine: Tensor) -> None:
-        apart = 1 - cosine.float()
-        nearest = torch.where(apart > rounding, apart, 2).amin(dim=1).cpu().numpy()
-        distances[0] = np.minimum(distances[0], nearest)
-
-    work.attempt(measure)
-    return float(1 - max(rounding, COPY * float(np.median(distances[0]))))
+    for start in range(0, len(drawn), source.tile_rows):
+        work.attempt(partial(measure, drawn[start : start + source.tile_rows]))
+    return float(1 - max(rounding, COPY * float(np.median(distances))))

@@ -419,7 +419,8 @@ class RelationReport:
         return [self.label_values[code] if code >= 0 else none for code in codes]
 
     def name_of(self, code: int) -> str:
-        """What a label code is called."""
+        """What a label code is called; -1 is "unlabelled"."""
+        code = check_int("code", code, -1, len(self.label_names) - 1)
         return self.label_names[code] if code >= 0 else "unlabelled"
 
     def _need_graphs(self) -> list[RelationGraph]:
