@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..settings import brief, plain
+from ..settings import brief, check_each, plain
 
 Index = NDArray[np.int64]
 Vector = NDArray[np.float64]
@@ -62,11 +62,18 @@ def groups_of(group: Index, across: Sequence[Any] | None = None) -> list[Index]:
     order = np.argsort(group, kind="stable")
     groups = [rows for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(rows) > 1]
     if across is not None:
-        if isinstance(across, str | bytes) or not hasattr(across, "__len__") or len(across) != len(group):
-            raise ValueError(f"across must hold one value for each of the {len(group)} rows, got {brief(across)}")
-        values = [repr(plain(one)) for one in across]
+        values = check_each("across", across, _check_value)
+        if len(values) != len(group):
+            raise ValueError(f"across must hold one value for each of the {len(group)} rows, got {len(values)}")
         groups = [rows for rows in groups if len({values[row] for row in rows}) > 1]
     return sorted(groups, key=lambda rows: (-len(rows), rows[0]))
+
+
+def _check_value(name: str, value: Any) -> Any:
+    value = plain(value)
+    if value is not None and not isinstance(value, str | int | float):
+        raise TypeError(f"{name} must be a text or a number, got {brief(value)}")
+    return value
 
 
 def one_of_each(rows: Index, group: Index, scores: Vector, labels: Index) -> Index:

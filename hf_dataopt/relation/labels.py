@@ -58,9 +58,9 @@ def read_labels(dataset: Any, column: str) -> Labels:
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise ValueError(
-                f"row {row} has label {raw[row]}, which is no class of {column!r} ({int(wrong.sum())} such rows): classes are "
-                f"0{'' if most is None else f' to {most - 1}'} and up, -1 is unlabelled. Where negative numbers are classes, "
-                f"dataset.cast_column({column!r}, Value('string'))"
+                f"row {row} has label {raw[row]}, no class of {column!r} ({int(wrong.sum())} such rows): classes are "
+                f"0{'' if most is None else f' to {most - 1}'} and up, -1 stands for unlabelled rows. "
+                f"Where negative numbers are classes, dataset.cast_column({column!r}, Value('string'))"
             )
     codes = np.full(len(raw), -1)
     if isinstance(feature, ClassLabel):
@@ -80,8 +80,8 @@ def read_labels(dataset: Any, column: str) -> Labels:
         )
     if len(np.unique(codes[~missing])) < 2:
         raise ValueError(
-            f"all labelled rows of {column!r} have one label; label errors need at least two classes. -1 is unlabelled: "
-            f"where it is a class, dataset.cast_column({column!r}, Value('string'))"
+            f"all labelled rows of {column!r} have one label; label errors need at least two classes. "
+            f"-1 stands for unlabelled rows: where it is a class, dataset.cast_column({column!r}, Value('string'))"
         )
     return found
 

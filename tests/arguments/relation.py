@@ -215,7 +215,10 @@ def labels(rows: int = 6, classes: int = 3) -> Argument:
 
 def _sixty(value: Any) -> bool | None:
     """A value for each of sixty rows."""
-    return None if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == 60 else False
+    try:
+        return None if not isinstance(value, str | bytes) and len(value) == 60 else False
+    except TypeError:
+        return False
 
 
 def _of(**arguments: Argument) -> dict[str, Argument]:
