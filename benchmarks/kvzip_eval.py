@@ -4,8 +4,8 @@ Sets, prompts, lengths and metrics are the reference code's (`eval_tasks.py`, `e
 from a folder (`--source squad=FOLDER`), `records` and `prose` from packages. `--measure answers` generates greedily and
 marks with the set's metric; `--measure nll` reads the right answer's mean negative log-likelihood off, a few times cheaper
 and finer where a small model is wrong with the full cache already. Every context is read once, each score evicts from the
-same full cache (section 8.4.1). Every cell (set, context, score, ratio) is kept as it ends, so a run that was stopped goes
-on there.
+same full cache, under one budget over all layers and heads (section 8.4.1). Every cell (set, context, score, ratio) is kept
+as it ends, so a run that was stopped goes on there.
 
     python benchmarks/kvzip_eval.py --tasks records prose --measure nll
     python benchmarks/kvzip_eval.py --model Qwen/Qwen3-0.6B --tasks squad gsm scbench_kv_tiny --examples 100
@@ -19,7 +19,6 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,22 +32,14 @@ from eval_tasks import TASKS, Example, Task, examples_of, task_of
 from kvzip_quality import interval, read_off
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
-from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt, question_ids
-from hf_dataopt.kvzip.reading import PrefilledContext
+from hf_dataopt.kvzip.scores import NAMES
 from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.progress import track
-from hf_dataopt.seeding import generator
 from hf_dataopt.text.demo_model import load_demo_model
 
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-# what the package scores; the query-agnostic methods of section 8.4.1 beside it are not in it yet
-SCORES: dict[str, Callable[[PrefilledContext, KVzipConfig, int], torch.Tensor]] = {
-    "kvzip": lambda prefilled, config, seed: score_context(prefilled, config, progress=False),
-    "random": lambda prefilled, config, seed: random_scores(shape_of(prefilled), generator(seed)),
-    "keep-last": lambda prefilled, config, seed: recency_scores(shape_of(prefilled)),
-}
 FULL = ("full", 1.0)
 Cell = tuple[str, int, str, float]  # task, context, score, ratio
 
@@ -117,12 +108,6 @@ class Asker:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
 
 
-def shape_of(prefilled: PrefilledContext) -> tuple[int, int, int]:
-    """Of a context's scores: scored layers, KV heads, tokens."""
-    first = prefilled.cache.layers[prefilled.scored_layers[0]]
-    return len(prefilled.scored_layers), first.keys.shape[1], prefilled.n_context
-
-
 def one_context(
     cells: Cells,
     asker: Asker,
@@ -149,13 +134,12 @@ def one_context(
     else:
         prefilled = prefill(model, prompt, config, progress=False)
     for score, missing in todo.items():
-        if score == "full":
-            values = torch.zeros(shape_of(prefilled))
-        elif score == "gates":
+        if score == "gates":
             assert learned is not None  # noqa: S101 - read above
             values = learned
-        else:
-            values = SCORES[score](prefilled, config, index)
+        else:  # of the full cache nothing is evicted, whatever the score
+            named = "random_eviction" if score == "full" else score
+            values = score_context(prefilled, replace(config, score=named), progress=False)
         for ratio in missing:
             cache = KVzipCache.from_scores(
                 prefilled, values, replace(config, keep_ratio=ratio), tokenizer=asker.tokenizer
@@ -173,14 +157,16 @@ def means(cells: Cells) -> dict[tuple[str, str, float], dict[int, float]]:
     return found
 
 
-def paired(ours: dict[int, float], full: dict[int, float], divide: bool) -> tuple[float, list[float]]:
-    """Ours over (or minus) the full cache's, with a 95 % bootstrap interval over the contexts that both have."""
+def paired(ours: dict[int, float], full: dict[int, float], divide: bool) -> tuple[float | None, list[float] | None]:
+    """Ours over (or minus) the full cache's, with a 95 % bootstrap interval over the contexts that both have.
+
+    Nothing is over a full cache whose marks are all 0.
+    """
     both = sorted(set(ours) & set(full))
     a, b = np.array([ours[i] for i in both]), np.array([full[i] for i in both])
-    with np.errstate(divide="ignore", invalid="ignore"):  # a full cache that answers nothing right
-        if divide:
-            return float(a.mean() / b.mean()), interval(a, len(both), b)
+    if not divide:
         return float((a - b).mean()), interval(a - b, len(both))
+    return (float(a.mean() / b.mean()), interval(a, len(both), b)) if b.any() else (None, None)
 
 
 def table(cells: Cells, measure: str) -> list[dict[str, Any]]:
@@ -193,9 +179,12 @@ def table(cells: Cells, measure: str) -> list[dict[str, Any]]:
         if not full:
             continue
         value, spread = paired(values, full, measure == "answers")
-        by_score[score, ratio].append(value)
+        if value is not None:
+            by_score[score, ratio].append(value)
         row = {"task": task, "score": score, "keep_ratio": ratio, "contexts": len(values)}
-        rows.append({**row, measure: float(np.mean(list(values.values()))), relative: value, "95 %": str(spread)})
+        rows.append(
+            {**row, measure: float(np.mean(list(values.values()))), relative: value, "95 %": spread and str(spread)}
+        )
     tasks = len({row["task"] for row in rows})
     for (score, ratio), shares in by_score.items() if tasks > 1 else ():
         row = {"task": f"mean of {len(shares)}", "score": score, "keep_ratio": ratio, "contexts": None}
@@ -210,7 +199,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tasks", nargs="+", default=["records", "prose"], metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--scores", nargs="+", default=list(SCORES), metavar="SCORE", help="names; gates for --gates")
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        default=list(NAMES),
+        metavar="SCORE",
+        help="default: all of kvzip/scores; gates for --gates",
+    )
     parser.add_argument("--gates", default=None, help="folder or Hub name of gates")
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
     parser.add_argument("--measure", choices=["answers", "nll"], default="answers")
@@ -227,9 +222,9 @@ def parse() -> argparse.Namespace:
         args.scores.append("gates")
     if any("=" not in one for one in args.source):
         parser.error("--source is TASK=FOLDER, as in squad=my/files")
-    unknown = set(args.scores) - {*SCORES, *(["gates"] if args.gates else [])}
+    unknown = set(args.scores) - {*NAMES, *(["gates"] if args.gates else [])}
     if unknown:
-        parser.error(f"no score {', '.join(sorted(unknown))}; known are {', '.join(SCORES)}, and gates with --gates")
+        parser.error(f"no score {', '.join(sorted(unknown))}; known are {', '.join(NAMES)}, and gates with --gates")
     for task in args.tasks:
         task_of(task)
     return args
@@ -250,7 +245,7 @@ def main() -> None:
             [example] = examples_of("squad", sources, tokenizer, 1, 0)
             for measure in ("answers", "nll"):
                 asker = Asker(model, tokenizer, replace(task_of("squad"), max_new_tokens=4), measure, 1)
-                one_context(cells, asker, f"squad {measure}", 0, example, list(SCORES)[:2], [0.5], None, config)
+                one_context(cells, asker, f"squad {measure}", 0, example, ["kvzip", "snapkv"], [0.5], None, config)
             show("smoke", table(cells, "answers"))
             draw(means(cells), "answers", Path(scratch) / "figure.png")
         return

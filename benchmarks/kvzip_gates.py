@@ -24,17 +24,16 @@ import torch
 from _report import DATA, HERE, show, write
 from contexts import Question
 from gate_texts import held_contexts
-from kvzip_quality import answer_nll, interval
+from kvzip_quality import EXACT, answer_nll, interval
 from kvzip_speed import context_of, cpu_seconds
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
-from hf_dataopt.kvzip.baselines import random_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
+from hf_dataopt.kvzip.scores.random_eviction import RandomEviction
 from hf_dataopt.kvzip.scoring import score_context
-from hf_dataopt.seeding import generator
 from hf_dataopt.text.demo_model import load_demo_model
 from tests.kvzip.peak import PeakOfPairs
 
@@ -59,8 +58,8 @@ def one_context(model: Any, tokenizer: Any, gates: KVzipGates, text: str, questi
     """All methods and ratios on one context; every method evicts from the same prefill."""
     prompt = build_prompt(tokenizer, text, KVzipConfig())
     prefilled, ours = gates.prefill(model, prompt, progress=False)
-    exact = score_context(prefilled, KVzipConfig(), progress=False)
-    chance = random_scores(tuple(exact.shape), generator(seed))
+    exact = score_context(prefilled, EXACT, progress=False)
+    chance = score_context(prefilled, KVzipConfig(score=RandomEviction(seed)), progress=False)
     todo = [("full", 1.0, exact), ("random", RANDOM_AT, chance)]
     todo += [(name, ratio, scores) for ratio in RATIOS for name, scores in (("exact KVzip", exact), ("gates", ours))]
     rows = []
@@ -105,7 +104,7 @@ def cost(model: Any, tokenizer: Any, gates: KVzipGates, lengths: list[int], exac
         prompt, config = context_of(tokenizer, n), KVzipConfig()
         plain, prefilled = cpu_seconds(lambda prompt=prompt: prefill(model, prompt, progress=False))
         if n <= exact_up_to:
-            scoring, scores = cpu_seconds(lambda full=prefilled: score_context(full, KVzipConfig(), progress=False))
+            scoring, scores = cpu_seconds(lambda full=prefilled: score_context(full, EXACT, progress=False))
             evicting, _ = cpu_seconds(lambda full=prefilled, s=scores: KVzipCache.from_scores(full, s, KVzipConfig()))
             rows.append(_cost(n, "exact KVzip", plain, scoring + evicting))
         timed.seconds = 0.0

@@ -30,20 +30,19 @@ from kvzip_quality import answer_ids, answer_nll, interval
 from kvzip_speed import cpu_seconds
 
 from hf_dataopt import KVzipCache, KVzipConfig
-from hf_dataopt.kvzip.baselines import random_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
+from hf_dataopt.kvzip.scores.random_eviction import RandomEviction
 from hf_dataopt.kvzip.scoring import score_context
-from hf_dataopt.seeding import generator
 from hf_dataopt.text.demo_model import load_demo_model
 
 PEERS = HERE.parent / "build" / "peers"
 RATIOS = (0.3, 0.1)
-# records per context, some 72 tokens each: 1k to 4k tokens
-SIZES = (14, 14, 15, 16, 18, 20, 22, 24, 28, 28, 42, 56)
+# records per context, some 75 tokens each: 1k to 4k tokens, mixed so that the first few span them
+SIZES = (14, 14, 28, 20, 16, 42, 24, 56, 15, 18, 22, 28)
 OURS = {
-    "KVzip, chunk 512": KVzipConfig(chunk_size=512),
-    "KVzip, chunk 2048": KVzipConfig(chunk_size=2048),
+    "KVzip, chunk 512": KVzipConfig(chunk_size=512, replay="exact"),
+    "KVzip, chunk 2048": KVzipConfig(chunk_size=2048, replay="exact"),
     "KVzip, local, chunk 512": KVzipConfig(chunk_size=512, replay="local"),
 }
 # kvpress keeps 4 tokens of the prompt in front of the context as it ships; `prefix` keeps all of it, as we do
@@ -53,6 +52,9 @@ THEIRS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "KVzip, chunk 2048": ("KVzipPress", {"chunk_size": 2048}, (0.3,)),
     "KVzip+, chunk 512": ("KVzipPress", {"chunk_size": 512, "kvzip_plus_normalization": True}, RATIOS),
     "KVgrad, chunk 512": ("KVgradPress", {"chunk_size": 512}, RATIOS),
+}
+# without a second pass, far behind: on the first contexts only
+OTHERS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "Compactor": ("CompactorPress", {}, (0.3,)),
     "ExpectedAttention": ("ExpectedAttentionPress", {}, (0.3,)),
     "SnapKV": ("SnapKVPress", {}, (0.3,)),
@@ -128,10 +130,8 @@ def ours(
             }
         )
 
-    shape: tuple[int, ...] = ()
     for name, config in OURS.items():
         spent, scores = cpu_seconds(lambda config=config: score_context(prefilled, config, progress=False))  # type: ignore[misc]
-        shape = tuple(scores.shape)
         if not rows:
             answered("full", scores, 1.0, None, 1.0)
             for ratio, share in their_share.items():
@@ -140,11 +140,14 @@ def ours(
                 answered(f"{name}, their pairs", scores, share, spent, ratio)
         for ratio in RATIOS:
             answered(name, scores, ratio, spent, ratio)
-    answered("random", random_scores(shape, generator(seed)), 0.3, None, 0.3)
+    chance = score_context(prefilled, KVzipConfig(score=RandomEviction(seed)), progress=False)
+    answered("random", chance, 0.3, None, 0.3)
     return rows
 
 
-def one_context(model: Any, tokenizer: Any, peer: Peer, records: int, n_questions: int, seed: int) -> dict[str, Any]:
+def one_context(
+    model: Any, tokenizer: Any, peer: Peer, records: int, n_questions: int, seed: int, others: bool
+) -> dict[str, Any]:
     """Both sides on one context; theirs first, so that ours can hold as many pairs as they do."""
     context, questions = debian_context(records, n_questions, seed)
     prompt = build_prompt(tokenizer, context, KVzipConfig())
@@ -156,7 +159,7 @@ def one_context(model: Any, tokenizer: Any, peer: Peer, records: int, n_question
     }
     full = peer.ask({**job, "press": None})
     rows = [{"side": "kvpress", "method": "full", "prefill": full["prefill"], **row} for row in full["rows"]]
-    for method, (press, options, ratios) in THEIRS.items():
+    for method, (press, options, ratios) in {**THEIRS, **(OTHERS if others else {})}.items():
         todo = {**job, "press": press, "options": options, "ratios": ratios, "prefill": full["prefill"]}
         found = peer.ask(todo)["rows"]
         rows += [{"side": "kvpress", "method": method, "prefill": full["prefill"], **row} for row in found]
@@ -178,6 +181,8 @@ def by_method(contexts: list[dict[str, Any]]) -> dict[tuple[str, str, float], li
     for context in contexts:
         for row in context["rows"]:
             shares = {f"{kind} share": row[kind] / context[f"full_{kind}"] for kind in ("bytes", "pairs")}
+            whole = next(one for one in context["rows"] if one["side"] == row["side"] and one["method"] == "full")
+            shares["excess"] = float(np.mean(row["nll"]) - np.mean(whole["nll"]))
             found[row["side"], row["method"], row["ratio"]].append({**row, **shares})
     return found
 
@@ -192,7 +197,9 @@ def summarise(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "side": side,
                 "method": method,
                 "keep_ratio": ratio,
+                "contexts": len(found),
                 "NLL": float(np.mean([row["nll"] for row in found])),
+                "minus full": float(np.mean([row["excess"] for row in found])),
                 "exact match": float(np.mean([row["match"] for row in found])),
                 "compress / prefill": statistics.median(times) if times and method != "full" else None,
                 "bytes held": float(np.mean([row["bytes share"] for row in found])),
@@ -235,6 +242,7 @@ def main() -> None:
     parser.add_argument("--peers", default=str(PEERS), help="environment with kvpress (`make peers` makes it)")
     parser.add_argument("--contexts", type=int, default=len(SIZES), choices=range(1, len(SIZES) + 1), metavar="N")
     parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--others", type=int, default=2, help="contexts on which presses without a second pass run too")
     parser.add_argument("--restart", action="store_true", help="forget the contexts of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
     args = parser.parse_args()
@@ -252,7 +260,7 @@ def main() -> None:
     peer = Peer(python, folder)
     prefill(model, build_prompt(tokenizer, "A short text.", KVzipConfig()), progress=False)  # first-call buffers
     if args.smoke:
-        done = [one_context(model, tokenizer, peer, 3, 2, 0)]
+        done = [one_context(model, tokenizer, peer, 3, 2, 0, True)]
         show("smoke", summarise(done))
         show("at equal settings", compared(done))
         return
@@ -261,7 +269,7 @@ def main() -> None:
         done_file.unlink(missing_ok=True)
     done = [json.loads(line) for line in done_file.read_text().splitlines()] if done_file.exists() else []
     for seed in range(len(done), args.contexts):
-        done.append(one_context(model, tokenizer, peer, SIZES[seed], args.questions, seed))
+        done.append(one_context(model, tokenizer, peer, SIZES[seed], args.questions, seed, seed < args.others))
         with done_file.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
         print(f"context {seed + 1}/{args.contexts}: {done[-1]['tokens']} tokens", flush=True)

@@ -1,10 +1,12 @@
-"""Answers from compressed caches: KVzip (exact and local replay), random eviction, keep-last, at several ratios.
+"""Answers from caches that KVzip compressed in chunks of several sizes, exact and local, and head by head.
 
 Contexts are Debian package records; each is compressed once, without knowing the questions. An answer's NLL is the mean over
 its tokens, teacher-forced; it matches exactly when every token is the most likely one (what greedy decoding would write).
+Time: CPU-seconds of one thread. Other scores beside KVzip's: `kvzip_eval.py`.
 Finished contexts are kept in a file, so a run that was stopped goes on where it was.
 
-    python benchmarks/kvzip_quality.py            # 12 contexts x 8 questions, about 20 minutes on one core
+    python benchmarks/kvzip_quality.py --part chunks    # chunk size and replay, 1k to 8k tokens
+    python benchmarks/kvzip_quality.py --part heads     # head level at 0.6 and 0.7, by scores of packaged prose
     python benchmarks/kvzip_quality.py --smoke
 """
 
@@ -20,20 +22,35 @@ import numpy as np
 import torch
 from _report import DATA, write
 from contexts import Question, debian_context
+from kvzip_speed import SETTINGS, cpu_seconds
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import cache_keyword
-from hf_dataopt.kvzip.baselines import random_scores, recency_scores
+from hf_dataopt.kvzip.head_scores import head_scores
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt, question_ids
+from hf_dataopt.kvzip.scores.random_eviction import RandomEviction
 from hf_dataopt.kvzip.scoring import score_context
-from hf_dataopt.seeding import generator
 from hf_dataopt.text.demo_model import load_demo_model
 
-RATIOS = (0.7, 0.5, 0.3, 0.2, 0.1)
+LOCAL = KVzipConfig(chunk_size=512, replay="local")
+EXACT = KVzipConfig(chunk_size=2000, replay="exact")
+UNIFORM = KVzipConfig(level="pair-uniform")
+RANDOM = "random"
+STATIC = replace(LOCAL, level="head")
+HEADS = {
+    "KVzip, pairs": LOCAL,
+    "static head scores": STATIC,
+    "static head scores, no windows": replace(STATIC, head_sinks=0, head_recent=0),
+    "DuoAttention": KVzipConfig(score="duo_attention"),
+}
+PARTS = {"chunks": (SETTINGS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6))}
 # records per context, some 70 to 80 tokens each
-SIZES = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+SIZES = {
+    "chunks": (55, 28, 14, 110, 55, 28, 14),
+    "heads": (12, 16, 20, 24),
+}
 
 
 def answer_ids(
@@ -63,36 +80,54 @@ def read_off(model: PreTrainedModel, cache: KVzipCache, ids: torch.Tensor, size:
 
 
 def one_context(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: int, seed: int, n_questions: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: int,
+    seed: int,
+    n_questions: int,
+    part: str = "chunks",
+    heads: torch.Tensor | None = None,
 ) -> dict[str, object]:
     """All methods and ratios on one context; every method evicts from the same prefill."""
     context, questions = debian_context(records, n_questions, seed)
-    config = KVzipConfig()
-    prefilled = prefill(model, build_prompt(tokenizer, context, config), config)
-    scores = {
-        "kvzip": score_context(prefilled, config, progress=False),
-        "kvzip chunk 512": score_context(prefilled, replace(config, chunk_size=512), progress=False),
-        "kvzip local 512": score_context(prefilled, replace(config, replay="local", chunk_size=512), progress=False),
-    }
-    shape = tuple(scores["kvzip"].shape)
-    scores["random"] = random_scores(shape, generator(seed))
-    scores["keep-last"] = recency_scores(shape)
+    prefilling, prefilled = cpu_seconds(
+        lambda: prefill(model, build_prompt(tokenizer, context, EXACT), EXACT, progress=False)
+    )
+    methods, ratios = PARTS[part]
+    chance = replace(UNIFORM, score=RandomEviction(seed))
     rows = []
-    for method, values in [("full", scores["kvzip"]), *scores.items()]:
-        for ratio in (1.0,) if method == "full" else RATIOS:
+    for method, config in {"full": chance, RANDOM: chance, **methods}.items():
+        if heads is not None and config.level == "head":
+            seconds, values = 0.0, heads[..., None].expand(*heads.shape, prefilled.n_context)
+        else:
+            seconds, values = cpu_seconds(lambda config=config: score_context(prefilled, config, progress=False))
+        for ratio in (1.0,) if method == "full" else ratios:
             cache = KVzipCache.from_scores(prefilled, values, replace(config, keep_ratio=ratio))
             results = [answer_nll(model, tokenizer, cache, question) for question in questions]
-            share = cache.context_nbytes / cache.full_context_nbytes
             rows.append(
                 {
                     "method": method,
                     "ratio": ratio,
-                    "bytes": share,
+                    "bytes": cache.context_nbytes / cache.full_context_nbytes,
+                    "seconds": seconds,
                     "nll": [r[0] for r in results],
                     "match": [r[1] for r in results],
                 }
             )
-    return {"seed": seed, "records": records, "tokens": prefilled.n_context, "rows": rows}
+    return {"seed": seed, "records": records, "tokens": prefilled.n_context, "prefill": prefilling, "rows": rows}
+
+
+def heads_of_prose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int) -> tuple[torch.Tensor, int]:
+    """Static scores of heads from Python's own help topics, in pieces of 2,000 tokens; kept in a file."""
+    from pydoc_data.topics import topics
+
+    ids = tokenizer("\n\n".join(topics[name] for name in sorted(topics)), add_special_tokens=False)["input_ids"]
+    ids = ids[:tokens]
+    file = DATA / f"heads_{len(ids)}.pt"
+    if not file.exists():
+        pieces = [tokenizer.decode(ids[start : start + 2000]) for start in range(0, len(ids), 2000)]
+        torch.save(head_scores(model, tokenizer, pieces, LOCAL), file)
+    return torch.load(file, weights_only=True), len(ids)
 
 
 def interval(difference: np.ndarray, n_contexts: int, base: np.ndarray | None = None) -> list[float]:
@@ -111,24 +146,27 @@ def interval(difference: np.ndarray, n_contexts: int, base: np.ndarray | None = 
     chosen = np.random.default_rng(0).integers(n_contexts, size=(2000, n_contexts))
     draws = difference.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
     if base is not None:
-        draws = draws / base.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
+        below = base.reshape(n_contexts, -1).mean(axis=1)[chosen].mean(axis=1)
+        # nothing is over 0: such draws are left out
+        draws = np.divide(draws, below, out=np.full_like(draws, np.nan), where=below != 0)
     return [round(float(value), 3) for value in np.nanpercentile(draws, [2.5, 97.5])]
 
 
 def summarise(contexts: list[dict]) -> list[dict]:
     """One row per method and ratio, with the NLL's excess over the full cache and its share of random eviction's."""
-    nll, match, held = defaultdict(list), defaultdict(list), defaultdict(list)
+    nll, match, held, cost = defaultdict(list), defaultdict(list), defaultdict(list), defaultdict(list)
     for context in contexts:
         for row in context["rows"]:
             key = (row["method"], row["ratio"])
             nll[key] += row["nll"]
             match[key] += row["match"]
             held[key].append(row["bytes"])
-    full = np.array(nll["full", 1.0])
+            cost[key].append(row["seconds"])
+    full, read = np.array(nll["full", 1.0]), sum(context["prefill"] for context in contexts)
     rows = []
     for (method, ratio), values in nll.items():
         excess = np.array(values) - full
-        random_excess = np.array(nll["random", ratio]) - full if ratio < 1 else None
+        random_excess = np.array(nll[RANDOM, ratio]) - full if ratio < 1 else None
         against_random = None if random_excess is None else excess.mean() / random_excess.mean()
         spread = None if random_excess is None else str(interval(excess, len(contexts), random_excess))
         rows.append(
@@ -136,6 +174,7 @@ def summarise(contexts: list[dict]) -> list[dict]:
                 "method": method,
                 "keep_ratio": ratio,
                 "bytes": float(np.mean(held[method, ratio])),
+                "scoring / prefill": float(np.sum(cost[method, ratio]) / read),
                 "NLL": float(np.mean(values)),
                 "exact match": float(np.mean(match[method, ratio])),
                 "excess NLL": float(excess.mean()),
@@ -147,42 +186,57 @@ def summarise(contexts: list[dict]) -> list[dict]:
     return rows
 
 
+def by_length(contexts: list[dict]) -> list[dict]:
+    """The rows of contexts of every length on their own."""
+    lengths: dict[int, list[dict]] = defaultdict(list)
+    for context in contexts:
+        lengths[context["records"]].append(context)
+    return [
+        {"tokens": round(float(np.mean([one["tokens"] for one in same]))), "contexts": len(same), **row}
+        for _, same in sorted(lengths.items())
+        for row in summarise(same)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
-    parser.add_argument("--contexts", type=int, default=len(SIZES))
+    parser.add_argument("--part", default="chunks", choices=list(PARTS))
+    parser.add_argument("--contexts", type=int, default=12, help="at most")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--restart", action="store_true", help="forget the contexts of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
+    parser.add_argument("--prose", type=int, default=88_000, help="tokens of prose that heads are scored by")
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load_demo_model(args.model)
+    heads, tokens = heads_of_prose(model, tokenizer, args.prose) if args.part == "heads" else (None, 0)
     if args.smoke:
         from _report import show
 
-        show("smoke", summarise([one_context(model, tokenizer, 3, 0, 2)]))
+        show("smoke", summarise([one_context(model, tokenizer, 3, 0, 2, args.part)]))
         return
-    done_file = DATA / f"kvzip_quality_{(args.model or 'smollm2').replace('/', '_')}.jsonl"
+    done_file = DATA / f"kvzip_quality_{args.part}_{(args.model or 'smollm2').replace('/', '_')}.jsonl"
     if args.restart:
         done_file.unlink(missing_ok=True)
     done = [json.loads(line) for line in done_file.read_text().splitlines()] if done_file.exists() else []
-    for seed, records in list(enumerate(SIZES[: args.contexts]))[len(done) :]:
+    for seed, records in list(enumerate(SIZES[args.part][: args.contexts]))[len(done) :]:
         start = time.time()
-        done.append(one_context(model, tokenizer, records, seed, args.questions))
+        done.append(one_context(model, tokenizer, records, seed, args.questions, args.part, heads))
         with done_file.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
-        print(
-            f"context {seed + 1}/{args.contexts}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True
-        )
-    tokens = [context["tokens"] for context in done]
+        print(f"context {seed + 1}: {done[-1]['tokens']} tokens, {time.time() - start:.0f} s", flush=True)
+    about = {"prose_tokens": tokens} if heads is not None else {}
+    lengths = [context["tokens"] for context in done]
     write(
-        "kvzip_quality",
-        summarise(done),
+        f"kvzip_quality_{args.part}",
+        by_length(done) if args.part == "chunks" else summarise(done),
         model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
         contexts=len(done),
         questions_per_context=args.questions,
-        context_tokens=[min(tokens), max(tokens)],
+        context_tokens=[min(lengths), max(lengths)],
         seeds=list(range(len(done))),
+        **about,
     )
 
 

@@ -37,9 +37,15 @@ from hf_dataopt.text.demo_model import load_demo_model
 
 _TOKEN = torch.tensor([[17]])
 SETTINGS = {
-    "exact, chunk 2000": KVzipConfig(),
-    "exact, chunk 512": KVzipConfig(chunk_size=512),
-    "local, chunk 512": KVzipConfig(chunk_size=512, replay="local"),
+    f"{replay}, chunk {chunk}": KVzipConfig(chunk_size=chunk, replay=replay)
+    for replay, chunk in (
+        ("exact", 2000),
+        ("exact", 512),
+        ("local", 2000),
+        ("local", 1000),
+        ("local", 512),
+        ("local", 256),
+    )
 }
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 
 from hf_dataopt import CCMConfig, CompressedContextMemory
+from hf_dataopt.ccm.saved import base_of, load_adapter
 from hf_dataopt.text.demo_model import load_demo_model
 
 SMOKE_LINES = ["My name is Greta and I live in Trieste.", "My cat Bismarck is grey.", "/forget", "Who am I?"]
@@ -66,7 +67,9 @@ def state(memory: CompressedContextMemory) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--model", default=None, help="Hub name or folder; default: the adapter's own, or the packaged SmolLM2"
+    )
     parser.add_argument("--adapter", default=None, help="trained by train_ccm_adapter.py for this model")
     parser.add_argument("--memory", type=Path, default=None, help="folder to read the memory from, and to save it to")
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -78,8 +81,8 @@ def main() -> None:
     elif args.adapter is None:
         parser.error("--adapter is needed: train one with train_ccm_adapter.py")
     else:
-        base, tokenizer = load_demo_model(args.model)
-        model = PeftModel.from_pretrained(base, args.adapter).eval()
+        base, tokenizer = load_demo_model(args.model or base_of(args.adapter))
+        model = load_adapter(base, args.adapter)
     if args.memory is not None and (args.memory / "memory.json").is_file():
         memory = CompressedContextMemory.from_pretrained(model, args.memory, tokenizer)
         print(state(memory))

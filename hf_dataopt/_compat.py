@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -328,6 +328,52 @@ def is_spread(model: Any) -> bool:
     return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
+def last_block(decoder: Any) -> Any | None:
+    """The last transformer layer of a decoder: what it gives has not passed the final norm, unlike all that models return."""
+    blocks = next((getattr(decoder, name) for name in ("layers", "h", "blocks") if hasattr(decoder, name)), None)
+    return blocks[-1] if isinstance(blocks, torch.nn.ModuleList) and len(blocks) else None
+
+
+def output_projection(module: Any, width: int) -> Any | None:
+    """The part of an attention module that maps all heads' outputs, `width` values, back to hidden states; None if unseen."""
+    for name in ("o_proj", "out_proj", "dense", "c_proj", "wo"):
+        found = getattr(module, name, None)
+        weight = getattr(getattr(found, "base_layer", found), "weight", None)
+        if isinstance(weight, torch.Tensor) and (weight.ndim != 2 or width in weight.shape):
+            return found
+    return None
+
+
+# (x (heads, n, d), positions (n,) int64, back) -> x turned to these positions, or back from them
+Turn = Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor]
+
+
+def rotary_of(decoder: Any, module: Any, index: int) -> Turn | None:
+    """The rotary embedding of one layer as a function of any vectors; None where it cannot be seen.
+
+    transformers hands attention ready cosines and sines, and has how they are applied in every modeling file.
+    """
+    embedding = getattr(decoder, "rotary_emb", None)
+    files = (sys.modules.get(parent.__module__) for parent in type(module).__mro__)
+    apply = next((found for file in files if (found := getattr(file, "apply_rotary_pos_emb", None))), None)
+    if getattr(module, "use_rope", True) is False:
+        return lambda x, positions, back: x
+    if embedding is None or apply is None or hasattr(module, "qk_rope_head_dim"):
+        return None
+    named = "layer_type" in inspect.signature(embedding.forward).parameters
+    kind = {"layer_type": decoder.config.layer_types[index]} if named else {}
+
+    def turn(x: torch.Tensor, positions: torch.Tensor, back: bool) -> torch.Tensor:
+        cos, sin = embedding(x, positions[None], **kind)
+        if back:  # some embeddings scale too
+            size = cos.square() + sin.square()
+            cos, sin = cos / size, -sin / size
+        front, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        return torch.cat([apply(front[None], front[None], cos, sin)[0][0], rest], dim=-1)
+
+    return turn
+
+
 def layer_kinds(config: Any) -> list[str]:
     """`"full"`, `"sliding"`, `"linear"` or `"shared"` (keys of another layer) per layer, else the cache layer's class name.
 
@@ -377,3 +423,16 @@ def peft_tables() -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]:
         mapping.PEFT_TYPE_TO_TUNER_MAPPING,
         mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
     )
+
+
+def give_every_trainer(callback: type) -> None:
+    """Put a callback class among those that every Trainer made from now on has.
+
+    A data collator is all that a user hands over, and Trainer tells a collator nothing: neither which model it trains, nor
+    when training begins. A callback is told both, and the loader.
+    """
+    from transformers import trainer
+
+    defaults: list[Any] = trainer.DEFAULT_CALLBACKS
+    if callback not in defaults:
+        defaults.append(callback)

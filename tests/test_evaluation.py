@@ -142,6 +142,8 @@ def test_cells_go_on_and_relative_table(tmp_path: Path) -> None:
     assert means(again)["squad", "kvzip", 0.3] == {0: 0.5, 1: 0.0}
     [_, row] = table(again, "answers")
     assert (row["score"], row["answers"], row["over full"], row["contexts"]) == ("kvzip", 0.25, pytest.approx(1 / 3), 2)
-    value, (low, high) = paired({0: 0.5, 1: 0.0}, {0: 1.0, 1: 0.5}, divide=False)
-    assert (value, low, high) == (-0.5, -0.5, -0.5)  # the same loss in every context: no doubt about it
+    # the same loss in every context: no doubt about it
+    assert paired({0: 0.5, 1: 0.0}, {0: 1.0, 1: 0.5}, divide=False) == (-0.5, [-0.5, -0.5])
+    assert paired({0: 0.5, 1: 0.0}, {0: 1.0, 1: 0.0}, divide=True) == (0.5, [0.5, 0.5])
+    assert paired({0: 0.5}, {0: 0.0}, divide=True) == (None, None)
     assert not Cells(tmp_path / "cells.jsonl", restart=True).found

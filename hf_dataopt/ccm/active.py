@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from .._compat import active_adapters, causal_model_of
-from ..publishing.identity import identity
+from ..publishing.identity import check_identity, identity
 from ..settings import check_kind
 from .config import CCMConfig
 
+_PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SETTINGS = ("memory", "num_comp_tokens", "merge_weight", "sink", "r", "lora_alpha", "conditional")
 
 
@@ -70,3 +71,38 @@ def written_by(model: Any) -> dict[str, Any]:
             own[".".join(step for step in steps if step != adapter)] = weight
     weights: list[tuple[str, Any]] = [("embeddings", base.get_input_embeddings().weight), *sorted(own.items())]
     return identity(model, weights, {name: getattr(config, name) for name in _SETTINGS})
+
+
+def base_identity(model: Any) -> dict[str, Any]:
+    """What an adapter's file records of its base model: an `identity` of the weights under the adapters.
+
+    Without `weights` where they cannot be compared: quantised, or offloaded.
+
+    Cost: 64 values of each weight, one transfer from the device.
+    """
+    named = [(name.replace(".base_layer", ""), one) for name, one in causal_model_of(model).named_parameters()]
+    weights = [(name, one) for name, one in named if ".lora_" not in name]
+    plain = all(one.dtype in _PLAIN and one.device.type != "meta" for _, one in weights)
+    found = identity(model, weights if plain else ())
+    return found if plain else {name: value for name, value in found.items() if name != "weights"}
+
+
+def check_base(wrote: Any, model: Any, source: Any) -> None:
+    """Refuse a base model that an adapter was not trained on: another model, or another tuning of it.
+
+    Weights are compared where both are known in one dtype; sizes always.
+
+    Args:
+        wrote: `base_identity`, as read from the adapter's record; None where an adapter has none.
+        model: that the adapter is to be put on.
+        source: of the adapter, for the message.
+
+    Raises:
+        ValueError: sizes or weights differ.
+    """
+    wrote, found = wrote if isinstance(wrote, dict) else {}, base_identity(model)
+    name = wrote.get("name")
+    if wrote.get("dtype") != found["dtype"] or not wrote.get("weights") or "weights" not in found:
+        wrote, found = wrote | {"dtype": found["dtype"], "weights": None}, found | {"weights": None}
+    what = f"the adapter in {source} (trained on {name!r:.100})" if name else f"the adapter in {source}"
+    check_identity(wrote, found, what, "train an adapter on this one")

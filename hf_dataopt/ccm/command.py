@@ -30,7 +30,9 @@ DEMO_TURNS = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt ccm`."""
-    parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--model", default=None, help="Hub name or folder; default: the adapter's own, or the packaged SmolLM2"
+    )
     parser.add_argument("--adapter", default=None, help="trained CCM adapter; without one the memory is untrained")
     parser.add_argument("--turn", action="append", required=True, help="a context c(t); may be given several times")
     parser.add_argument("--question", required=True, help="asked behind the memory")
@@ -79,9 +81,9 @@ def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: i
 
     from ..text.demo_model import load_demo_model
     from .config import CCMConfig
-    from .saved import load_adapter
+    from .saved import base_of, load_adapter
 
-    base, tokenizer = load_demo_model(name)
+    base, tokenizer = load_demo_model(name if name or adapter is None else base_of(adapter))
     if adapter is not None:
         return load_adapter(base, adapter), tokenizer
     with warnings.catch_warnings():

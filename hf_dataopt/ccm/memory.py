@@ -18,7 +18,7 @@ from .active import ccm_config, check_still_active
 from .cache import CompressingCache, MemoryCache, read_behind
 from .proof import prove
 from .saved_memory import layers_of, load_memory, read_chat, save_memory
-from .turns import answer_prompt, awaits_answer, encode_turn
+from .turns import answer_prompt, awaits_answer, encode_turn, left_padded
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _MOST_USERS = 2**16
@@ -79,6 +79,7 @@ class CompressedContextMemory:
         self.steps = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._text = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self._history: list[list[int]] = [[] for _ in range(batch_size)]
+        self._before: dict[str, Any] | None = None
         self.peak_kv_bytes = 0
         self.peak_slots = 0
 
@@ -128,6 +129,7 @@ class CompressedContextMemory:
         if len(chosen) == self.batch_size:
             self._start(self.batch_size)
             return
+        self._before = None
         gone = torch.zeros_like(self.steps, dtype=torch.bool)
         gone[chosen] = True
         self._held = self._held & ~gone[:, None]
@@ -155,9 +157,10 @@ class CompressedContextMemory:
 
         Warns once (`UserWarning`) when contexts and question need more positions than the model has.
         """
-        rows = self._rows(context)
+        rows, before = self._rows(context), self._state()
         if self.config.memory != "gist":
             self._take_in(rows)
+            self._before = before
             return
         if any(row is None for row in rows):
             raise ValueError("a gist memory is made anew at every step: every user needs a context")
@@ -166,7 +169,32 @@ class CompressedContextMemory:
         again._history = [[*old, *(row or [])] for old, row in zip(self._history, rows, strict=True)]
         again._take_in(list(again._history))
         again._count_peak(self.peak_slots, max(self.peak_kv_bytes, again.peak_kv_bytes + self.nbytes))
-        self.__dict__.update(again.__dict__)
+        self.__dict__.update(again.__dict__ | {"_before": before})
+
+    def undo(self) -> None:
+        """Take the last `append` back, for every user: an answer the user did not like, a turn sent again.
+
+        Raises:
+            ValueError: nothing to take back. One step is kept; `fork()` before a turn keeps as many as you like.
+
+        Cost: none for a memory that grows; the merge and gist memories hold the one before, too.
+        """
+        if self._before is None:
+            raise ValueError(
+                "there is no append to undo: one step is kept, and none behind reset() or loading; use fork()"
+            )
+        before, layers = self._before, self._before["_layers"]
+        if layers is None:
+            slots, none = torch.arange(self._sinks + before["_held"].shape[1]), before["steps"] == 0
+            layers = [(_cleared(keys, none, slots), _cleared(values, none, slots)) for keys, values in self._layers]
+        self.__dict__.update(before | {"_layers": layers, "_before": None})
+
+    def _state(self) -> dict[str, Any]:
+        """What an append changes; None for the layers of a memory that grows, whose old slots stay in it."""
+        names = ("_layers", "_held", "steps", "_text", "_history")
+        state = {name: getattr(self, name) for name in names}
+        grows = self._layers and not self.config.merges and self.config.memory != "gist"
+        return state | {"_layers": None} if grows else state
 
     def _take_in(self, rows: Sequence[list[int] | None]) -> None:
         new = torch.tensor([row is not None for row in rows], device=self.steps.device)
@@ -187,7 +215,7 @@ class CompressedContextMemory:
     def _compress(self, rows: Sequence[list[int] | None]) -> CompressingCache:
         """One forward of [c(t) COMP] behind the memory it may see (Eq. 7.1)."""
         comp = list(self.config.comp_token_ids or [])
-        ids, mask = _left_padded([[*(row or []), *comp] for row in rows], self.steps.device)
+        ids, mask = left_padded([[*(row or []), *comp] for row in rows], self.steps.device)
         text = (mask.long().cumsum(1) - 1).clamp(min=0)
         length = torch.tensor([len(row or []) for row in rows], device=ids.device)[:, None]
         column = ids.shape[1] - len(comp)
@@ -277,7 +305,7 @@ class CompressedContextMemory:
         if any(row is None for row in rows):
             raise ValueError("every user needs a question; use a memory of fewer users")
         self._warn_if_long([len(row or []) for row in rows], users=[0] * len(rows) if several else None)
-        ids, mask = _left_padded([row or [] for row in rows], self.steps.device)
+        ids, mask = left_padded([row or [] for row in rows], self.steps.device)
         cache, held = self._fork(rows=len(rows) if several else None)
         positions = self._text[:, None] + (mask.long().cumsum(1) - 1).clamp(min=0)
         full = torch.cat([held, mask], 1).long()
@@ -414,11 +442,3 @@ def _cleared(states: torch.Tensor, users: torch.Tensor, slots: torch.Tensor) -> 
 def _is_one(given: Any) -> bool:
     """Whether a list or tuple is one turn: ids, messages, or text parts."""
     return all(isinstance(entry, int) for entry in given) or all(isinstance(entry, dict) for entry in given)
-
-
-def _left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (B, T) int64 and mask (B, T) bool."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(longest, device=device) >= (longest - lengths)[:, None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._compat import causal_model_of
@@ -14,11 +15,21 @@ from ..progress import told
 from ..publishing.adapters import SETTINGS, WEIGHTS, adapter_code, describe_adapter
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.kinds import MODEL
-from ..publishing.names import hub_name
+from ..publishing.names import hub_name, looks_like_repo
 from ..publishing.safe_files import MAX_VALUE, check_finite, read_json, read_tensors
 from ..publishing.writer import replacing
-from ..settings import brief, check_each, check_kind, check_text, check_tokenizer, optional
-from .active import ccm_config
+from ..settings import (
+    brief,
+    check_choice,
+    check_device,
+    check_each,
+    check_kind,
+    check_path,
+    check_text,
+    check_tokenizer,
+    optional,
+)
+from .active import base_identity, ccm_config, check_base
 from .memory import CompressedContextMemory
 
 
@@ -85,6 +96,7 @@ def save_adapter(
             license=license,
             name=name,
             base=hub_name(base),
+            made_on=base_identity(model),
         )
     return Path(folder)
 
@@ -127,11 +139,13 @@ def load_adapter(base: Any, source: str | Path, *, revision: str | None = None, 
     """`PeftModel.from_pretrained` of a CCM adapter, after its files were checked; weights in pickles are refused.
 
     Raises:
-        ValueError: no CCM adapter there, one with NaN among its weights, or one that does not fit the model.
+        ValueError: no CCM adapter there, one with NaN among its weights, or one that was trained on another model.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    folder, _ = fetch(source, "ccm_adapter", revision=revision, token=token)
+    check_kind("base", base, torch.nn.Module, "load it with AutoModelForCausalLM, or see load_ccm")
+    folder, about = fetch(source, "ccm_adapter", revision=revision, token=token)
+    check_base(about.get("base"), base, folder)
     try:
         weights = read_tensors(folder / WEIGHTS)
         _check(read_json(folder / SETTINGS), weights, base)
@@ -145,6 +159,98 @@ def load_adapter(base: Any, source: str | Path, *, revision: str | None = None, 
             f"{folder} holds no adapter that fits this {type(base).__name__} ({type(error).__name__}: {told(error, 300)}); "
             "load its own base model, or get it again"
         ) from error
+
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class LoadedCCM(NamedTuple):
+    """What `load_ccm` gives."""
+
+    model: Any
+    tokenizer: Any
+    memory: CompressedContextMemory
+
+
+def load_ccm(
+    source: str | Path,
+    base: Any = None,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> LoadedCCM:
+    """Base model, tokenizer, adapter and an empty memory, from the adapter's name alone.
+
+    Args:
+        source: folder or Hub name of a CCM adapter.
+        base (`str` or `PreTrainedModel`, optional): Hub name or folder of the base model, or the model; default the one that
+            the adapter names.
+        tokenizer (optional): needed with a loaded `base` where contexts are text; else the base model's.
+        dtype (`torch.dtype` or its name, optional): `float32`, `bfloat16` or `float16` for the base model's weights; default
+            the one that it was trained in.
+        device (optional): where to put the model; default where it is.
+        revision, token: of the Hub.
+
+    Returns:
+        `(model, tokenizer, memory)`: a `PeftModel` in evaluation mode and a `CompressedContextMemory` of one user.
+
+    Raises:
+        ValueError: no CCM adapter there, one that names no base model on the Hub, or a base that it was not trained on.
+        HubError: the adapter cannot be read.
+
+    Example:
+        >>> model, tokenizer, memory = load_ccm("me/chat-ccm")  # doctest: +SKIP
+        >>> memory.append("Anna lives in Oslo.")  # doctest: +SKIP
+        >>> memory.generate("Where does Anna live?", max_new_tokens=16)  # doctest: +SKIP
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if base is not None and not isinstance(base, str | Path):
+        check_kind("base", base, torch.nn.Module, "give a Hub name, a folder or a causal language model")
+    optional(check_tokenizer, "tokenizer", tokenizer)
+    dtype = optional(
+        check_choice, "dtype", str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype, _DTYPES
+    )
+    device = optional(check_device, "device", str(device) if isinstance(device, torch.device) else device, here=True)
+    folder, about = fetch(source, "ccm_adapter", revision=revision, token=token)
+    safe = True if base is None else None  # a name that a stranger's record gives brings no pickle
+    if base is None:
+        base = base_of(folder, about)
+        if base is None:
+            raise ValueError(
+                f"the adapter in {source} names no base model on the Hub; give base=... (a name, a folder or the model)"
+            )
+    if isinstance(base, str | Path):
+        named = str(check_path("base", base))
+        trained_in = about["code"].get("dtype")
+        dtype = dtype or (trained_in if trained_in in _DTYPES else "auto")
+        try:
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(named, token=token)
+            base = AutoModelForCausalLM.from_pretrained(named, dtype=dtype, token=token, use_safetensors=safe)
+        except OSError as error:  # what transformers says of names and folders that hold no model
+            raise ValueError(
+                f"base={named!r:.200} cannot be loaded ({told(error, 200)}); give another name or folder"
+            ) from error
+    model = load_adapter(base if device is None else base.to(device), folder)
+    return LoadedCCM(model, tokenizer, CompressedContextMemory(model, tokenizer))
+
+
+def base_of(source: str | Path, about: Mapping[str, Any] | None = None) -> str | None:
+    """Hub name of the model that an adapter was trained on; None where it has none.
+
+    Args:
+        source: folder of the adapter, or its Hub name.
+        about: its record, where that was read already.
+    """
+    if about is None:
+        about = fetch(source, "ccm_adapter")[1]
+    wrote = about.get("base")
+    name = wrote.get("name") if isinstance(wrote, dict) else about["code"].get("model")
+    return name if isinstance(name, str) and name != MODEL and looks_like_repo(name) else None
 
 
 def _check(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Any) -> None:

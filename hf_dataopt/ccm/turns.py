@@ -86,6 +86,14 @@ def is_said(turn: Any) -> bool:
     return isinstance(turn, str) or _is_messages(turn)
 
 
+def left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, T) int64 and mask (B, T) bool."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) >= (longest - lengths)[:, None]
+
+
 def _is_messages(turn: Any) -> bool:
     return isinstance(turn, list) and bool(turn) and isinstance(turn[0], dict)
 

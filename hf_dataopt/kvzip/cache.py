@@ -131,7 +131,7 @@ class KVzipCache(RoutedCache):
                 place one after the other (Qwen-VL); nothing else was computed.
             TypeError, ValueError: a bad context or setting.
 
-        Cost: about two to three prefills at the default chunk size (`replay="local"`: about one more prefill; `gates`: one).
+        Cost: about two prefills (`replay="exact"`: two to three; `gates`: one).
         """
         config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
         if keep_ratio is not None:

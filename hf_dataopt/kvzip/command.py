@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..publishing.push import add_push_arguments, push_options
 from ..text.options import add_template_arguments, template_options
+from .scores import NAMES
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
@@ -22,7 +23,7 @@ HELP = "compress a context's key-value cache once, answer several questions from
 EXAMPLES = [
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --question 'When?'",
     "hf-dataopt kvzip --model Qwen/Qwen3-0.6B --context report.txt --question 'Who wrote it?' --keep-ratio 0.3",
-    "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --replay local --json",
+    "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --score kvgrad --json",
     "hf-dataopt kvzip --context report.txt --question 'Who?' --system 'Be brief.' --template-kwargs '{\"tone\": \"dry\"}'",
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --push-to-hub me/report-cache --private",
 ]
@@ -51,8 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", action="append", required=True, help="may be given several times")
     parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of the context's pairs that stays, (0, 1]")
     parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
-    parser.add_argument("--chunk-size", type=int, default=2000, help="context tokens repeated at a time")
-    parser.add_argument("--replay", choices=["exact", "local"], default="exact", help="local: faster, approximate")
+    parser.add_argument("--chunk-size", type=int, default=512, help="context tokens repeated at a time")
+    parser.add_argument(
+        "--replay", choices=["exact", "local"], default="local", help="exact: the whole cache in sight, slower"
+    )
+    parser.add_argument("--score", choices=list(NAMES), default="kvzip", help="how pairs are ranked")
     add_template_arguments(parser, "the context")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length of an answer")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
@@ -85,6 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         max_kv_tokens=args.max_kv_tokens,
         chunk_size=args.chunk_size,
         replay=args.replay,
+        score=args.score,
         **template_options(args),
     )
     try:
@@ -129,8 +134,6 @@ def answer(
         Sizes, seconds and answers, ready for JSON; and the compressed cache.
     """
     from ..progress import track
-    from ..seeding import generator
-    from .baselines import random_scores
     from .cache import KVzipCache
     from .prefill import prefill
     from .prompt import build_prompt
@@ -148,7 +151,7 @@ def answer(
             prefilled, scores, replace(config, keep_ratio=1.0, max_kv_tokens=None), tokenizer=tokenizer
         )
     if "random" in compare:
-        noise = random_scores(scores.shape, generator(0)).to(scores.device)
+        noise = score_context(prefilled, replace(config, score="random_eviction"), progress=False)
         others["answer_random"] = KVzipCache.from_scores(prefilled, noise, config, tokenizer=tokenizer)
     cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
     compressed_at = time.perf_counter()

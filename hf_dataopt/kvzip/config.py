@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..settings import Settings, check_number, settle
+from ..settings import Settings, check_callable, check_choice, check_number, settle
 from ..text.chat import ChatFormat
+from .scores import NAMES
 
 TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
 FIRST_REPEAT_PROMPT = "\n\nRepeat the previous context exactly."
@@ -18,7 +20,14 @@ _CHOICES = {
     "softmax_keys": ("chunk", "all"),
     "ties": ("position", "reference"),
 }
-_COUNTS = {"chunk_size": 1, "overlap": 0, "prefill_chunk_size": 1, "max_kv_tokens": 1}
+_COUNTS = {
+    "chunk_size": 1,
+    "overlap": 0,
+    "prefill_chunk_size": 1,
+    "max_kv_tokens": 1,
+    "head_sinks": 0,
+    "head_recent": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +41,21 @@ class KVzipConfig(Settings):
             head, prefix included. A context that fits is kept whole.
         level (`str`, default `"pair"`): `"pair"` spreads the budget over all layers and heads (non-uniform, section
             8.4.1); `"pair-uniform"` gives every head the same number of pairs; `"head"` keeps or drops the context of a
-            head as a whole (section 8.3).
-        chunk_size (`int`, tokens, >= 1, default 2000): context tokens repeated at a time, `m` of section 8.3.4 (the text
-            says 2K, the reference code 2000). Smaller chunks need less time and memory.
+            head as a whole, but for `head_sinks` and `head_recent` (section 8.4.2).
+        head_sinks (`int`, tokens, >= 0, default 64): with `level="head"`, what a dropped head keeps at the start of the cache,
+            the prompt before the context included; at most a sixteenth of the context, and DuoAttention's number.
+        head_recent (`int`, tokens, >= 0, default 256): with `level="head"`, what a dropped head keeps at the context's end; as
+            `head_sinks`.
+        score (`str` or callable, default `"kvzip"`): how pairs are ranked: `"kvzip"` (Eq. 8.2), `"kvzip_plus"`, `"kvgrad"`,
+            ours `"kvzip_l2"` and `"kvgrad_l2"` (better with small budgets), or query-agnostic ones of section 8.4.1: `"h2o"`,
+            `"snapkv"`, `"pyramidkv"`, `"streaming_llm"`, `"expected_attention"`, `"duo_attention"`, `"random_eviction"`. One
+            of their classes with other hyperparameters (`kvzip/scores/`) and any function `(layer, queries, keys, values,
+            positions)` to (KV heads, n) will do too (see `score.Score`); such a config cannot be saved.
+        chunk_size (`int`, tokens, >= 1, default 512): context tokens repeated at a time, `m` of section 8.3.4 (the text
+            says 2K, the reference code 2000: `KVzipConfig.reference()`). Smaller chunks need less time and memory.
         overlap (`int`, tokens, >= 0, default 8): last tokens of the preceding chunk put into the repeat prompt (Figure 8.7).
-        replay (`str`, default `"exact"`): `"exact"` repeats with the whole cache in sight, as the text; `"local"` lets the
-            repeat pass see prefix, chunk and itself only: linear time, an approximation.
+        replay (`str`, default `"local"`): `"exact"` repeats with the whole cache in sight, as the text; `"local"` lets the
+            repeat pass see prefix, chunk and itself only: linear time, answers as good (`benchmarks/README.md`).
         softmax_keys (`str`, default `"chunk"`): keys under the score's softmax: prefix, chunk and repeat input (reference
             code), or `"all"` keys (Eq. 8.2 read literally; needs `replay="exact"`).
         ties (`str`, default `"position"`): `"position"` keeps exactly floor(N * keep_ratio) pairs, earlier positions
@@ -57,6 +75,7 @@ class KVzipConfig(Settings):
         TypeError: a field has the wrong type.
 
     Source: chapter 8; defaults from the reference code where it and the text differ.
+    Differs: chunks of 512 and local replay by default, measured.
 
     Example:
         >>> KVzipConfig(keep_ratio=0.5).to_json_string()[:17]
@@ -67,9 +86,12 @@ class KVzipConfig(Settings):
     keep_ratio: float = 0.3
     max_kv_tokens: int | None = None
     level: Literal["pair", "pair-uniform", "head"] = "pair"
-    chunk_size: int = 2000
+    head_sinks: int = 64
+    head_recent: int = 256
+    score: str | Callable[..., Any] = "kvzip"
+    chunk_size: int = 512
     overlap: int = 8
-    replay: Literal["exact", "local"] = "exact"
+    replay: Literal["exact", "local"] = "local"
     softmax_keys: Literal["chunk", "all"] = "chunk"
     ties: Literal["position", "reference"] = "position"
     prefill_chunk_size: int = 16_000
@@ -85,9 +107,35 @@ class KVzipConfig(Settings):
         settle(self, choices=_CHOICES, counts=_COUNTS, texts=("task_line",), optional=("max_kv_tokens",))
         if self.softmax_keys == "all" and self.replay == "local":
             raise ValueError("softmax_keys='all' needs the whole cache in sight: use replay='exact'")
+        if isinstance(self.score, str):
+            object.__setattr__(self, "score", check_choice("score", self.score, tuple(NAMES)))
+        elif isinstance(self.score, type):
+            raise TypeError(f"score must be a name or a score, got the class {self.score.__name__}; call it")
+        else:
+            check_callable("score", self.score, f"or one of {', '.join(NAMES)}")
         chat = self.chat
         object.__setattr__(self, "template_kwargs", chat.template_kwargs)  # JSON now
         object.__setattr__(self, "special_tokens_in_text", chat.special_tokens_in_text)
+
+    @classmethod
+    def reference(cls, **changes: Any) -> KVzipConfig:
+        """The authors' code: chunks of 2000, the whole cache in sight, a strict threshold, heads dropped without windows."""
+        theirs = {"chunk_size": 2000, "replay": "exact", "ties": "reference", "head_sinks": 0, "head_recent": 0}
+        return cls(**{**theirs, **changes})
+
+    def to_json_string(self) -> str:
+        """As `Settings.to_json_string`.
+
+        Raises:
+            ValueError: the score is no name.
+        """
+        if not isinstance(self.score, str):
+            name = getattr(self.score, "__name__", repr(self.score))
+            raise ValueError(
+                f"score={name:.80} is a function, which cannot be saved; score with it, then build the cache by "
+                "KVzipCache.from_scores(prefilled, scores, config) with a config that names a score"
+            )
+        return super().to_json_string()
 
     @property
     def chat(self) -> ChatFormat:

@@ -7,6 +7,9 @@ import torch
 from ..settings import check_int, check_kind, check_tensor
 from .config import KVzipConfig
 
+# DuoAttention's windows are meant for long contexts; in short ones they would leave no budget for whole heads
+_WINDOW_SHARE = 16
+
 
 def keep_mask(scores: torch.Tensor, config: KVzipConfig, n_prefix: int = 0) -> torch.Tensor:
     """Pairs that stay, for a budget over all scored layers and heads.
@@ -22,9 +25,11 @@ def keep_mask(scores: torch.Tensor, config: KVzipConfig, n_prefix: int = 0) -> t
     Raises:
         ValueError: scores of another rank, empty, or with NaN; a token budget that the prefix alone exceeds.
 
-    Source: section 8.4.1 (non-uniform budget), section 8.3 (head level).
+    Source: section 8.4.1 (non-uniform budget), sections 8.3 and 8.4.2 (head level; a dropped head keeps sinks and a recent
+        window, as in DuoAttention, and these count).
     Differs: `ties="position"` keeps floor(N * keep_ratio) pairs exactly, as the text says; the reference code's strict
-        threshold keeps one less, and far fewer where scores are equal (`ties="reference"`).
+        threshold keeps one less, and far fewer where scores are equal (`ties="reference"`). Its code drops the whole context
+        of a head (`head_sinks=0, head_recent=0`).
     Cost: one sort of all scores.
 
     Example:
@@ -44,10 +49,24 @@ def keep_mask(scores: torch.Tensor, config: KVzipConfig, n_prefix: int = 0) -> t
     if config.level == "pair-uniform":
         # equal budgets per head are exact in the reference code as well
         return _top(scores.reshape(-1, scores.shape[-1]), ratio, "position").reshape(scores.shape)
-    heads = scores.amax(dim=-1)
+    return _whole_heads(scores, config, ratio, n_prefix)
+
+
+def _whole_heads(scores: torch.Tensor, config: KVzipConfig, ratio: float, n_prefix: int) -> torch.Tensor:
+    """Heads keep all pairs or those of sinks and recent window alone, as many heads as the budget has room for."""
+    heads, n = scores.amax(dim=-1), scores.shape[-1]
+    count, budget = heads.numel(), int(scores.numel() * ratio)
+    sinks = min(max(config.head_sinks - n_prefix, 0), n // _WINDOW_SHARE)
+    recent = min(config.head_recent, n // _WINDOW_SHARE)
+    room = budget // count  # for every head: a budget below the windows leaves no head whole
+    sinks, recent = min(sinks, room), min(recent, max(room - sinks, 0))
+    always = torch.zeros(n, dtype=torch.bool, device=scores.device)
+    always[:sinks], always[n - recent :] = True, True
     if config.ties == "reference":
-        return _top(heads[..., None].expand_as(scores).reshape(1, -1), ratio, "reference").reshape(scores.shape)
-    return _top(heads.reshape(1, -1), ratio, "position").reshape(heads.shape)[..., None].expand_as(scores).contiguous()
+        expanded = heads[..., None].expand_as(scores).reshape(1, -1)
+        return _top(expanded, ratio, "reference").reshape(scores.shape) | always
+    whole = (budget - count * (sinks + recent)) // (n - sinks - recent)
+    return first(heads.reshape(1, -1), whole).reshape(heads.shape)[..., None] | always
 
 
 def budget_ratio(config: KVzipConfig, n_context: int, n_prefix: int) -> float:

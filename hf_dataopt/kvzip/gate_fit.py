@@ -176,7 +176,7 @@ def _estimate(model: Any, prompts: list[KVzipPrompt], progress: bool) -> None:
     if not progress:
         return
     layers, tokens = len(check_supported(model)), sum(prompt.ids.numel() for prompt in prompts)
-    size = layers * tokens * text_config(model).hidden_size * 4 / 1e9
+    size = layers * tokens * text_config(model).hidden_size * 2 / 1e9
     say(
         f"Fitting gates of {layers} layers on {len(prompts)} texts of {tokens:,} tokens: about as long as reading them three "
         f"times, and {size:.1f} GB of inputs in memory"
@@ -216,11 +216,11 @@ def _train(
     progress: bool,
 ) -> tuple[GateWeights, float]:
     """Weights for plain inputs, and the loss of held texts before the first step."""
-    inputs, scores = _shuffled(fitted, config.seed)
-    layers, n, width = inputs.shape
-    mean, spread = _scale(inputs)
+    tokens = _Tokens.of(fitted, config.seed)
+    layers, _, width = fitted[0].inputs.shape
+    mean, spread = _scale(fitted)
+    scores = torch.cat([one.scores for one in fitted], dim=1)
     level, scale = float(scores.mean()), float(scores.std(correction=0)) + 1e-4
-    scores.sub_(level).div_(scale)
     start = GateWeights.start(layers, width, config.hidden, scores.shape[2], generator(config.seed))
     before = _held_loss(start.on_plain(mean, spread, level, scale), held)
     tensors = {name: tensor.to(device) for name, tensor in start.tensors.items()}
@@ -241,13 +241,13 @@ def _train(
     for name, tensor in tensors.items() if done else ():
         moments = {kind: saved[f"{name}.{kind}"].to(device) for kind in _MOMENTS}
         optimizer.state[tensor] = {"step": torch.tensor(float(done)), **moments}
-    size, weights = min(config.tokens_per_step, n), GateWeights(**tensors)
+    size, weights = min(config.tokens_per_step, tokens.count), GateWeights(**tensors)
     with bar(config.steps, "Fitting gates", disable=not progress) as shown, torch.enable_grad():
         shown.update(done)
         for step in range(done, config.steps):
-            at = step * size % (n - size + 1)
-            scaled = inputs[:, at : at + size].float().sub_(mean).div_(spread)
-            loss = _loss(weights, scaled.to(device), scores[:, at : at + size].to(device))
+            given, wanted = tokens.batch(step, size)
+            given, wanted = given.sub_(mean).div_(spread), wanted.sub_(level).div_(scale)
+            loss = _loss(weights, given.to(device), wanted.to(device))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _rate(step / config.steps)
             optimizer.zero_grad()
@@ -259,15 +259,39 @@ def _train(
     return weights.on_plain(mean, spread, level, scale), before
 
 
-def _shuffled(fitted: list[_Read], seed: int) -> tuple[Tensor, Tensor]:
-    """Inputs and scores of all texts, tokens in random order; every text is copied once."""
-    first, n = fitted[0], sum(one.inputs.shape[1] for one in fitted)
-    inputs = first.inputs.new_empty(len(first.inputs), n, first.inputs.shape[2])
-    scores = first.scores.new_empty(len(first.scores), n, first.scores.shape[2])
-    places = torch.randperm(n, generator=generator(seed, epoch=2)).split([one.inputs.shape[1] for one in fitted])
-    for one, place in zip(fitted, places, strict=True):
-        inputs[:, place], scores[:, place] = one.inputs, one.scores
-    return inputs, scores
+@dataclass
+class _Tokens:
+    """Tokens of all texts in one random order; the texts stay where they are.
+
+    Args:
+        texts: what was read.
+        starts: first number of every text's tokens, when all are counted through.
+        order: (count,) the numbers as they are served.
+    """
+
+    texts: list[_Read]
+    starts: list[int]
+    order: Tensor
+
+    @classmethod
+    def of(cls, texts: list[_Read], seed: int) -> _Tokens:
+        lengths = [one.inputs.shape[1] for one in texts]
+        starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        return cls(texts, starts, torch.randperm(sum(lengths), generator=generator(seed, epoch=2)))
+
+    @property
+    def count(self) -> int:
+        return self.order.numel()
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """Inputs (layers, size, width) float32 and scores (layers, size, heads) of one step."""
+        at = step * size % (self.count - size + 1)
+        chosen, inputs, scores = self.order[at : at + size], [], []
+        for one, start in zip(self.texts, self.starts, strict=True):
+            own = chosen[(chosen >= start) & (chosen < start + one.inputs.shape[1])] - start
+            inputs.append(one.inputs[:, own].float())
+            scores.append(one.scores[:, own])
+        return torch.cat(inputs, dim=1), torch.cat(scores, dim=1)
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -289,10 +313,14 @@ def _rate(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP)))
 
 
-def _scale(inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _scale(texts: list[_Read]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every input of every layer, (layers, 1, width); one layer at a time in float32."""
-    found = [(layer.float().mean(0), layer.float().std(0, correction=0)) for layer in inputs]
-    return torch.stack([mean for mean, _ in found])[:, None], torch.stack([one for _, one in found])[:, None] + 1e-4
+    means, spreads = [], []
+    for index in range(len(texts[0].inputs)):
+        layer = torch.cat([one.inputs[index] for one in texts]).float()
+        means.append(layer.mean(0))
+        spreads.append(layer.std(0, correction=0))
+    return torch.stack(means)[:, None], torch.stack(spreads)[:, None] + 1e-4
 
 
 @torch.no_grad()

@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 _FILE = "gates.safetensors"
 _ABOUT = ("texts", "tokens", "held_texts", "held_tokens", "texts_hash", "loss", "agreement", "source")
-# texts are scored by the cheaper replay: at these lengths it costs no quality (README)
-SCORING = KVzipConfig(chunk_size=512, replay="local")
 
 
 class KVzipGates:
@@ -114,7 +112,7 @@ class KVzipGates:
             texts (sequence of `str`): at least two of any kind, some 1,000 to 2,000 tokens each; prose, code and records
                 together serve contexts of all kinds. Each is read whole, as one context.
             config (`GateConfig`, optional): size and training.
-            scoring (`KVzipConfig`, optional): how texts are read and scored; by default in chunks of 512 with local replay.
+            scoring (`KVzipConfig`, optional): how texts are read and scored.
             checkpoints (`str` or `Path`, optional): folder for unfinished work; a run that was stopped goes on there, and
                 another model, text or setting starts that part afresh.
             source (`str`): what the texts are, for the card.
@@ -128,11 +126,11 @@ class KVzipGates:
             TypeError, ValueError: fewer than two texts, or one that cannot be a context.
             FolderInUseError: another job is writing to `checkpoints`.
 
-        Cost: two to three prefills of the texts and `steps` small steps; 32 bits for every hidden value of all layers and
+        Cost: two to three prefills of the texts and `steps` small steps; 16 bits for every hidden value of all layers and
             tokens in memory.
         """
         config = check_config(config, GateConfig)
-        scoring = SCORING if scoring is None else check_kind("scoring", scoring, KVzipConfig)
+        scoring = check_config(scoring, KVzipConfig, "scoring")
         folder, progress = optional(check_path, "checkpoints", checkpoints), check_flag("progress", progress)
         check_text("source", source)
         check_supported(model)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
+from ..progress import track
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.kinds import MODEL
 from ..publishing.names import looks_like_repo
 from ..publishing.safe_files import read_tensors
 from ..publishing.writer import finish, replacing
-from ..settings import check_config, check_tensor, check_text, check_tokenizer, optional
+from ..settings import check_config, check_each, check_flag, check_tensor, check_text, check_tokenizer, optional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,19 +26,27 @@ _FILE = "head_scores.safetensors"
 
 
 def head_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, config: KVzipConfig | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str | Sequence[str],
+    config: KVzipConfig | None = None,
+    *,
+    progress: bool = True,
 ) -> torch.Tensor:
     """Importance of every head: the maximum of its pair scores over one long text.
 
     Args:
         model, tokenizer: the language model that will use them.
-        text: a long natural text; the dissertation uses one English book sample of 88K tokens.
-        config: chunk size and replay.
+        text: a long natural text; the dissertation uses one English book sample of 88K tokens. A list of texts, or of the
+            pieces of a text that is longer than the model's positions, is read one by one.
+        config: score, chunk size and replay.
+        progress: show bars.
 
     Returns:
         (scored layers, KV heads) float32 in [0, 1], higher is more important; for `KVzipCache.from_context(head_scores=…)`.
 
     Source: section 8.4.2, "Context-Independent Eviction".
+    Cost: about two prefills of the text, once per model.
     """
     from .config import KVzipConfig
     from .prefill import prefill
@@ -47,9 +57,15 @@ def head_scores(
     config = check_config(config, KVzipConfig)
     check_supported(model)
     check_tokenizer("tokenizer", tokenizer)
-    check_text("text", text, empty=False)
-    prefilled = prefill(model, build_prompt(tokenizer, text, config), config)
-    return score_context(prefilled, config).amax(dim=-1)
+    progress = check_flag("progress", progress)
+    given = [text] if isinstance(text, str) else text
+    found = []
+    for one in track(
+        check_each("text", given, check_text, empty=False), "Texts", disable=not progress or len(given) == 1
+    ):
+        prefilled = prefill(model, build_prompt(tokenizer, one, config), config, progress=progress)
+        found.append(score_context(prefilled, config, progress=progress).amax(dim=-1))
+    return torch.stack(found).amax(dim=0)
 
 
 def save_head_scores(

@@ -100,7 +100,7 @@ def _probe(model: Any, seed: int) -> Proof:
 def _compressed(model: Any, ids: torch.Tensor) -> tuple[RoutedCache, PrefilledContext]:
     context, words = ids[0, :-_QUESTION].cpu(), ids[0, :1].cpu()
     prompt = KVzipPrompt(context[:2], context[2:], words, words, words)
-    config = KVzipConfig(prefill_chunk_size=_CONTEXT // 2, chunk_size=_CONTEXT // 2, overlap=1)
+    config = KVzipConfig(prefill_chunk_size=_CONTEXT // 2, chunk_size=_CONTEXT // 2, overlap=1, replay="exact")
     prefilled = read_context(model, prompt, config, user=_PROBE, progress=False)
     scores = score_context(prefilled, config, user=_PROBE, progress=False)
     everything = torch.ones(*scores.shape[:2], _CONTEXT, dtype=torch.bool)

@@ -71,7 +71,7 @@ def plot_retention(cache: KVzipCache) -> Figure:
     above.bar(range(layers), shares.mean(dim=1), width=0.8, color="0.55")
     above.axhline(mean, color="C3", linewidth=1, linestyle="--")
     above.set(ylim=(0, 1), ylabel="kept")
-    above.set_title(f"{mean:.1%} of {cache.prompt.context_ids.numel():,} tokens' pairs kept", fontsize=9)
+    above.set_title(f"{mean:.1%} of the pairs of {cache.prompt.context_ids.numel():,} tokens kept", fontsize=9)
     shown = grid.imshow(shares.T, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
     step = max(round(layers / 16), 1)
     grid.set(xlabel="layer", ylabel="KV head")

@@ -1,6 +1,7 @@
-"""How much each context pair matters: repeat the context chunk by chunk, keep the maximum attention.
+"""How much each context pair matters: a pass over the model shows each layer's attention to a score (`scores/`).
 
-Section 8.3.2 (Eq. 8.2) and section 8.3.4 (chunked scoring, Figure 8.7).
+By default the context is repeated chunk by chunk, and the score is the maximum attention (Eq. 8.2 of section 8.3.2, chunks and
+prompts of section 8.3.4, Figure 8.7).
 """
 
 from __future__ import annotations
@@ -8,29 +9,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache
 
-from .._compat import cache_keyword, copied_layer, decoder_of, input_device, layer_kinds, text_config
+from .._compat import cache_keyword, copied_layer, decoder_of, input_device, last_block, layer_kinds, text_config
 from ..distributed import Room
+from ..errors import UnsupportedModelError
 from ..progress import bar
 from ..routing.attach import attach
-from ..routing.dispatch import maskless, tag
+from ..routing.dispatch import maskless
+from ..routing.layer_inputs import LayerInputs, listening, watch
 from ..routing.verdicts import evaluating
-from ..settings import check_config, check_flag, check_kind
+from ..settings import brief, check_config, check_flag, check_kind
 from ..text.positions import positions_alike
-from .attention import attend, merge
 from .config import KVzipConfig
-from .reading import USER, OwnCache, PrefilledContext, positions
-from .rules import AttentionRules, no_autocast, same_dtype
+from .passes import AllSeen, PassCache, PassLayer, View
+from .reading import USER, PrefilledContext, positions
+from .rules import AttentionRules, no_autocast
+from .score import Positions, Score, ScoredLayer
+from .scores import score_of
 
 logger = logging.getLogger(__name__)
 
-# logits held at a time while looking for their maximum, in elements (16 MB in float32)
-_SCORE_BLOCK_ELEMENTS = 1 << 22
 # tokens; smaller chunks than this are not repeated for the sake of positions
 _LEAST_CHUNK = 64
 
@@ -39,54 +44,266 @@ _LEAST_CHUNK = 64
 def score_context(
     prefilled: PrefilledContext, config: KVzipConfig | None = None, *, user: str = USER, progress: bool = True
 ) -> torch.Tensor:
-    """Maximum attention that each context pair receives while the model repeats the context (Eq. 8.2, section 8.3.4).
+    """Importance of every context pair, by default the most attention it receives while the model repeats the context.
 
     Args:
         prefilled: the full cache; left exactly as it is.
-        config: chunk size, overlap, replay and the key set of the softmax.
+        config: the score; chunk size, overlap, replay and the key set of the softmax.
         user: on whose behalf the model is attached.
         progress: show a bar.
 
     Returns:
-        (scored layers, KV heads, context tokens) float32 in [0, 1].
+        (scored layers, KV heads, context tokens) float32, higher stays; for KVzip in [0, 1].
+
+    Raises:
+        UnsupportedModelError: the score needs something that cannot be seen in this model.
+        ValueError: a context that was used up, or a score of one's own that gives no finite (KV heads, n).
 
     Source: Eq. 8.2; chunks and repeat prompts of section 8.3.4.
     Differs: the softmax runs over prefix, chunk and repeat input as in the reference code (Eq. 8.2 says all keys:
         `softmax_keys="all"`), in float32 whatever the model's dtype, with the model's own logit scale. Images are repeated
         by the embeddings that were read, and causally, also where the model reads them in both directions (Gemma 3).
     Cost: with m = chunk size, the linear layers of (1 + prompt / m) forwards over the context and O(n^2) attention
-        (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length. Where the device
-        has no room for a repeat input, it comes in halves, quarters, ...: the same scores, up to rounding.
+        (`replay="exact"`) or O(n m) (`"local"`); memory O(m) beside the cache, whatever the context length. Scores that look
+        at the context's own queries: one forward over it in one piece, or over the last of its tokens. Where the device has
+        no room for a forward, it comes in halves, quarters, ...: the same scores, up to rounding; not with gradients.
     """
     config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
     check_kind("prefilled", prefilled, PrefilledContext, "give what prefill returned")
-    model, prompt = prefilled.model, prefilled.prompt
-    decoder = decoder_of(model)
-    attach(model, user)
     layers: list[Any] = prefilled.cache.layers
     first = layers[prefilled.scored_layers[0]].keys
     if first is None:
         raise ValueError("this prefilled context was used up by free=True; prefill again")
-    scores = torch.zeros(len(prefilled.scored_layers), first.shape[1], prefilled.n_context, device=first.device)
-    chunk, name = fitting_chunk(prefilled, config), cache_keyword(decoder.forward)
-    room = Room("parts of {} tokens of a repeat input")
-    shown = bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress)
-    with shown, maskless(), evaluating(decoder):
-        for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
-            ids = ids.to(input_device(model))[None]
-            given, total = repeated(prefilled, start, end, ids), ids.shape[1]
+    shape = (len(prefilled.scored_layers), first.shape[1], prefilled.n_context)
+    run = _Run(prefilled, score_of(config.score), torch.full(shape, float("-inf"), device=first.device))
+    attach(prefilled.model, user)
+    with maskless(), evaluating(run.decoder), run.listening():
+        if run.looks_at == "nothing":
+            run.without_queries()
+        elif run.looks_at == "context":
+            run.read_again()
+        else:
+            run.repeat(config, progress)
+    return run.scores
 
-            def repeat(size: int, start: int = start, end: int = end, given: Any = given, total: int = total) -> None:
-                cache = _ReplayCache(prefilled, config, start, end, scores, in_parts=size < total)
-                for at in range(0, total, size):
-                    part = {key: value[:, at : at + size] for key, value in given.items()}
-                    where = positions(decoder, prompt.ids.numel() + at, next(iter(part.values())))
-                    with contextlib.suppress(_AllScored):
-                        decoder(**part, use_cache=True, **{name: cache}, **where)
 
-            room.attempt(repeat, total, ids.device)
-            shown.update(end - start)
-    return scores
+class _Run:
+    """One scoring of one context.
+
+    Args:
+        prefilled: the full cache.
+        score: a `Score`, or a function of the same arguments.
+        scores: (scored layers, KV heads, context tokens) float32, to be filled.
+    """
+
+    def __init__(self, prefilled: PrefilledContext, score: Any, scores: torch.Tensor) -> None:
+        self.prefilled, self.score, self.scores = prefilled, score, scores
+        self.decoder = decoder_of(prefilled.model)
+        self.looks_at = getattr(score, "looks_at", Score.looks_at)
+        self.gradients = getattr(score, "gradients", Score.gradients)
+        self.modules = getattr(score, "modules", Score.modules)
+        self.inputs: LayerInputs | None = None
+        # by layer, what a `PassCache` heard; the cache itself, whose layers know this run, would close a cycle
+        self.given: dict[int, tuple[Any, torch.Tensor]] = {}
+        self.kept: dict[int, list[tuple[Any, ...]]] = {}  # by look, what waits for later parts or for gradients
+        what = "a repeat input" if self.looks_at == "repeat" else "the context, read again"
+        self.room = Room(f"parts of {{}} tokens of {what}")
+        self.waits, self.looks = False, 0  # whether scores are asked later, and looks within one forward
+        self.view, self.where = View(0, [], [], (0, 0)), torch.empty(0)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear what attention modules are given, where the score needs it."""
+        if not self.modules and not self.gradients:
+            yield
+            return
+        block = last_block(self.decoder)
+        watch(self.decoder, *([] if block is None else [block]), outputs=self.gradients)
+        with listening() as self.inputs:
+            yield
+
+    def repeat(self, config: KVzipConfig, progress: bool) -> None:
+        """Chunk by chunk, each seen by its repeat input (Figure 8.7)."""
+        prefilled, prompt = self.prefilled, self.prefilled.prompt
+        total, chunk = prompt.ids.numel(), fitting_chunk(prefilled, config)
+        with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown:
+            for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
+                first, after = prefilled.n_prefix + start, prefilled.n_prefix + end
+                local, keys = config.replay == "local", config.softmax_keys
+                view = View.of_chunk(prefilled.n_prefix, first, after, total, local=local, softmax_keys=keys)
+                ids = ids.to(input_device(prefilled.model))[None]
+                self._pass(view, self._copies, repeated(prefilled, start, end, ids), total)
+                shown.update(end - start)
+
+    def read_again(self) -> None:
+        """The context's own queries, all of them or the last ones, from one forward over it."""
+        prefilled, n_prefix = self.prefilled, self.prefilled.n_prefix
+        total, last = prefilled.prompt.ids.numel(), getattr(self.score, "last", None)
+        start = n_prefix if last is None else max(total - last, n_prefix)
+        if len(prefilled.scored_layers) < len(self._fresh()):  # windows and states cannot be taken back to the middle
+            start = 0
+        ids = prefilled.prompt.ids[start:].to(input_device(prefilled.model))[None]
+        embedded = prefilled.embeddings
+        given = {"input_ids": ids} if embedded is None else {"inputs_embeds": embedded[:, start:]}
+        self._pass(View.of_context(start, n_prefix, total), self._fresh, given, start)
+
+    def without_queries(self) -> None:
+        """Keys, values and their places alone."""
+        self.view = View.of_context(self.prefilled.n_prefix, self.prefilled.n_prefix, self.prefilled.prompt.ids.numel())
+        for index in self.prefilled.scored_layers:
+            layer: Any = self.prefilled.cache.layers[index]
+            keys, values = (part[0, :, self.prefilled.n_prefix :] for part in (layer.keys, layer.values))
+            none = keys.new_zeros(1, keys.shape[0], 0, keys.shape[-1])
+            self.where = torch.empty(0, dtype=torch.int64, device=keys.device)
+            self.look(index, none, none[..., 0].float(), keys, values, AttentionRules(keys.shape[-1] ** -0.5))
+
+    def _copies(self) -> list[Any]:
+        layers: list[Any] = self.prefilled.cache.layers
+        return [copied_layer(layer) for layer in layers]
+
+    def _fresh(self) -> list[Any]:
+        layers: list[Any] = DynamicCache(config=text_config(self.prefilled.model)).layers
+        return layers
+
+    def _pass(self, view: View, layers: Callable[[], list[Any]], given: dict[str, torch.Tensor], start: int) -> None:
+        """The decoder over tokens that stand from `start` on, at once or in parts; `layers` serve where nothing is scored."""
+        total = next(iter(given.values())).shape[1]
+
+        def forward(size: int) -> None:
+            in_parts = size < total
+            self.view, self.kept, self.waits = view, {}, in_parts or self.gradients
+            cache = PassCache(self._shown(layers(), in_parts), self.inputs)
+            self.given = cache.given
+            for at in range(0, total, size):
+                self._forward(cache, {name: one[:, at : at + size] for name, one in given.items()}, start + at)
+
+        if self.gradients:
+            forward(total)
+            self._differentiate()
+        else:
+            self.room.attempt(forward, total, self.scores.device)
+        for parts in self.kept.values():
+            self._ask(*_whole(parts))
+        self.kept = {}
+
+    def _shown(self, layers: list[Any], in_parts: bool) -> list[Any]:
+        """The layers with those that are scored in their places."""
+        prefilled, scored = self.prefilled, self.prefilled.scored_layers
+        # layers that share keys may read them after the layer that wrote them
+        kinds = layer_kinds(text_config(prefilled.model))
+        shared = "shared" in kinds or len(kinds) < text_config(prefilled.model).num_hidden_layers
+        for index in scored:
+            last = index == scored[-1] and not shared and not self.gradients
+            full = prefilled.cache.layers[index]
+            layers[index] = PassLayer(full, index, prefilled.latent, self.view, self.look, last, in_parts)
+        return layers
+
+    def _forward(self, cache: PassCache, given: dict[str, torch.Tensor], start: int) -> None:
+        """One forward of the decoder over tokens that stand from `start` on."""
+        one = next(iter(given.values()))
+        self.where = torch.arange(start, start + one.shape[1], device=one.device)
+        name, where = cache_keyword(self.decoder.forward), positions(self.decoder, start, one)
+        self.looks = 0
+        if self.inputs is not None:
+            self.inputs.outputs = {} if self.gradients else None
+        with contextlib.suppress(AllSeen), torch.set_grad_enabled(self.gradients):
+            self.decoder(**given, use_cache=True, **{name: cache}, **where)
+
+    def look(
+        self,
+        index: int,
+        query: torch.Tensor,
+        lse: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rules: AttentionRules,
+    ) -> None:
+        """One layer's attention; see `passes.Look`."""
+        a, b = self.view.scored
+        at = self.where.to(query.device)
+        counted = slice(0, None)
+        if self.looks_at == "context":  # forwards over models with windows or states begin with the prompt
+            last = getattr(self.score, "last", None)
+            least = self.prefilled.n_prefix if last is None else max(b - last, self.prefilled.n_prefix)
+            counted = slice(max(least - int(at[0]), 0), None)
+        module, given = self.given.pop(index, (None, None))
+        if (self.modules or self.gradients) and module is None:
+            raise UnsupportedModelError(
+                f"what layer {index} of this model is given cannot be seen: its attention has no `layer_idx` or is handed no "
+                "hidden states. Use score='kvzip'"
+            )
+        scored = self.prefilled.scored_layers
+        layer = ScoredLayer(
+            index=index,
+            place=scored.index(index),
+            count=len(scored),
+            rules=rules,
+            lse=lse[0][:, counted],
+            decoder=self.decoder,
+            module=module,
+            given=None if given is None else given[counted],
+        )
+        shown = (query[0][:, counted], keys, values, Positions(at[counted], torch.arange(a, b, device=at.device)))
+        if self.waits:
+            self.kept.setdefault(self.looks, []).append((layer, *shown))
+            self.looks += 1
+        else:
+            self._ask(layer, *shown)
+
+    def _differentiate(self) -> None:
+        """Gradients of the squared last hidden states by what each layer's attention wrote, for the layers that wait."""
+        outputs = {} if self.inputs is None or self.inputs.outputs is None else self.inputs.outputs
+        end = outputs.get(last_block(self.decoder))
+        layers = [layer for ((layer, *_),) in self.kept.values()]
+        written = [
+            one for one in (outputs.get(layer.module) for layer in layers) if one is not None and one.requires_grad
+        ]
+        if end is None or not end.requires_grad or len(written) < len(layers):
+            raise UnsupportedModelError(
+                "what the layers of this model give cannot be differentiated here (no weights that require gradients, "
+                "or layers that cannot be seen); use score='kvzip'"
+            )
+        found = torch.autograd.grad(end, written, grad_outputs=2 * end.detach())
+        for place, gradient in zip(self.kept, found, strict=True):
+            [(layer, *shown)] = self.kept[place]
+            norms = gradient[0].detach().float().norm(dim=-1)
+            self.kept[place] = [(replace(layer, gradient=norms), *shown)]
+        if self.inputs is not None:
+            self.inputs.outputs = None
+
+    def _ask(
+        self, layer: ScoredLayer, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, where: Positions
+    ) -> None:
+        """Call the score and put what it says where it belongs."""
+        with no_autocast(keys.device):
+            found = self.score(layer, queries, keys, values, where)
+        name = getattr(self.score, "__name__", type(self.score).__name__)
+        expected = tuple(keys.shape[:2])
+        if not isinstance(found, torch.Tensor) or tuple(found.shape) != expected or not found.is_floating_point():
+            raise ValueError(f"score {name} must give floats (KV heads, n) = {expected}, got {brief(found)}")
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(f"score {name} gave NaN or infinity for layer {layer.index}; scores must be finite")
+        if self.prefilled.latent:  # all heads read the one latent
+            found = found.amax(dim=0, keepdim=True)
+        start, end = (one - self.prefilled.n_prefix for one in self.view.scored)
+        target = self.scores[layer.place, :, start:end]
+        # layers that share these keys score them together
+        target.copy_(torch.maximum(target, found.detach().to(target)))
+
+
+def _whole(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """What a score is shown of one layer, from what was shown of it part by part."""
+    layers, queries, _, _, where = zip(*parts, strict=True)
+    _, _, keys, values, last = parts[-1]
+    given = None if layers[0].given is None else torch.cat([layer.given for layer in layers])
+    layer = replace(layers[0], lse=torch.cat([layer.lse for layer in layers], dim=1), given=given)
+    return (
+        layer,
+        torch.cat(queries, dim=1),
+        keys,
+        values,
+        Positions(torch.cat([one.queries for one in where]), last.keys),
+    )
 
 
 def repeated(prefilled: PrefilledContext, start: int, end: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -142,173 +359,6 @@ def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
     warnings.warn(
         f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
         "scores come from positions it was not trained on; use a shorter context",
-        stacklevel=3,
+        stacklevel=5,
     )
     return config.chunk_size
-
-
-class _AllScored(Exception):  # noqa: N818 - not an error
-    """The last scored layer has its scores; what the model would compute after it is not needed."""
-
-
-class _ReplayCache(OwnCache):
-    """The full cache seen by one repeat input; nothing is ever appended to it.
-
-    Args:
-        prefilled, config, start, end, scores: what is scored, and where the scores go.
-        in_parts: the repeat input comes in more than one forward, and the first parts' keys are kept for the later ones.
-    """
-
-    def __init__(
-        self,
-        prefilled: PrefilledContext,
-        config: KVzipConfig,
-        start: int,
-        end: int,
-        scores: torch.Tensor,
-        *,
-        in_parts: bool = False,
-    ) -> None:
-        n_prefix, layers = prefilled.n_prefix, []
-        # layers that share keys may read them after the layer that wrote them
-        kinds = layer_kinds(text_config(prefilled.model))
-        shared = "shared" in kinds or len(kinds) < text_config(prefilled.model).num_hidden_layers
-        for index, layer in enumerate(prefilled.cache.layers):
-            if index not in prefilled.scored_layers:
-                layers.append(copied_layer(layer))
-                continue
-            row = prefilled.scored_layers.index(index)
-            last = row == len(prefilled.scored_layers) - 1 and not shared
-            target = scores[row, :, start:end]
-            spans = _Spans(n_prefix, n_prefix + start, n_prefix + end, prefilled.prompt.ids.numel())
-            layers.append(_ReplayLayer(layer, prefilled.latent, spans, config, target, last, in_parts))
-        super().__init__(layers)
-
-
-@dataclass(frozen=True)
-class _Spans:
-    """Where a chunk stands in the cache, in tokens."""
-
-    prefix: int
-    start: int
-    end: int
-    total: int
-
-    @property
-    def near(self) -> list[tuple[int, int]]:
-        """Prefix and chunk; neighbours in the first chunk: one kernel instead of two."""
-        return [(0, self.end)] if self.start == self.prefix else [(0, self.prefix), (self.start, self.end)]
-
-    @property
-    def far(self) -> list[tuple[int, int]]:
-        """All that is neither prefix nor chunk."""
-        spans = [(self.prefix, self.start), (self.end, self.total)]
-        return [(start, end) for start, end in spans if end > start]
-
-
-class _ReplayLayer(DynamicLayer):
-    """One layer of `_ReplayCache`: attends over the full cache and the repeat input, and scores the chunk on the way."""
-
-    def __init__(
-        self,
-        full: Any,
-        latent: bool,
-        spans: _Spans,
-        config: KVzipConfig,
-        target: torch.Tensor,
-        last: bool,
-        in_parts: bool,
-    ) -> None:
-        super().__init__()
-        self.full, self.latent, self.spans = full, latent, spans
-        self.config, self.target, self.last, self.in_parts = config, target, last, in_parts
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.in_parts:
-            key_states, value_states = super().update(key_states, value_states)
-        if not self.latent:
-            return tag(key_states, self), value_states
-        keys, values = torch.cat([self.full.keys, key_states], 2), torch.cat([self.full.values, value_states], 2)
-        return tag(keys, self), values
-
-    def get_seq_length(self) -> int:
-        return self.spans.total + self._repeated
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._repeated + query_length, self.spans.total
-
-    @property
-    def _repeated(self) -> int:
-        """Tokens of the repeat input in earlier parts."""
-        return self.keys.shape[2] if self.is_initialized and self.keys is not None else 0
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: Any,
-        scale: float,
-        expanded: bool,
-        **options: Any,
-    ) -> torch.Tensor:
-        """Output (1, H, q, v) of the repeat input; its scores go to `target` on the way."""
-        rules, n = AttentionRules.of(scale, options), self.spans.total
-        keys, values = (key[:, :, :n], value[:, :, :n]) if expanded else (self.full.keys, self.full.values)
-        new = (key[:, :, n:], value[:, :, n:]) if expanded else (key, value)
-        with no_autocast(query.device):
-            rows, before = query.shape[2], new[0].shape[2] - query.shape[2]
-            now = (part[:, :, before:] for part in new)
-            result = attend(*same_dtype(query, *now), causal=rows > 1, **rules.options)
-            if before:
-                earlier = (part[:, :, :before] for part in new)
-                result = merge(result, attend(*same_dtype(query, *earlier), **rules.options))
-
-            def joined(spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-                found = result
-                for a, b in spans:
-                    found = merge(
-                        found, attend(*same_dtype(query, keys[:, :, a:b], values[:, :, a:b]), **rules.options)
-                    )
-                return found
-
-            chunk = keys[0, :, self.spans.start : self.spans.end]
-            result = joined(self.spans.near)
-            if self.config.softmax_keys == "chunk":
-                self._score(query, chunk, rules.with_sinks(result)[1], rules)
-                if self.last:
-                    raise _AllScored
-            if self.config.replay == "exact":
-                result = joined(self.spans.far)
-            result = rules.with_sinks(result)
-            if self.config.softmax_keys == "all":
-                self._score(query, chunk, result[1], rules)
-                if self.last:
-                    raise _AllScored
-            return result[0]
-
-    def _score(self, query: torch.Tensor, keys: torch.Tensor, lse: torch.Tensor, rules: AttentionRules) -> None:
-        """Eq. 8.2 for one chunk: max over group and queries of softmax weights, as exp(max(logit - log-sum-exp))."""
-        query, keys = same_dtype(query, keys)
-        kv_heads, length, dim = keys.shape
-        rows = query.reshape(kv_heads, -1, dim)
-        offset = lse.reshape(kv_heads, -1, 1)
-        keys_t = keys.transpose(1, 2)
-        best = torch.full((kv_heads, length), float("-inf"), device=query.device)
-        block = max(_SCORE_BLOCK_ELEMENTS // (kv_heads * length), 1)
-        for start in range(0, rows.shape[1], block):
-            part, shift = rows[:, start : start + block], offset[:, start : start + block]
-            if rules.softcap is not None:
-                capped = torch.tanh(torch.bmm(part, keys_t).float() * (rules.scale / rules.softcap))
-                logits = capped.mul_(rules.softcap).sub_(shift)
-            elif part.dtype == torch.float32:
-                logits = torch.baddbmm(shift, part, keys_t, beta=-1, alpha=rules.scale)
-            else:
-                logits = torch.bmm(part, keys_t).float().mul_(rules.scale).sub_(shift)
-            torch.maximum(best, logits.amax(dim=1), out=best)
-        if self.latent:  # all heads read the one latent
-            best = best.amax(dim=0, keepdim=True)
-        # rounding may lift a weight of 1 a little above it; layers that share these keys score them together
-        self.target.copy_(torch.maximum(self.target, best.clamp_(max=0).exp_().to(self.target.device)))

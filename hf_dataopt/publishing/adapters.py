@@ -40,7 +40,13 @@ def adapter_code(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_adapter(
-    folder: Path, settings: Mapping[str, Any], code: Mapping[str, Any], *, base: str | None = None, **card: Any
+    folder: Path,
+    settings: Mapping[str, Any],
+    code: Mapping[str, Any],
+    *,
+    base: str | None = None,
+    made_on: Mapping[str, Any] | None = None,
+    **card: Any,
 ) -> Path:
     """Write record and card of an adapter's folder.
 
@@ -49,6 +55,7 @@ def describe_adapter(
         settings: PEFT's, read from its `adapter_config.json`.
         code: values of the card's first code block.
         base: Hub name of the base model.
+        made_on: `identity` of the base model, which tells another tuning of it.
         card: `name`, `answer`, `results`, `license`, where there are some.
 
     Returns:
@@ -68,7 +75,7 @@ def describe_adapter(
     return finish(
         folder,
         "ccm_adapter",
-        about={"config": kept, "answer": answer, "results": [dict(row) for row in results]},
+        about={"config": kept, "base": made_on, "answer": answer, "results": [dict(row) for row in results]},
         metadata={
             "license": card.get("license"),
             "library_name": "peft",

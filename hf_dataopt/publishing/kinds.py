@@ -74,9 +74,9 @@ print(dataset)
         "adapter",
         "model",
         ("adapter_config.json", "adapter_model.safetensors"),
-        _ADAPTED
-        + """model = PeftModel.from_pretrained(base, {repo}).eval()
-memory = hf_dataopt.CompressedContextMemory(model, tokenizer)
+        """from hf_dataopt import load_ccm
+
+model, tokenizer, memory = load_ccm({repo}, base={model})
 for context in {contexts}:
     memory.append(context)
 print(memory.generate({question}, max_new_tokens={new_tokens}, do_sample=False))

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM, StreamingContextMemory
-from hf_dataopt.ccm.saved import push_adapter, save_adapter
+from hf_dataopt.ccm.saved import load_ccm, push_adapter, save_adapter
 from hf_dataopt.errors import HubError, UnsupportedModelError
 
 from ..ccm.models import adapted, sample
+from ..models import tiny_model
 from .configs import SYSTEM, TEMPLATE
 from .kvzip import FOLDER, HUB, LICENCE, LOAD, TALK, tokenizer
 from .pool import ANY, FLAG, NONE, UNCALLED, WORDS, Argument, Case, Kind, count, instance, saved
@@ -154,6 +155,18 @@ def cases() -> dict[str, Case]:
                 license=LICENCE,
                 name=ADAPTER,
             ),
+        ),
+        "load_ccm": Case(
+            lambda **a: (saved("ccm", lambda folder: save_adapter(model(), folder)), load_ccm(**a))[1],
+            {
+                "source": FOLDER,
+                "base": Argument(lambda: tiny_model("llama", num_hidden_layers=1), UNCALLED),
+                "tokenizer": OPTIONAL,
+                "dtype": Argument(lambda: None, NONE | WORDS | instance(torch.dtype)),
+                "device": Argument(lambda: None, NONE | WORDS | instance(torch.device)),
+                **LOAD,
+            },
+            (HubError,),
         ),
         "push_adapter": Case(push_adapter, {"model": MODEL, "tokenizer": OPTIONAL, "about": about, **HUB}, (HubError,)),
     }

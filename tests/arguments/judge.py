@@ -24,7 +24,8 @@ import hf_dataopt
 from .pool import Case
 
 PACKAGE = str(Path(hf_dataopt.__file__).parent)
-SECONDS = 30
+SECONDS = 60
+FIRST = 600  # of the good call, which compiles on first use, however busy the machine
 OURS = ("hf_dataopt", "builtins")
 
 
@@ -71,7 +72,7 @@ def apart() -> Iterator[None]:
     """An empty working folder, no Hub, no warnings."""
 
     def ring(*_: Any) -> None:
-        raise Hang(f"no answer after {SECONDS} s")
+        raise Hang("no answer in the time it was given")
 
     before, home = signal.signal(signal.SIGALRM, ring), os.getcwd()
     with tempfile.TemporaryDirectory() as folder, mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
@@ -86,9 +87,9 @@ def apart() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bounded() -> Iterator[None]:
+def bounded(seconds: float = SECONDS) -> Iterator[None]:
     """A clock around one call; the working folder is empty again afterwards."""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
@@ -99,7 +100,7 @@ def bounded() -> Iterator[None]:
 
 def good(case: Case) -> None:
     """The good arguments are taken, so that a refusal is one of what was put in their place."""
-    with apart(), bounded(), contextlib.suppress(*case.allowed):
+    with apart(), bounded(FIRST), contextlib.suppress(*case.allowed):
         case.call(**{name: argument.make() for name, argument in case.arguments.items()})
 
 

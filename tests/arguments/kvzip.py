@@ -10,7 +10,6 @@ import torch
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, payback, plot_retention
 from hf_dataopt.errors import HubError
-from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.eviction import budget_ratio, keep_mask
 from hf_dataopt.kvzip.gate_fit import GateConfig
 from hf_dataopt.kvzip.gate_network import GateWeights
@@ -19,6 +18,12 @@ from hf_dataopt.kvzip.payback import Payback
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
 from hf_dataopt.kvzip.reading import PrefilledContext
+from hf_dataopt.kvzip.scores.duo_attention import DuoAttention
+from hf_dataopt.kvzip.scores.expected_attention import ExpectedAttention
+from hf_dataopt.kvzip.scores.pyramidkv import PyramidKV
+from hf_dataopt.kvzip.scores.random_eviction import RandomEviction
+from hf_dataopt.kvzip.scores.snapkv import SnapKV
+from hf_dataopt.kvzip.scores.streaming_llm import StreamingLLM
 from hf_dataopt.kvzip.scoring import score_context
 
 from ..models import byte_tokenizer, tiny_model
@@ -72,6 +77,10 @@ def _messages(value: Any) -> bool | None:
     return None if isinstance(value, str | list | tuple | dict) else False
 
 
+def _texts(value: Any) -> bool | None:
+    return None if isinstance(value, str | list | tuple) else False
+
+
 TALK = [
     *(
         lambda v=v: v
@@ -106,7 +115,7 @@ HUB = {
     "commit_message": Argument(lambda: None, NONE | WORDS),
 }
 LOAD = {name: HUB[name] for name in ("revision", "token")}
-DRAWS = Argument(torch.Generator, instance(torch.Generator))
+ODD = Kind(lambda value: count(1).takes(value) and (None if int(value) % 2 else False), count(1).bad)
 FOLDER = Argument(lambda: "saved", PATH)
 LICENCE = Argument(lambda: None, NONE | WORDS)
 
@@ -211,7 +220,6 @@ def _looked_at() -> dict[str, Case]:
 def cases() -> dict[str, Case]:
     """All of the room."""
     ids = lambda: torch.arange(4, 9)  # noqa: E731
-    shape = Kind(lambda value: False, [lambda v=v: v for v in ((2, 2), (2, 2, 0), (2, 2, 2.0), (2, -2, 2), "222")])
     mask = _of(scores=Argument(scores, like(scores, more=[lambda: scores() * NAN], loose=True)), config=STRICT)
     return {
         **_gates(),
@@ -296,7 +304,14 @@ def cases() -> dict[str, Case]:
             _of(config=STRICT, n_context=Argument(lambda: 9, count(1)), n_prefix=Argument(lambda: 3, count(0))),
         ),
         "head_scores": Case(
-            head_scores, _of(model=MODEL, tokenizer=TOKENIZER, text=Argument(lambda: CONTEXT, WORDS), config=CONFIG)
+            head_scores,
+            _of(
+                model=MODEL,
+                tokenizer=TOKENIZER,
+                text=Argument(lambda: CONTEXT, Kind(_texts, [lambda: [CONTEXT, 3], lambda: [""], list])),
+                config=CONFIG,
+                progress=Argument(lambda: False, FLAG),
+            ),
         ),
         "save_head_scores": Case(
             save_head_scores,
@@ -321,6 +336,21 @@ def cases() -> dict[str, Case]:
             },
             (HubError,),
         ),
-        "random_scores": Case(random_scores, _of(shape=Argument(lambda: (2, 2, 4), shape), generator=DRAWS)),
-        "recency_scores": Case(recency_scores, _of(shape=Argument(lambda: (2, 2, 4), shape))),
+        "SnapKV": Case(SnapKV, _of(window=Argument(lambda: 4, count(1)), kernel=Argument(lambda: 3, ODD))),
+        "PyramidKV": Case(
+            PyramidKV,
+            _of(
+                window=Argument(lambda: 4, count(1)),
+                kernel=Argument(lambda: 3, ODD),
+                beta=Argument(lambda: 20, count(1)),
+            ),
+        ),
+        "StreamingLLM": Case(StreamingLLM, _of(sinks=Argument(lambda: 4, count(0)))),
+        "ExpectedAttention": Case(
+            ExpectedAttention, _of(ahead=Argument(lambda: 8, count(1)), sinks=Argument(lambda: 4, count(0)))
+        ),
+        "DuoAttention": Case(
+            DuoAttention, _of(sinks=Argument(lambda: 4, count(0)), recent=Argument(lambda: 8, count(0)))
+        ),
+        "RandomEviction": Case(RandomEviction, _of(seed=Argument(lambda: 3, count(0, 2**63 - 1)))),
     }

@@ -403,3 +403,39 @@ def test_forgetting_users_by_number() -> None:
     assert one.steps.tolist() == [2, 0, 0] and all(not keys[1:].any() for keys, _ in one._layers)
     one.reset([0])
     assert one.layers == [] and one.nbytes == 0 and one._held.shape == (3, 0)
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("memory", ["concat", "merge", "concat_apart", "gist"])
+def test_undo_takes_one_append_back(memory: str, sink: bool) -> None:
+    one = CompressedContextMemory(adapted(memory=memory, sink=sink), batch_size=2)
+    with pytest.raises(ValueError, match="no append to undo"):
+        one.undo()
+    late = None if memory != "gist" else QUESTION
+    one.append([TURNS[0], late])
+    asked, once = one.logits([QUESTION, QUESTION]), one.fork()
+    one.append([TURNS[1], TURNS[2]])
+    twice, other = one.logits([QUESTION, QUESTION]), one.fork()
+    one.undo()
+    assert torch.equal(one.logits([QUESTION, QUESTION]), asked)
+    assert (one.nbytes, one.tokens_seen, one.steps.tolist()) == (once.nbytes, once.tokens_seen, once.steps.tolist())
+    for layer, before in zip(one.layers, once.layers, strict=True):
+        assert torch.equal(layer[0][0], before[0][0]) and torch.equal(layer[1][0], before[1][0])
+    with pytest.raises(ValueError, match="one step is kept"):
+        one.undo()
+    assert torch.equal(other.logits([QUESTION, QUESTION]), twice)  # a fork has its own
+    other.undo()
+    other.append([TURNS[1], TURNS[2]])
+    assert torch.equal(other.logits([QUESTION, QUESTION]), twice)
+    other.reset([0])
+    with pytest.raises(ValueError, match="reset"):
+        other.undo()
+
+
+def test_undo_of_the_first_append_leaves_nothing() -> None:
+    one = CompressedContextMemory(adapted(sink=True))
+    one.append(TURNS[0])
+    one.undo()
+    assert one.nbytes == 0 and one.tokens_seen == [0] and one.steps.tolist() == [0]
+    one.append(TURNS[1])
+    assert torch.equal(one.logits(QUESTION), remembering(adapted(sink=True), TURNS[1:2]).logits(QUESTION))

@@ -20,7 +20,7 @@ from hf_dataopt._compat import decoder_of, layer_tensors
 from hf_dataopt.condensation import loop
 from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.features import FeatureExtractor
-from hf_dataopt.kvzip import reading, scoring, streaming
+from hf_dataopt.kvzip import passes, reading, streaming
 from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
@@ -226,7 +226,7 @@ def tight(monkeypatch: pytest.MonkeyPatch, model: Any, where: str) -> None:
 
         monkeypatch.setattr(block, "forward", small)
         return
-    for module in (reading, scoring, streaming):  # a layer has cached its keys, and has not answered
+    for module in (reading, passes, streaming):  # a layer has cached its keys, and has not answered
         whole = module.attend
 
         def narrow(query: torch.Tensor, *args: Any, whole: Any = whole, **options: Any) -> Any:
@@ -288,7 +288,7 @@ def test_kvzip_gives_up_below_one_token(step: str, monkeypatch: pytest.MonkeyPat
     model, config = tiny_model("llama"), KVzipConfig()
     prompt = build_prompt(byte_tokenizer(), CONTEXT, config)
     prefilled = prefill(model, prompt, config, progress=False)
-    monkeypatch.setattr(reading if step == "prefill" else scoring, "attend", full)
+    monkeypatch.setattr(reading if step == "prefill" else passes, "attend", full)
     with pytest.raises(torch.OutOfMemoryError):
         if step == "prefill":
             prefill(model, prompt, config, progress=False)

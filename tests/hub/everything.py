@@ -187,6 +187,7 @@ def load_all() -> dict[str, str]:
     from datasets import load_dataset
     from peft import PeftModel
 
+    import hf_dataopt
     from hf_dataopt import CompressedContextMemory, KVzipCache, KVzipGates, MultiFormation, StreamingContextMemory
     from hf_dataopt.ccm.saved import load_adapter
     from hf_dataopt.condensation.saved import load_condensed
@@ -221,6 +222,10 @@ def load_all() -> dict[str, str]:
     again, _ = base_model()
     other = load_adapter(again, "me/plain-ccm")
     assert found["adapter"] == digest(*[weight for name, weight in other.named_parameters() if ".lora_" in name])
+    names = ("model", "tokenizer", "memory")
+    three = hf_dataopt.load_ccm("me/ccm")
+    assert three._fields == names and three.memory.model is three.model and three.memory.tokenizer is three.tokenizer
+    assert found["adapter"] == digest(*[weight for name, weight in three.model.named_parameters() if ".lora_" in name])
     return found
 
 

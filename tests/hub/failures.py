@@ -111,10 +111,30 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
     attempt("too many bytes", lambda: str(download("me/mixed", "model", most=len(record) + len(tensors) - 1)))
     found["too many bytes"]["downloads"] = [one for one in hub.requests[before:] if "resolve" in one]
     attempt("as many bytes", lambda: download("me/mixed", "model", most=len(record) + len(tensors)) and "fine")
+    _fewer_shards(hub, folder)
+    found["fewer shards"] = sorted(hub.files("dataset", "me/set"))
     attempt("shell", lambda: cli(["push", str(folder / "first"), "me/shell", "--private", "--json"]))
     attempt("shell, no artifact", lambda: cli(["push", str(folder), "me/shell"]))
     found["unknown"] = hub.unknown
     return found
+
+
+def _fewer_shards(hub: HubServer, folder: Path) -> None:
+    """A set of several shards, and files of somebody else's, then the set of one shard pushed over it."""
+    from hf_dataopt.condensation.saved import save_condensed
+    from hf_dataopt.publishing import dataset_files
+    from hf_dataopt.publishing.artifacts import push_folder
+
+    from ..publishing.made import condensed
+
+    usual, dataset_files._SHARD_BYTES = dataset_files._SHARD_BYTES, 4000
+    many = save_condensed(condensed(20), folder / "many")
+    dataset_files._SHARD_BYTES = usual
+    shards = {f"data/{path.name}": path.read_bytes() for path in (many / "data").iterdir()}
+    assert len(shards) > 1
+    others = dict.fromkeys(("notes.md", "data/notes.txt", "raw/train-00000-of-00001.parquet"), b"theirs")
+    hub.add("dataset", "me/set", {**shards, **others})
+    push_folder(save_condensed(condensed(2), folder / "few"), "me/set")
 
 
 if __name__ == "__main__":

@@ -76,5 +76,11 @@ def test_more_bytes_than_are_taken_unasked_are_not_downloaded(found: dict[str, A
     assert found["too many bytes"]["downloads"] == [] and found["as many bytes"]["result"] == "fine"
 
 
+def test_shards_of_an_earlier_push_go_and_nothing_else_does(found: dict[str, Any]) -> None:
+    ours = ["README.md", "data/train-00000-of-00001.parquet", "hf_dataopt.json", "preview.png"]
+    theirs = ["notes.md", "data/notes.txt", "raw/train-00000-of-00001.parquet"]
+    assert found["fewer shards"] == sorted(ours + theirs)
+
+
 def test_pickles_are_not_even_downloaded(found: dict[str, Any]) -> None:
     assert found["pickle in the repository"]["result"] == "fine" and found["asked for pickles"] == []

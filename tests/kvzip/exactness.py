@@ -23,7 +23,7 @@ from .oracle import masked_logits, written_out_scores
 
 CONTEXT = "The key of room 12 is blue. The key of room 7 is red. Nobody has the key of room 3."
 QUESTION = "Which key is red?"
-CONFIG = KVzipConfig(chunk_size=32)
+CONFIG = KVzipConfig(chunk_size=32, replay="exact")
 _ANSWER = 4
 
 

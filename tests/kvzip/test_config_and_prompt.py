@@ -94,13 +94,17 @@ def test_head_scores_file(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("qwen3"), byte_tokenizer()
     scores = head_scores(model, tokenizer, CONTEXT * 4, KVzipConfig(chunk_size=30))
     assert scores.shape == (3, 2)
+    pieces = [CONTEXT, CONTEXT[::-1]]
+    each = [head_scores(model, tokenizer, piece, progress=False) for piece in pieces]
+    assert torch.equal(head_scores(model, tokenizer, pieces, progress=False), torch.maximum(*each))
     save_head_scores(scores, tmp_path / "heads", model_id="tiny/qwen3")
     loaded, model_id = load_head_scores(tmp_path / "heads")
     assert torch.equal(loaded, scores) and model_id == "tiny/qwen3"
-    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=0.5, head_scores=loaded, progress=False)
+    config = KVzipConfig(keep_ratio=0.5, head_sinks=0, head_recent=1)
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, config=config, head_scores=loaded, progress=False)
     kept = torch.tensor(cache.stored_lengths) - cache.prompt.prefix_ids.numel()
-    assert sorted(kept.flatten().tolist()) == [0, 0, 0, 22, 22, 22]
-    assert (kept.flatten()[scores.flatten().topk(3).indices] == 22).all()
+    assert sorted(kept.flatten().tolist()) == [1, 1, 1, 1, 22, 22]
+    assert (kept.flatten()[scores.flatten().topk(2).indices] == 22).all()
 
 
 def test_wrong_head_score_files(tmp_path: Path) -> None:

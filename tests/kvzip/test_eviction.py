@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_dataopt.kvzip.baselines import random_scores, recency_scores
 from hf_dataopt.kvzip.config import KVzipConfig
 from hf_dataopt.kvzip.eviction import budget_ratio, keep_mask
 
-from ..reference.kvzip import top_share
+from ..reference.kvzip import top_share, whole_heads
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 12))
 ratios = st.floats(0.01, 1.0)
@@ -44,7 +43,7 @@ def test_uniform_level_gives_every_head_the_same() -> None:
 
 def test_head_level_keeps_or_drops_whole_heads() -> None:
     scores = torch.rand(4, 3, 50)
-    mask = keep_mask(scores, KVzipConfig(keep_ratio=0.5, level="head"))
+    mask = keep_mask(scores, KVzipConfig(keep_ratio=0.5, level="head", head_sinks=0, head_recent=0))
     kept = mask.all(-1)
     assert torch.equal(kept, mask.any(-1)) and kept.sum() == 6
     assert scores.amax(-1)[kept].min() > scores.amax(-1)[~kept].max()
@@ -70,10 +69,30 @@ def test_bad_scores(scores: torch.Tensor) -> None:
         keep_mask(scores, KVzipConfig())
 
 
-def test_baselines() -> None:
-    scores = recency_scores((2, 3, 10))
-    mask = keep_mask(scores, KVzipConfig(keep_ratio=0.3))
-    assert mask[..., 7:].all() and not mask[..., :7].any()
-    one = random_scores((2, 3, 10), torch.Generator().manual_seed(5))
-    assert torch.equal(one, random_scores((2, 3, 10), torch.Generator().manual_seed(5)))
-    assert not torch.equal(one, random_scores((2, 3, 10), torch.Generator().manual_seed(6)))
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 90)),
+    ratio=ratios,
+    sinks=st.integers(0, 6),
+    recent=st.integers(0, 6),
+    n_prefix=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
+def test_head_level_equals_heads_added_one_by_one(
+    shape: tuple[int, int, int], ratio: float, sinks: int, recent: int, n_prefix: int, seed: int
+) -> None:
+    scores = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    config = KVzipConfig(keep_ratio=ratio, level="head", head_sinks=sinks, head_recent=recent)
+    mask = keep_mask(scores, config, n_prefix)
+    windows = (min(tokens, shape[2] // 16) for tokens in (max(sinks - n_prefix, 0), recent))
+    assert torch.equal(mask, whole_heads(scores, ratio, *windows))
+    assert int(mask.sum()) <= max(int(scores.numel() * ratio), scores.numel() * (ratio >= 1))
+
+
+def test_head_level_in_numbers() -> None:
+    """12 heads of 100 pairs, half of 1,200: 12 x (4 + 6) for the windows leave 480, in which 5 heads find 90 more."""
+    scores = torch.rand(4, 3, 100)
+    mask = keep_mask(scores, KVzipConfig(keep_ratio=0.5, level="head", head_sinks=7, head_recent=6), n_prefix=3)
+    whole = mask.all(-1)
+    assert whole.sum() == 5 and scores.amax(-1)[whole].min() > scores.amax(-1)[~whole].max()
+    assert mask[..., :4].all() and mask[..., 94:].all() and not mask[~whole][:, 4:94].any()

@@ -321,7 +321,7 @@ def test_a_context_that_fits_is_kept_whole_and_a_prefix_that_does_not_is_refused
 
 def test_heads_are_dropped_whole_by_what_the_gates_say(fitted: tuple[Any, Any, KVzipGates]) -> None:
     model, tokenizer, gates = fitted
-    config = KVzipConfig(level="head", keep_ratio=0.5)
+    config = KVzipConfig(level="head", keep_ratio=0.5, head_sinks=0, head_recent=0)
     cache = KVzipCache.from_context(model, tokenizer, CONTEXT, config=config, gates=gates, progress=False)
     prefix, whole = cache.prompt.prefix_ids.numel(), cache.ids.shape[1]
     assert sorted(length for layer in cache.stored_lengths for length in layer) == [prefix] * 3 + [whole] * 3

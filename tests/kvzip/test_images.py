@@ -39,7 +39,7 @@ PARTS = [
     {"type": "text", "text": " ends here."},
 ]
 QUESTION = "Which one?"
-CONFIG = KVzipConfig(chunk_size=13, overlap=5, keep_ratio=1.0)  # chunks end within images
+CONFIG = KVzipConfig(chunk_size=13, replay="exact", overlap=5, keep_ratio=1.0)  # chunks end within images
 TOLERANCE = 1e-4
 
 

@@ -26,7 +26,7 @@ from .conftest import CONTEXT, Compressed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_chunk_is_eq_8_2_of_eager_attention(family: str, changes: dict[str, int], dtype: torch.dtype) -> None:
     """Prefix, context and repeat input in one eager forward; its attention weights are the A of Eq. 8.2."""
-    config = KVzipConfig()
+    config = KVzipConfig.reference()
     prompt = build_prompt(byte_tokenizer(), CONTEXT, config)
     model = tiny_model(family, **changes).to(dtype)
     scores = score_context(prefill(model, prompt, config), config, progress=False)
@@ -68,13 +68,13 @@ def test_scoring_leaves_the_cache_and_the_model_as_they_were(compressed: Compres
 
 def test_local_replay_of_a_single_chunk_is_exact(compressed: Compressed) -> None:
     """With one chunk there is nothing outside of prefix and chunk, so both replays see the same keys."""
-    exact = score_context(compressed.prefilled, KVzipConfig(), progress=False)
+    exact = score_context(compressed.prefilled, KVzipConfig(replay="exact"), progress=False)
     local = score_context(compressed.prefilled, KVzipConfig(replay="local"), progress=False)
     assert torch.equal(exact, local)
 
 
 def test_local_replay_of_several_chunks_is_near(llama: Compressed) -> None:
-    exact = score_context(llama.prefilled, KVzipConfig(chunk_size=30), progress=False)
+    exact = score_context(llama.prefilled, KVzipConfig(chunk_size=30, replay="exact"), progress=False)
     local = score_context(llama.prefilled, KVzipConfig(chunk_size=30, replay="local"), progress=False)
     assert not torch.equal(exact, local)
     assert torch.equal(exact[0], local[0]), "the first layer's queries do not depend on what was attended to"
@@ -89,10 +89,10 @@ def test_any_chunk_size_scores_every_token(llama: Compressed, chunk_size: int) -
 
 
 def test_blocks_of_the_maximum_do_not_change_it(llama: Compressed, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_dataopt.kvzip import scoring
+    from hf_dataopt.kvzip import weights
 
     whole = score_context(llama.prefilled, KVzipConfig(), progress=False)
-    monkeypatch.setattr(scoring, "_SCORE_BLOCK_ELEMENTS", 500)
+    monkeypatch.setattr(weights, "_BLOCK_ELEMENTS", 500)
     torch.testing.assert_close(score_context(llama.prefilled, KVzipConfig(), progress=False), whole)
 
 

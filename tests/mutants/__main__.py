@@ -66,7 +66,11 @@ MODULES = [
     "kvzip/scoring.py",
     "kvzip/eviction.py",
     "kvzip/rules.py",
-    "kvzip/baselines.py",
+    "kvzip/passes.py",
+    "kvzip/weights.py",
+    "kvzip/scores/h2o.py",
+    "kvzip/scores/snapkv.py",
+    "kvzip/scores/expected_attention.py",
     "kvzip/gate_network.py",
 ]
 TESTS = [

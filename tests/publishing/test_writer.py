@@ -14,8 +14,6 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_dataopt import RelationCleaner, RelationReport
 from hf_dataopt.cli import main
-from hf_dataopt.condensation.columns import to_dataset
-from hf_dataopt.condensation.multi_formation import Formation, recipe_text
 from hf_dataopt.condensation.saved import load_condensed, save_condensed
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
 from hf_dataopt.publishing import artifacts, dataset_files
@@ -26,16 +24,11 @@ from hf_dataopt.publishing.writer import _exchange, check_target, finish, replac
 
 from ..hub.damage import without_list
 from ..relation.data import make
+from .made import condensed
 
 
 def save(folder: Path, value: float = 1.0) -> Path:
     return save_head_scores(torch.full((2, 3), value), folder, model_id="a/model")
-
-
-def condensed(count: int) -> Dataset:
-    recipe = recipe_text(Formation(factor=2), "image", label_column="label")
-    labels = torch.arange(2).repeat_interleave(count)
-    return to_dataset(torch.rand(2 * count, 1, 8, 8), labels, ["a", "b"], "float32", ("image", "label"), recipe)
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -31,3 +31,19 @@ def top_share(scores: torch.Tensor, ratio: float) -> torch.Tensor:
     for index in order[: int(len(flat) * ratio)]:
         keep[index] = True
     return keep.reshape(scores.shape)
+
+
+def whole_heads(scores: torch.Tensor, ratio: float, sinks: int, recent: int) -> torch.Tensor:
+    """Head level, one pair at a time: windows in all heads while the budget lasts, then whole heads from the best one on."""
+    layers, heads, n = scores.shape
+    left = int(scores.numel() * ratio) if ratio < 1 else scores.numel()
+    keep = torch.zeros(scores.shape, dtype=torch.bool)
+    for place in [*range(min(sinks, n)), *range(n - 1, max(n - 1 - recent, -1), -1)]:
+        if not keep[0, 0, place] and left >= layers * heads:
+            keep[:, :, place] = True
+            left -= layers * heads
+    more = int((~keep[0, 0]).sum())
+    order = sorted(range(layers * heads), key=lambda head: (-scores.reshape(-1, n)[head].max().item(), head))
+    for head in order[: left // more if more else 0]:
+        keep[head // heads, head % heads] = True
+    return keep
