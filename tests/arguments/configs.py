@@ -88,8 +88,9 @@ CO_MIXUP = _arguments(
     strict=(False, FLAG),
 )
 RELATION = _arguments(
-    score=("label_noise", choice("label_noise", "combined")),
-    neighbours=(10, count(1)),
+    score=("combined", choice("combined", "label_noise")),
+    cut=("estimated", choice("estimated", "algorithm4") | number(0, 1)),
+    neighbours=(30, count(1)),
     temperature=(4.0, number(1e-3, 64)),
     similarity=("cosine", choice("cosine", "rbf")),
     rbf_gamma=(1.0, number(1e-6, 1e6)),
