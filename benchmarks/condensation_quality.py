@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 
-from hf_dataopt.condensation.baselines import METHODS, method_config
+from hf_dataopt.condensation.baselines import METHODS
 from hf_dataopt.condensation.command import digits
 from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.config import IDCConfig
@@ -109,17 +109,15 @@ def settings(data: str, per_class: int, smoke: bool) -> IDCConfig:
 
 def row(data: str, splits: Splits, method: str, per_class: int, args: argparse.Namespace) -> dict[str, Any]:
     """Condense with one method and score it."""
-    config = method_config(method, settings(data, per_class, args.smoke))
-    condenser = DatasetCondenser(config)
+    condenser = DatasetCondenser(settings(data, per_class, args.smoke), method=method)
     clock = time.process_time()
     condensed = condenser.condense(splits[0])
     seconds = time.process_time() - clock
     seeds = 1 if args.smoke else 3
     found = condenser.evaluate(condensed, splits[1], seeds=seeds)["condensed"][0]
     before = None
-    if config.outer_iterations:
-        start = condenser.initial(splits[0])
-        before = DatasetCondenser(config).evaluate(start, splits[1], seeds=seeds)["condensed"][0].mean
+    if condenser.config.outer_iterations:
+        before = condenser.evaluate(condenser.initial(splits[0]), splits[1], seeds=seeds)["condensed"][0].mean
     return {
         "data": data + (" (synthetic voices)" if data == "speech" else ""),
         "per class": per_class,

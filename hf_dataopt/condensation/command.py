@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
     from .config import IDCConfig
 
-HELP = "condense a labelled image data set to a few synthetic images per class (IDC)"
+HELP = "condense a labelled image data set to a few images per class (IDC, mosaics, RDED, DM, DSA, herding)"
 EXAMPLES = [
-    "hf-dataopt condense cifar10 --image-column img --preset cifar10 --images-per-class 10 --output-dir run1",
+    "hf-dataopt condense cifar10 --image-column img --preset cifar10 --method mosaic --images-per-class 10 --output-dir run1",
     "hf-dataopt condense ./my_images --factor 2 --width 32 --outer-iterations 20 --output-dir run2 --evaluate",
     "hf-dataopt condense ./train.parquet --test ./test.parquet --evaluate --output-dir run3 --json",
 ]
 
+_METHODS = ("idc", "idc-i", "mosaic", "rded", "dm", "dsa", "herding", "random")
 _PRESETS = ("cifar10", "fashion_mnist", "imagenet_subset", "speech")
 # options that set a field of IDCConfig; None leaves the preset's value
 _FIELDS: dict[str, tuple[type, str]] = {
@@ -33,7 +34,7 @@ _FIELDS: dict[str, tuple[type, str]] = {
     "outer_iterations": (int, "network lives"),
     "inner_iterations": (int, "rounds over the classes in each"),
     "network_images": (int, "real images the network sees per round"),
-    "initialisation": (str, "random, herding, mix, mix_herding or noise"),
+    "initialisation": (str, "random, herding, mix, mix_herding, patches or noise"),
     "augmentation": (str, "of the match"),
     "storage": (str, "uint8, float16 or float32"),
     "evaluation_epochs": (int, "epochs of a scoring run"),
@@ -49,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", default="image", help="column of images or arrays")
     parser.add_argument("--label-column", default="label", help="column of labels")
     parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
+    parser.add_argument("--method", choices=_METHODS, default="idc", help="mosaic and rded take seconds to minutes")
+    parser.add_argument(
+        "--teacher", default=None, help="trained image classifier (Hub name or folder) for rded and herding"
+    )
     parser.add_argument("--preset", choices=_PRESETS, default=None, help="start from a setting of the dissertation")
     parser.add_argument(
         "--evaluate", action="store_true", help="train networks on the result and on random real images"
@@ -87,18 +92,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     test = load(args.test or args.dataset, "test") if args.evaluate else None
     from .condenser import DatasetCondenser
 
-    condenser = DatasetCondenser(config, device=args.device, on_error=args.on_error)
+    options = {"method": args.method, "teacher": args.teacher, "device": args.device, "on_error": args.on_error}
+    condenser = DatasetCondenser(config, **options)
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     cost = condenser.estimate(train, **columns)
     args.console.print(str(cost))
     condensed = condenser.condense(train, output_dir=args.output_dir, **columns)
     result: dict[str, Any] = {
         "images": len(condensed),
+        "method": args.method,
         "classes": len(condensed) // config.images_per_class,
-        "outer_iterations": config.outer_iterations,
+        "outer_iterations": condenser.config.outer_iterations,
         "losses": condenser.losses,
         "skipped": dict(Counter(condenser.skipped.values())),
-        "config": config.to_json_string(),
+        "config": condenser.config.to_json_string(),
     }
     if not is_main_process():
         return result
@@ -110,7 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = save_condensed(
         condensed,
         Path(args.output_dir) / "artifact",
-        config=config,
+        config=condenser.config,
         scores=result.get("scores", ()),
         source=None if Path(args.dataset).exists() else args.dataset,
         name=args.push_to_hub or Path(args.output_dir).name,

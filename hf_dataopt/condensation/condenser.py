@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from ..seeding import generator as seeded
 from ..settings import (
     brief,
     check_callable,
+    check_choice,
     check_config,
     check_dataset,
     check_device,
@@ -35,7 +36,7 @@ from ..settings import (
     check_text,
     optional,
 )
-from .baselines import random_rows
+from .baselines import METHODS, method_config
 from .columns import LabelledImages, read_images, to_dataset
 from .config import IDCConfig
 from .estimate import Estimate, estimate
@@ -46,6 +47,8 @@ from .memory import reused_memory
 from .multi_formation import MultiFormation, form, form_labels, read_recipe, recipe_text, stack
 from .networks import NetworkFactory, build, factory_of, layers_draw_from
 from .preview import save_preview
+from .teacher import Teacher
+from .theta import NETWORK, Theta, trained
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,14 +57,21 @@ logger = logging.getLogger(__name__)
 
 # settings that change neither the images nor their random numbers: a run may be continued with others
 _FREE = {"outer_iterations", "storage", "checkpoint_every"}
-_INITIAL, _NETWORK, _POOL, _LAYERS = 2**22, 2**22 + 1, 2**22 + 2, 2**22 + 3
+_DAY = 86_400
+_RANDOM, _INITIAL, _LAYERS = 2**21, 2**22, 2**22 + 3
 
 
 class DatasetCondenser:
-    """Condense a labelled image or spectrogram data set to a few synthetic elements per class.
+    """Condense a labelled image or spectrogram data set to a few elements per class.
 
     Args:
         config ([`IDCConfig`], optional): settings; default `IDCConfig()`.
+        method (`str`, default `"idc"`): `"idc"` runs for hours on a GPU; `"mosaic"` (herded images in multi-formation, as
+            they are) and `"rded"` (patches that a trained network is surest of) take seconds to minutes; `"idc-i"`, `"dm"`,
+            `"dsa"`, `"herding"`, `"random"` are what they are compared with. See `method_config`.
+        teacher ([`Teacher`], module or `str`, optional): a trained classifier (transformers, timm, any module, or the name of
+            one on the Hub): herding goes by its features, `"rded"` by its losses. None: herding goes by pixels, and for
+            `"rded"` a network like the configured one is trained on `teacher_images` images.
         network (`Callable`, optional): factory (channels, classes, (height, width)) -> classifier for the matching
             instead of the configured one; any module or transformers model that maps (n, C, H, W) to logits.
         device (`str`, optional): default the process's own: CUDA if there is one, else CPU.
@@ -82,19 +92,24 @@ class DatasetCondenser:
         self,
         config: IDCConfig | None = None,
         *,
+        method: str = "idc",
+        teacher: Any = None,
         network: NetworkFactory | None = None,
         device: str | None = None,
         on_error: OnError = "raise",
     ) -> None:
         check_on_error(on_error)
         self.on_error: OnError = on_error
-        self.config = check_config(config, IDCConfig)
+        self.method = check_choice("method", method, tuple(METHODS))
+        self.config = method_config(self.method, check_config(config, IDCConfig))
+        self.teacher = None if teacher is None else Teacher.of(teacher)
         todo = "give a function of (channels, classes, (height, width)) that makes a classifier"
         self.network = optional(check_callable, "network", network, todo) or factory_of(self.config)
         found = optional(check_device, "device", device, here=True)
         self.device = torch.device(found) if found else _own_device()
         self.losses: list[float] = []
         self._data: tuple[tuple[str, ...], LabelledImages] | None = None
+        self._trained: tuple[LabelledImages, Teacher] | None = None
 
     @property
     def skipped(self) -> dict[int, str]:
@@ -220,8 +235,10 @@ class DatasetCondenser:
         sets = {"condensed": (form(stored, formation), form_labels(labels, formation))}
         data = read_images(train, *columns, **reading) if train is not None else self._data[1] if self._data else None
         if data is not None:
-            rows = random_rows(data, len(stored) // len(known.class_names), self.config.seed)
-            sets["random"] = (data.pixels(rows), data.labels[rows])
+            count = len(stored) // len(known.class_names)
+            plain = replace(method_config("random", self.config), images_per_class=count)
+            images = initial_images(data, plain, formation_of(plain), seeded(self.config.seed, worker=_RANDOM))
+            sets["random"] = (images, torch.arange(len(known.class_names)).repeat_interleave(count))
         with reused_memory(self.device.type == "cpu"):
             return {
                 name: score(images, targets, real, self.config, factories, seeds=seeds, device=self.device)
@@ -262,13 +279,33 @@ class DatasetCondenser:
         return self._data[1]
 
     def _initial(self, data: LabelledImages) -> Tensor:
-        return initial_images(data, self.config, formation_of(self.config), seeded(self.config.seed, worker=_INITIAL))
+        teacher = self._teacher_for(data) if self.config.initialisation == "patches" else self.teacher
+        own = seeded(self.config.seed, worker=_INITIAL)
+        return initial_images(data, self.config, formation_of(self.config), own, teacher)
+
+    def _teacher_for(self, data: LabelledImages) -> Teacher:
+        """The teacher that was given, or a network like the configured one, trained on the data once."""
+        if self.teacher is not None:
+            return self.teacher
+        if self._trained is None or self._trained[0] is not data:
+            loop = CondensationLoop(data, self.config, [], self.device)
+            own = seeded(self.config.seed, worker=_LAYERS)
+            with layers_draw_from(own, self.device), reused_memory(self.device.type == "cpu"):
+                network = trained(loop, lambda own: self._build(data, own), self.config.teacher_images)
+            shown = f"{self.config.teacher_images:,} images of the training data, seed {self.config.seed}"
+            self._trained = data, Teacher(network=network, name=f"{type(network).__name__} trained on {shown}")
+        return self._trained[1]
 
     def _estimate(self, data: LabelledImages, classes: int) -> Estimate:
         loop = CondensationLoop(data, self.config, range(min(1, classes)), self.device)
-        own = seeded(self.config.seed, worker=_NETWORK)
+        own = seeded(self.config.seed, worker=NETWORK)
         with layers_draw_from(own, self.device):
-            return estimate(loop, self._build(data, own), self._initial(data), classes)
+            return estimate(loop, self._build(data, own), classes, self._teacher_steps())
+
+    def _teacher_steps(self) -> int:
+        """Batches that a teacher of our own is trained on."""
+        needed = self.config.initialisation == "patches" and self.teacher is None
+        return -(-self.config.teacher_images // self.config.network_batch) if needed else 0
 
     def _build(self, data: LabelledImages, own: torch.Generator) -> nn.Module:
         shape = (int(data.images.shape[1]), *data.size)
@@ -286,8 +323,9 @@ class DatasetCondenser:
         path = None
         if folder is not None:
             path = folder / f"checkpoint-{distributed.rank()}-of-{distributed.world_size()}.safetensors"
-        checkpoint = PassCheckpoint(path, self._key(data))
-        whole = self._initial(data).unflatten(0, (-1, config.images_per_class))
+        start = self._initial(data)
+        checkpoint = PassCheckpoint(path, self._key(data, start))
+        whole = start.unflatten(0, (-1, config.images_per_class))
         state, done = ImageState.start(whole[classes].clone()), 0
         self.losses = []
         kept: dict[str, Tensor] = {}
@@ -299,8 +337,15 @@ class DatasetCondenser:
             logger.info("continuing after %d outer iterations", done)
         loop = CondensationLoop(data, config, classes, self.device)
         if done < config.outer_iterations:
-            logger.info("%s", self._estimate(data, len(classes)))
-        theta = _Theta(self, loop, kept)
+            cost = self._estimate(data, len(classes))
+            logger.info("%s", cost)
+            if cost.total_seconds > _DAY:
+                logger.warning(
+                    "this run takes about %.1f days here; method='mosaic' or 'rded' takes seconds to minutes, and a smaller "
+                    "width or fewer outer_iterations less time",
+                    cost.total_seconds / _DAY,
+                )
+        theta = Theta(loop, lambda own: self._build(data, own), kept)
         with bar(config.outer_iterations, "Condensing", unit="outer") as progress:
             progress.update(done)
             for outer in range(done, config.outer_iterations):
@@ -319,7 +364,7 @@ class DatasetCondenser:
                     checkpoint.save(outer + 1, {**values, **theta.tensors(outer)}, force=True)
         return state.images
 
-    def _key(self, data: LabelledImages) -> dict[str, str]:
+    def _key(self, data: LabelledImages, start: Tensor) -> dict[str, str]:
         """What a checkpoint depends on: settings, data, split over processes, torch's arithmetic on this device."""
         settings = {
             name: value
@@ -329,9 +374,11 @@ class DatasetCondenser:
         digest = hashlib.blake2b(json.dumps([list(data.images.shape), data.class_names]).encode(), digest_size=16)
         for part in (data.images, data.labels, data.mean, data.std):
             digest.update(part.contiguous().numpy().data)
-        network = self._build(data, seeded(self.config.seed, worker=_NETWORK))
+        network = self._build(data, seeded(self.config.seed, worker=NETWORK))
         parts = [(name, type(module).__name__) for name, module in network.named_modules()]
         shapes = [(name, list(value.shape)) for name, value in network.state_dict().items()]
+        if self.teacher is not None:  # the images that a run starts from hang on its weights
+            digest.update(start.contiguous().numpy().data)
         return {
             "data": digest.hexdigest(),
             "network": hashlib.blake2b(json.dumps([parts, shapes]).encode(), digest_size=16).hexdigest(),
@@ -342,6 +389,9 @@ class DatasetCondenser:
 
     def _recipe(self, data: LabelledImages, image_column: str, label_column: str) -> str:
         config = self.config
+        used = config.initialisation == "patches" or config.initialisation.endswith("herding")
+        trained_here = self._trained[1] if self._trained and self._trained[0] is data else None
+        teacher = (self.teacher or trained_here) if used else None
         return recipe_text(
             formation_of(config),
             image_column,
@@ -353,67 +403,10 @@ class DatasetCondenser:
             images_per_class=config.images_per_class,
             outer_iterations=config.outer_iterations,
             seed=config.seed,
-            method="IDC, chapter 6",
+            method=self.method,
+            **({"teacher": teacher.name} if teacher is not None else {}),
             **({} if config.image_size is None else {"image_size": config.image_size}),
         )
-
-
-class _Theta:
-    """The networks of a run: a new one every `reinitialise_every` outer iterations, or drawn from a pretrained pool."""
-
-    def __init__(self, condenser: DatasetCondenser, loop: CondensationLoop, kept: dict[str, Tensor]) -> None:
-        self.condenser, self.loop, self.kept = condenser, loop, kept
-        self.current: tuple[nn.Module, torch.optim.SGD] | None = None
-        self.pool: list[dict[str, Tensor]] = []
-
-    def at(self, outer: int) -> tuple[nn.Module, torch.optim.SGD]:
-        """Network and optimiser for an outer iteration; everything follows from the seed and `outer`."""
-        config = self.condenser.config
-        born = outer - outer % config.reinitialise_every
-        if self.current is not None and born != outer:
-            return self.current
-        own = seeded(config.seed, epoch=born, worker=_NETWORK)
-        network = self.condenser._build(self.loop.data, own)
-        if config.pretrained_networks:
-            which = int(torch.randint(config.pretrained_networks, (), generator=own))
-            network.load_state_dict(self._pretrained()[which])
-        elif config.early_epochs and not (self.kept and born != outer):
-            self.loop.train_epochs(network, self.loop.optimiser(network), own, config.early_epochs)
-        optimiser = self.loop.optimiser(network)
-        if self.kept and born != outer:
-            _restore(network, optimiser, self.kept)
-        self.kept = {}
-        self.current = (network, optimiser)
-        return self.current
-
-    def _pretrained(self) -> list[dict[str, Tensor]]:
-        config = self.condenser.config
-        while len(self.pool) < config.pretrained_networks:
-            own = seeded(config.seed, epoch=len(self.pool), worker=_POOL)
-            network = self.condenser._build(self.loop.data, own)
-            self.loop.train_epochs(network, self.loop.optimiser(network), own, config.early_epochs)
-            self.pool.append({name: value.clone() for name, value in network.state_dict().items()})
-        return self.pool
-
-    def tensors(self, outer: int) -> dict[str, Tensor]:
-        """Network and momentum, if the next outer iteration goes on with them."""
-        if self.current is None or (outer + 1) % self.condenser.config.reinitialise_every == 0:
-            return {}
-        network, optimiser = self.current
-        values = {f"network.{name}": value.cpu().contiguous() for name, value in network.state_dict().items()}
-        for index, parameter in enumerate(network.parameters()):
-            momentum = optimiser.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                values[f"momentum.{index}"] = momentum.cpu().contiguous()
-        return values
-
-
-def _restore(network: nn.Module, optimiser: torch.optim.SGD, kept: dict[str, Tensor]) -> None:
-    prefix = "network."
-    network.load_state_dict({name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)})
-    for index, parameter in enumerate(network.parameters()):
-        if f"momentum.{index}" in kept:
-            optimiser.state[parameter]["momentum_buffer"] = kept[f"momentum.{index}"].to(parameter.device)
 
 
 def _own_device() -> torch.device:

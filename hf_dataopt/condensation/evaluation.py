@@ -13,7 +13,6 @@ from ..seeding import generator as seeded
 from ..settings import check_int
 from .columns import LabelledImages
 from .config import IDCConfig
-from .matching import logits_of
 from .networks import NetworkFactory, build, layers_draw_from
 from .training import accuracy, batches, compiled, sgd, train_step
 
@@ -133,9 +132,3 @@ def _test_batches(test: LabelledImages, device: torch.device) -> Iterator[tuple[
     for rows in torch.arange(len(test.labels)).split(_TEST_BATCH):
         images, labels = test.batch(rows)
         yield images.to(device), labels.to(device)
-
-
-def agreement(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images that a network gives its label, in per cent: a quick look at condensed data."""
-    with torch.no_grad():
-        return 100 * float((logits_of(network, images).argmax(1) == labels).float().mean())

@@ -246,23 +246,24 @@ class CondensationLoop:
         return self._compiled[1]
 
     def train_epochs(
-        self,
-        network: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        own: torch.Generator,
-        epochs: int,
-        most: int | None = None,
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int
     ) -> None:
-        """Early phase: whole passes over the real data before the network is matched; `most` batches of each, if given."""
+        """Early phase: whole passes over the real data before the network is matched."""
+        self.train_steps(network, optimiser, own, epochs * -(-len(self.data.labels) // self.config.network_batch))
+
+    def train_steps(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, steps: int
+    ) -> None:
+        """Batches of the real data, pass after pass."""
         config = self.config
         augmentation = network_augmentation(config.augmentation, config.cutmix)
-        network = self._trained(network)
-        for _ in range(epochs):
-            for part in islice(batches(len(self.data.labels), config.network_batch, own), most):
+        network, dtype = self._trained(network), getattr(torch, config.dtype)
+        while steps > 0:
+            for part in islice(batches(len(self.data.labels), config.network_batch, own), steps):
                 images, labels = self.data.batch(part)
                 batch = (images.to(self.device), labels.to(self.device))
-                dtype = getattr(torch, config.dtype)
                 train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix, dtype=dtype)
+                steps -= 1
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """A fresh SGD for a network."""

@@ -14,6 +14,7 @@ from ..publishing.artifacts import fetch, push_saved
 from ..publishing.dataset_files import read_parquet, write_parquet
 from ..publishing.writer import finish, replacing
 from ..settings import check_each, check_kind, check_text, optional
+from .baselines import METHODS
 from .config import IDCConfig
 from .multi_formation import RECIPE_COLUMN, read_recipe, stack
 from .preview import save_preview
@@ -95,6 +96,8 @@ def save_condensed(
             rows=f"{len(condensed):,}",
             classes=f"{len(names):,}",
             source=source,
+            method=METHODS.get(str(recipe.get("method")), METHODS["idc"]),
+            teacher=str(recipe["teacher"])[:200] if "teacher" in recipe else None,
             recipe=json.dumps(recipe, indent=1),
             scores=list(scores),
             seed=recipe.get("seed", "not recorded"),
