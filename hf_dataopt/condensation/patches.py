@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .multi_formation import Formation
+from .formation import Formation
 from .teacher import Teacher
 
 if TYPE_CHECKING:

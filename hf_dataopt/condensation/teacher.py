@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..progress import told
 from ..settings import brief, check_text
 from .columns import LabelledImages
+from .formation import Way, form_rows
 from .matching import logits_of
 
 logger = logging.getLogger(__name__)
@@ -176,3 +178,30 @@ def _evaluating(network: nn.Module) -> Iterator[torch.device]:
         yield next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     finally:
         network.train(training)
+
+
+def soft_labels_of(
+    stored: Tensor, ways: Sequence[Way], teacher: Teacher, data: LabelledImages, temperature: float = 1.0
+) -> list[Tensor]:
+    """What a teacher says of every cell of stored images, as they will be formed.
+
+    Args:
+        stored: (n, C, H, W) stored values.
+        ways: how each is formed, see `Formation.ways`.
+        teacher: the classifier.
+        data: whose classes they are.
+        temperature: of the softmax.
+
+    Returns:
+        One (cells, classes) float16 per stored image; shares sum to 1 up to rounding.
+
+    Source: soft labels of RDED and its kind, one per training image.
+    Cost: 2 bytes per class and formed image, one forward pass.
+    """
+    formed, rows, places = form_rows(stored, ways)
+    shares = (teacher.logits(formed, data) / temperature).softmax(1).to(torch.float16)
+    counts = Counter(rows)
+    found: list[list[Tensor]] = [[shares[0]] * counts[row] for row in range(len(stored))]
+    for share, row, place in zip(shares, rows, places, strict=True):
+        found[row][place] = share
+    return [torch.stack(values) for values in found]

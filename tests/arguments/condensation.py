@@ -111,7 +111,7 @@ SCORES = Argument(tuple, Kind(lambda value: None if hasattr(value, "__len__") el
 
 
 def _batch() -> dict[str, Any]:
-    return {"image": condensed()["image"][:2], "label": [0, 1], "formation": [0, 0]}
+    return {name: condensed()[:2][name] for name in condensed().column_names}
 
 
 BATCH = Kind(
@@ -188,6 +188,7 @@ def cases() -> dict[str, Case]:
                 train=Argument(lambda: None, NONE | SETS),
                 networks=Argument(lambda: None, NONE | networks),
                 seeds=Argument(lambda: 1, count(1, 1000)),
+                full_epochs=Argument(lambda: None, NONE | count(1, 2)),
             ),
             rows,
         ),

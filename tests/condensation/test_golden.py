@@ -260,6 +260,9 @@ def test_presets_and_epochs_equal_the_reference_tables() -> None:
         assert evaluation_epochs_of(per_class * factor**2, classes) == epochs, name
     presets = {
         "cifar10": IDCConfig.cifar10,
+        "cifar100": IDCConfig.cifar100,
+        "svhn": IDCConfig.svhn,
+        "mnist": IDCConfig.mnist,
         "fashion": IDCConfig.fashion_mnist,
         "speech": IDCConfig.speech,
         "imagenet10": IDCConfig.imagenet_subset,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,12 @@ def test_every_method_condenses_saves_and_decodes_alike(train: Dataset, method: 
     assert (
         len(condenser.losses) == condenser.config.outer_iterations == {"dm": 2}.get(method, int(method not in CHOSEN))
     )
+    near = read_recipe(condensed)["start_correlation"]
+    both = zip(images.flatten(1).numpy(), start.flatten(1).numpy(), strict=True)
+    assert near == pytest.approx(np.mean([np.corrcoef(a, b)[0, 1] for a, b in both]), abs=1e-3)
     folder = save_condensed(condensed, tmp_path / "set", config=condenser.config)
+    told = "are real training images" if method in CHOSEN else f"still correlate {near} with them"
+    assert told in (folder / "README.md").read_text()
     loaded = load_condensed(folder)
     assert read_recipe(loaded)["method"] == method and METHODS[method] in (folder / "README.md").read_text()
     formed = loaded.map(MultiFormation.from_dataset(loaded), batched=True)
