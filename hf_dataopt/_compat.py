@@ -423,3 +423,16 @@ def peft_tables() -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]:
         mapping.PEFT_TYPE_TO_TUNER_MAPPING,
         mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
     )
+
+
+def give_every_trainer(callback: type) -> None:
+    """Put a callback class among those that every Trainer made from now on has.
+
+    A data collator is all that a user hands over, and Trainer tells a collator nothing: neither which model it trains, nor
+    when training begins. A callback is told both, and the loader.
+    """
+    from transformers import trainer
+
+    defaults: list[Any] = trainer.DEFAULT_CALLBACKS
+    if callback not in defaults:
+        defaults.append(callback)

@@ -74,18 +74,27 @@ def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
             module.training = mode
 
 
-def summed_cross_entropy(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
-    """Cross entropy of the model's own logits, summed over the batch, so that each sample's gradient stands alone."""
+def class_logits(model: nn.Module, inputs: Mapping[str, Any], rows: int) -> Tensor:
+    """(rows, classes) logits of a classifier, hooks on the model itself left out.
+
+    Raises:
+        ValueError: something else came out.
+    """
     output = model.forward(**inputs)
     logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
     logits = logits[0] if isinstance(logits, tuple) else logits
-    rows = labels.shape[0]
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"{type(model).__name__} returned {shape} for {rows} labels; saliency needs a classifier with logits "
             "(batch, classes)"
         )
+    return logits
+
+
+def summed_cross_entropy(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    """Cross entropy of the model's own logits, summed over the batch, so that each sample's gradient stands alone."""
+    logits = class_logits(model, inputs, labels.shape[0])
     if not labels.is_floating_point() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise ValueError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, "
@@ -96,6 +105,16 @@ def summed_cross_entropy(model: nn.Module, inputs: Mapping[str, Any], labels: Te
             f"soft labels are {tuple(labels.shape)}, logits {tuple(logits.shape)}; give a share for each class"
         )
     return nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def objective_gradient(
+    model: nn.Module, inputs: Mapping[str, Any], objective: Callable[[nn.Module, Mapping[str, Any]], Tensor]
+) -> Tensor:
+    """Gradient of `objective(model, inputs)`, a scalar, with respect to the main input; see `input_gradient`."""
+    name = main_input(model, inputs)
+    with undisturbed(model, inputs[name]):
+        leaf = inputs[name].detach().clone().requires_grad_()
+        return torch.autograd.grad(objective(model, {**inputs, name: leaf}), leaf)[0]
 
 
 def input_gradient(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
@@ -134,10 +153,7 @@ def input_gradient(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) 
         check_shares("soft labels", labels, (len(inputs[name]), "classes"))
     else:
         labels = check_tensor("labels", labels, (len(inputs[name]),), floating=False).long()
-    with undisturbed(model, inputs[name]):
-        leaf = inputs[name].detach().clone().requires_grad_()
-        loss = summed_cross_entropy(model, {**inputs, name: leaf}, labels)
-        return torch.autograd.grad(loss, leaf)[0]
+    return objective_gradient(model, inputs, lambda module, given: summed_cross_entropy(module, given, labels))
 
 
 def saliency_map(gradient: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import transformers as tf
 from datasets import Dataset
 
 from hf_dataopt.features import FeatureExtractor
-from hf_dataopt.mixup.collators import batch_generator
+from hf_dataopt.mixup.batches import batch_generator
 from hf_dataopt.saliency import SaliencyExtractor
 
 from .determinism import table

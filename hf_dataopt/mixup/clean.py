@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..saliency import main_input, summed_cross_entropy
+from ..saliency import main_input
 from ..settings import check_callable, check_kind, check_tensor, optional
 
 
@@ -38,7 +38,7 @@ class _StoredGradient(torch.autograd.Function):
 def clean_pass(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    targets: Tensor,
+    mean_loss: Callable[[nn.Module, Mapping[str, Any]], Tensor],
     backward: Callable[[Tensor], None] | None = None,
 ) -> CleanPass:
     """Mean clean loss and the gradient of its batch, from one forward and one backward in the model's present mode.
@@ -50,21 +50,21 @@ def clean_pass(
     Args:
         model: a classifier in training mode.
         inputs: keyword arguments without labels.
-        targets: (B, classes) soft labels.
+        mean_loss: `f(model, inputs)`: the clean loss, a scalar; it calls `model.forward`, so that hooks stay out.
         backward: `f(mean loss)` that runs a backward pass with the step's scaling, as Trainer would.
 
     Returns:
         `CleanPass`; with `backward` its loss carries no gradient.
 
     Raises:
-        ValueError: no floating-point input, no logits (batch, classes), targets of another shape, or a `backward` that leaves
-            no gradient at the inputs.
+        ValueError: no floating-point input, or a `backward` that leaves no gradient at the inputs.
         TypeError: no module, mapping, tensor of floats or function.
         RuntimeError: torch refuses `autograd.grad` under reentrant checkpointing; use `use_reentrant=False` or `backward`.
 
     Source: section 3.5, `1/2 lambda_clean (grad l(x0, y0) + grad l(x1, y1))` summed over a batch and its permutation.
     Differs: with `clean_weight > 0` dropout is on and batch statistics are updated by this pass too (reference code). The
-        reference scales by 2 / classes where its main loss is a binary cross entropy; the main loss here is a cross entropy.
+        reference scales by 2 / classes where its main loss is a binary cross entropy: `loss=softmax_binary_cross_entropy`,
+        `clean_loss=soft_cross_entropy` and a clean weight of 2 / classes are its CIFAR recipe.
     Cost: one forward and one full backward, of which the saliency needs all but the weight gradients; without `backward`
         one more copy of the parameter gradients until the step's backward. CPU time of a whole training step against
         `clean_weight=0`, where the saliency pass needs no weight gradients (ResNet of 0.7M parameters, batch 32 of 32 x 32
@@ -73,11 +73,11 @@ def clean_pass(
     check_kind("model", model, nn.Module, "give the classifier itself")
     name = main_input(model, check_kind("inputs", inputs, Mapping, "give the model's keyword arguments by name"))
     check_tensor(f"inputs[{name!r}]", inputs[name])
-    check_tensor("targets", targets, (len(inputs[name]), "classes"), todo="give a share for each class")
+    check_callable("mean_loss", mean_loss)
     optional(check_callable, "backward", backward)
     leaf = inputs[name].detach().clone().requires_grad_()
     with torch.enable_grad():
-        loss = summed_cross_entropy(model, {**inputs, name: leaf}, targets) / len(targets)
+        loss = mean_loss(model, {**inputs, name: leaf})
         if backward is not None:
             backward(loss)
             if leaf.grad is None:

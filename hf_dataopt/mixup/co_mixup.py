@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -39,8 +40,8 @@ def co_mixup(
 
     Returns:
         `MixResult` with B outputs, or with `outputs_per_part` of every part. Output j of a part starts from no particular
-        input. `energies` sum to the value of Eq. 4.1 over a part. `unmixed` marks samples that were left as they were:
-        unusable saliency, or alone in their part. No transport plans.
+        input. `energies` sum to the value of Eq. 4.1 over a part. Samples with unusable saliency, or alone in their part, pass
+        through as they are; `unmixed` marks them and every other output of one input. No transport plans.
 
     Raises:
         ValueError: empty batch, wrong shapes, targets that are not finite, negative saliency, grid finer than
@@ -226,7 +227,7 @@ def _parts_of(
     for p, (good, n) in enumerate(layout.members):
         k = len(good)
         a[p, :k, :k] = compatibility(place_distances(places[good]), config)
-        mixing = rng.dirichlet([config.alpha] * k, n if config.strict else 1)
+        mixing = rng.dirichlet([cast(float, config.alpha)] * k, n if config.strict else 1)
         cost[p, : len(mixing), :k] = -cells[good] + prior_cost(mixing, n_cells, config)[..., None, None]
         first[p, :n] = rng.integers(k, size=(n, *grid))
     return Parts(
@@ -255,11 +256,9 @@ def _mix(
         else:
             good = layout.members[p][0]
             first[slot], second[slot], energies[slot] = good[parts.first[p, j]], good[parts.second[p, j]], values[p, j]
-    unmixed = torch.tensor([p < 0 for p, _ in layout.slots], device=images.device)
     mixed = apply_labels(images, targets, first, second)
     return replace(
         mixed,
-        unmixed=unmixed,
         energies=torch.from_numpy(energies).to(images.device),
         saliency=torch.nan_to_num(cells, nan=0.0, posinf=0.0, neginf=0.0),
     )
@@ -291,7 +290,7 @@ def apply_labels(images: Tensor, targets: Tensor, first: Ints, second: Ints) -> 
         sources=sources,
         masks=masks,
         ratios=ratios,
-        unmixed=torch.zeros(len(first), dtype=torch.bool, device=device),
+        unmixed=(weights > 0).sum(1) == 1,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..settings import Settings, check_each, check_int, settle
+from .config import check_normalisation
 
 _RANGES: dict[str, tuple[float, float]] = {
     "beta": (0.0, 1e3),
@@ -14,7 +15,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "alpha": (1e-3, 1e3),
     "tau": (0.0, 1e3),
     "omega": (0.0, 1.0),
+    "probability": (0.0, 1.0),
+    "clean_weight": (0.0, 1e3),
 }
+_ALPHA = 2.0  # the reference code's, beside a clean loss of weight 1
+_ALPHA_ALONE = 0.5  # without one alpha "should be decreased accordingly" (reference code), no figure given
 _COUNTS: dict[str, int | tuple[int, int]] = {
     "part_size": 1,
     "outputs_per_part": (1, 2**16),
@@ -37,7 +42,9 @@ class CoMixupConfig(Settings):
         beta (`float`, >= 0, default 0.32): smoothness, per cell. The reference's read-me tries 0.16 to 0.48.
         gamma (`float`, >= 0, default 1): penalty of outputs that share inputs, per cell.
         eta (`float`, >= 0, default 0.05): mixing prior, per cell.
-        alpha (`float`, > 0, default 2): of the symmetric Dirichlet that the mixing ratios of the prior are drawn from.
+        alpha (`float`, > 0, optional): of the symmetric Dirichlet that the mixing ratios of the prior are drawn from. None:
+            2 beside a clean loss (the reference code's), 0.5 where `clean_weight` is 0: its authors say that alpha should
+            fall then, and give no figure.
         tau (`float`, >= 0, default 0.83): no penalty below this level, in units of one output's cells. The read-me tries
             0.81 to 0.84.
         tau_type (`str`, default `"hard"`): the penalty of an input above tau is all of it (`"hard"`) or what is above tau
@@ -50,6 +57,11 @@ class CoMixupConfig(Settings):
             reference code.
         distance_window, distance_stride (`int`, >= 1, pixels, default 8 and 1): the salient object is the window with the
             largest mean saliency.
+        probability (`float`, [0, 1], default 1): share of batches that are mixed (drawn by the collator).
+        clean_weight (`float`, >= 0, default 1): weight of the loss on unmixed inputs, which Co-Mixup's recipe counts on
+            (section 3.5; the reference code's default). It needs the model: 0 where batches are mixed in loader workers.
+        image_mean, image_std (`tuple[float, ...]`, optional): per channel, subtracted from pixels in [0, 1] and what they
+            were divided by: for `augmentation` and pictures; the masks need no pixels.
         strict (`bool`, default False): follow the text where the reference code departs from it: smoothness 1 - z'z, every
             half-and-half pair is a label in every sweep, multinomial prior with one Dirichlet draw per output, one scalar
             clip max(tau', v'o), raw distances between the most salient cells, stopping on Eq. 4.1, no `resolve`,
@@ -73,7 +85,7 @@ class CoMixupConfig(Settings):
     beta: float = 0.32
     gamma: float = 1.0
     eta: float = 0.05
-    alpha: float = 2.0
+    alpha: float | None = None
     tau: float = 0.83
     tau_type: Literal["hard", "soft"] = "hard"
     omega: float = 0.001
@@ -82,6 +94,10 @@ class CoMixupConfig(Settings):
     keep_best: bool = True
     distance_window: int = 8
     distance_stride: int = 1
+    probability: float = 1.0
+    clean_weight: float = 1.0
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -92,8 +108,13 @@ class CoMixupConfig(Settings):
             numbers=_RANGES,
             counts=_COUNTS,
             flags=("resolve", "keep_best", "strict"),
-            optional=("outputs_per_part",),
+            optional=("outputs_per_part", "alpha"),
         )
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", _ALPHA if self.clean_weight else _ALPHA_ALONE)
+        mean, std = check_normalisation("image_mean", self.image_mean, "image_std", self.image_std)
+        object.__setattr__(self, "image_mean", mean)
+        object.__setattr__(self, "image_std", std)
 
     def _check_grid(self) -> None:
         grid: Any = self.grid
@@ -109,18 +130,21 @@ class CoMixupConfig(Settings):
 
     @classmethod
     def cifar100(cls, **changes: Any) -> CoMixupConfig:
-        """CIFAR-100, batch 100: the reference code's defaults (trained there with a clean-loss weight of 1)."""
+        """CIFAR-100, batch 100: the reference code's defaults, a clean loss of weight 1 among them."""
         return cls(**changes)
 
     @classmethod
     def tiny_imagenet(cls, **changes: Any) -> CoMixupConfig:
-        """Tiny-ImageNet, batch 100: the same figures as CIFAR-100."""
+        """Tiny-ImageNet, batch 100: the same figures as CIFAR-100, clean loss of weight 1."""
         return cls(**changes)
 
     @classmethod
     def imagenet(cls, **changes: Any) -> CoMixupConfig:
-        """ImageNet: parts of 16, three sweeps, Dirichlet(1) (the code never reads the file's 2), windows every 8 pixels."""
-        figures: dict[str, Any] = {"part_size": 16, "sweeps": 3, "alpha": 1.0, "distance_stride": 8}
+        """ImageNet: parts of 16, three sweeps, Dirichlet(1) (the code never reads the file's 2), windows every 8 pixels, clean
+        loss of weight 1; without it alpha falls as elsewhere."""
+        figures: dict[str, Any] = {"part_size": 16, "sweeps": 3, "distance_stride": 8}
+        if changes.get("clean_weight", 1.0):
+            figures["alpha"] = 1.0
         return cls(**{**figures, **changes})
 
     @classmethod

@@ -20,8 +20,9 @@ except (ImportError, RuntimeError):  # numba is optional; it refuses to load whe
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
-_EXACT_STATES = 16384  # largest frontier that is searched exactly
-_STRIP_STATES = 512  # of one strip
+_EXACT_STATES = 16384  # largest frontier that is searched exactly, in all problems at once
+_ALONE_WORK = 2**25  # most states times cells, the same in one problem by itself: 256 MB
+_STRIP_STATES = 2048  # of one strip
 _MAX_ROUNDS = 12
 _RIVALS = (1, 2, 2)  # rounds of pruning: each label is compared with this many of the cheapest
 _SLACK = 1e-9  # rounding: labels this close to their bound are kept
@@ -61,7 +62,7 @@ def minimise_grid(unary: Floats, pair: Floats, beta: float) -> Ints:
         labelling that no strip and no move to one label can improve.
 
     Source: the sub-problem of Algorithm 3; the reference code runs alpha-beta swap on it.
-    Cost: O(h w K^(min(h, w) + 1)) with K labels left per cell (about 2), or O(h w 512 K) per round of strips.
+    Cost: O(h w K^(min(h, w) + 1)) with K labels left per cell (about 2; 256 MB at most), or O(h w 2048 K) per round of strips.
     """
     unary = np.asarray(unary, np.float64)
     if unary.shape[2] > unary.shape[1]:
@@ -262,9 +263,13 @@ def _search(problem: _Problem) -> Ints:
         return found
     if _largest_frontier(problem.sizes) <= _EXACT_STATES:
         return _frontier_search(problem)
-    wide = np.array([_largest_frontier(counts) > _EXACT_STATES for counts in problem.counts])
+    sizes = np.array([[_largest_frontier(side) for side in (counts, counts.T)] for counts in problem.counts])
+    wide = sizes.min(1) > max(_EXACT_STATES, _ALONE_WORK // problem.counts[0].size)
     for i in np.flatnonzero(~wide):
-        found[i : i + 1] = _frontier_search(problem.some(np.array([i])))
+        one = problem.some(np.array([i]))
+        turned = sizes[i, 1] < sizes[i, 0]
+        labels = _frontier_search(one.transposed() if turned else one)
+        found[i : i + 1] = labels.transpose(0, 2, 1) if turned else labels
     if wide.any():
         found[wide] = _wide_search(problem.some(np.flatnonzero(wide)))
     return found

@@ -1,42 +1,51 @@
-"""Puzzle Mix and Co-Mixup as the object a user hands to a stock Trainer: a data collator."""
+"""Mixing as the object a user hands to a stock Trainer: a data collator.
+
+With a model the batches leave unmixed, and `MixupCallback`, which every Trainer made after this module was loaded has, puts
+the mixing on the model that is trained when training begins, and takes it off when it ends.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+from weakref import ref
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from transformers import default_data_collator
 
-from .. import seeding
-from ..decoding import read_rows, stacked
-from ..saliency import main_input
-from ..settings import brief, check_array, check_callable, check_config, check_flag, check_int, optional
-from .co_mixup import co_mixup
+from .. import _compat
+from ..saliency import main_input, unwrapped
+from ..settings import brief, check_callable, check_config, check_flag, check_int, optional
+from .batches import batch_generator, collated, maps_of
+from .callback import MixupCallback
 from .co_mixup_config import CoMixupConfig
 from .config import PuzzleMixConfig
-from .live import SALIENCY_KEY, LiveMixing, LiveOptions, Mixer, as_images
+from .images import as_images
+from .live import LABELS_KEY, SALIENCY_KEY, LiveMixing, installed_on
 from .loss import soft_targets
-from .puzzle_mix import puzzle_mix
+from .mixers import CoMixer, PuzzleMixer, scheduled
+from .options import LiveOptions
 from .result import MixResult
+from .schedule import MixupSchedule
+from .statistics import MixupStatistics, Tally
 
 logger = logging.getLogger(__name__)
 _SLOTS = 65  # the main process, and loader workers (further ones share)
+_compat.give_every_trainer(MixupCallback)
 
 
 class _MixupCollator:
-    """What both collators do: collate, and mix either in the model's training forward or here."""
+    """What the collators share: collate, and mix either in the model's training forward or here."""
 
     def __init__(
         self,
-        mixer: Mixer,
+        mixer: Any,
         model: nn.Module | None,
         *,
         saliency: str | Callable[[Tensor, Tensor], Tensor] = "live",
@@ -53,21 +62,20 @@ class _MixupCollator:
         self.column = saliency if isinstance(saliency, str) and saliency != "live" else None
         self.options = LiveOptions(saliency=None if isinstance(saliency, str) else saliency, **options)
         self.live: LiveMixing | None = None
-        # shared, so that workers that live on see the epoch too
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        # shared with loader workers that live on: the epoch, and whether a model is mixing now
+        self._epoch, self._on = (torch.zeros(1, dtype=torch.int64).share_memory_() for _ in range(2))
         self._warned = False
         self._mixes_here = model is None
-        # samples and unmixed samples of every process that collates; shared, so that workers' counts can be read here
-        self._counts = torch.zeros(_SLOTS, 2, dtype=torch.int64).share_memory_()
+        self._tally = Tally.shared(_SLOTS)  # of every process that collates
+        self._given = ref(unwrapped(model)) if model is not None else None
         if model is None:
             self._check_worker_mode()
-        elif self.column is not None and (self.options.clean_weight or self.options.attack is not None):
+        elif self.column is not None and (self.options.attack is not None or self.options.saliency_scale < 1):
             raise ValueError(
-                "clean_weight and adversarial settings use the live model's gradient: use them with saliency='live'"
+                "adversarial settings and saliency_scale use the live model's gradient: use them with saliency='live'"
             )
         else:
             self.live = LiveMixing(mixer, self.options)
-            self.live.install(model)
 
     def _check_worker_mode(self) -> None:
         if self.column is None:
@@ -80,22 +88,32 @@ class _MixupCollator:
         if self.options.clean_weight or self.options.attack is not None or self.options.augmentation is not None:
             raise ValueError(
                 "clean_weight, adversarial settings and augmentation need the model; without it augment in the data set "
-                "and set them to 0 or None"
+                "and set them to 0 or None: PuzzleMixConfig(clean_weight=0), CoMixupConfig(clean_weight=0)"
             )
-        if self.options.label_smoothing:
+        if self.options.label_smoothing or self.options.loss is not None or self.options.clean_loss is not None:
             raise ValueError(
-                "label_smoothing belongs to the loss here: functools.partial(soft_target_loss, label_smoothing=...)"
+                "the loss is Trainer's here: compute_loss_func=functools.partial(soft_target_loss, label_smoothing=...)"
             )
+
+    @property
+    def statistics(self) -> MixupStatistics | None:
+        """How much mixing there was so far; None: nothing was mixed yet. Trainer logs it as `mixup_...`."""
+        return self.tally.statistics()
+
+    @property
+    def tally(self) -> Tally:
+        """The running sums behind `statistics`."""
+        return self.live.tally if self.live is not None else self._tally
 
     @property
     def seen(self) -> int:
         """Outputs made so far, mixed or not, over this process and its loader workers."""
-        return self.live.samples if self.live is not None else int(self._counts[:, 0].sum())
+        return self.tally.outputs
 
     @property
     def unmixed(self) -> int:
-        """Outputs among `seen` that were left as they were: zero or non-finite saliency, or no partner."""
-        return self.live.unmixed if self.live is not None else int(self._counts[:, 1].sum())
+        """Outputs among `seen` that show one input only."""
+        return self.tally.unmixed
 
     @property
     def last_result(self) -> MixResult | None:
@@ -120,19 +138,54 @@ class _MixupCollator:
         self.live.keep_result, self.live.last_result, self.live.last_inputs = keep, None, None
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch it is.
+        """Say which epoch it is; Trainer needs no such call.
 
-        With a model: starts the epoch's random stream; needed only to repeat the draws of a run that is resumed. Without:
-        makes equal batches of different epochs mix differently; needed only where the data are not shuffled.
+        With a model: starts the epoch's random stream, and tells a schedule where it is. Without: makes equal batches of
+        different epochs mix differently; needed only where the data are not shuffled.
         """
         self._epoch[0] = epoch = check_int("epoch", epoch, 0)
         if self.live is not None:
             self.live.set_epoch(epoch)
 
+    def install(self, model: nn.Module | None = None) -> None:
+        """Begin to mix: put the hooks on `model`, by default the one given at construction. Trainer needs no such call.
+
+        Raises:
+            ValueError: there is none, the hooks sit elsewhere, or another collator's hooks sit on this model.
+        """
+        if self.live is None:
+            raise ValueError("batches are mixed in loader workers; there is nothing to install")
+        model = model if model is not None else self._given() if self._given is not None else None
+        if model is None:
+            raise ValueError("the model given at construction is gone; say which: collator.install(model)")
+        self.live.install(model)
+        self._on[0] = 1
+
+    def take(self, model: nn.Module) -> None:
+        """`install`, on whatever model a Trainer begins to train: hooks that a broken-off training left behind go first."""
+        if self.live is None:
+            return
+        self.live.remove()
+        other = installed_on(model)
+        if other is not None:
+            logger.warning("the mixing that another collator left on this model is taken off")
+            other.remove()
+        self.install(model)
+
     def remove(self) -> None:
         """Take the hooks off the model; the collator collates plain batches from then on."""
+        self._on[0] = 0
         if self.live is not None:
             self.live.remove()
+
+    @contextmanager
+    def mixing(self, model: nn.Module | None = None) -> Iterator[None]:
+        """Training forwards of `model` (default: the one given) are mixed inside: for loops of one's own."""
+        self.install(model)
+        try:
+            yield
+        finally:
+            self.remove()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -142,9 +195,19 @@ class _MixupCollator:
         with self.live.paused():
             yield
 
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the random stream, for `accelerator.register_for_checkpointing(collator)`."""
+        return self.live.state_dict() if self.live is not None else {"epoch": int(self._epoch)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._epoch[0] = check_int("epoch", state["epoch"], 0)
+        if self.live is not None:
+            self.live.load_state_dict(state)
+
     def __getstate__(self) -> dict[str, Any]:
         """What travels to a spawned loader worker: never the model or its hooks."""
-        return {**self.__dict__, "live": None}
+        return {**self.__dict__, "live": None, "_given": None}
 
     def __call__(self, features: list[Any]) -> dict[str, Any]:
         """One batch; mixed here only where there is no model and every row has a saliency map."""
@@ -158,19 +221,31 @@ class _MixupCollator:
                     f"{held.count(False)} of {len(held)} rows lack the column {self.column!r}; fill it or drop it"
                 )
             if all(held):
-                maps = _maps([row[self.column] for row in features], self.column)
+                maps = maps_of([row[self.column] for row in features], self.column)
                 features = [{name: value for name, value in row.items() if name != self.column} for row in features]
-            elif not self._warned and int(self._counts.sum()) == 0:  # later ones belong to an evaluation
-                self._warned = True
-                logger.warning(
-                    "no column %r in a batch: it is left unmixed. That is right for evaluation data; in training set "
-                    "remove_unused_columns=False",
-                    self.column,
+            elif self.tally.outputs == 0:  # later ones belong to an evaluation
+                self._warn_once(
+                    f"no column {self.column!r} in a batch: it is left unmixed. That is right for evaluation data; in "
+                    "training set remove_unused_columns=False"
                 )
-        batch = dict(_collated(features) if self.collate_fn is default_data_collator else self.collate_fn(features))
-        if maps is None:
+        batch = dict(collated(features) if self.collate_fn is default_data_collator else self.collate_fn(features))
+        if self._mixes_here:
+            return batch if maps is None else self._mix(batch, maps)
+        if not int(self._on):
+            given = self._given() if self._given is not None else None
+            if given is not None and given.training:
+                self._warn_once(
+                    "a batch is collated while the model is in training mode and nothing mixes it. Make the Trainer after the "
+                    "collator; in a loop of your own train inside `with collator.mixing(model):`"
+                )
             return batch
-        return self._mix(batch, maps) if self._mixes_here else {**batch, SALIENCY_KEY: maps}
+        more = {} if maps is None else {SALIENCY_KEY: maps}
+        return {**batch, **more, **({LABELS_KEY: batch["labels"]} if "labels" in batch else {})}
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(message)
 
     def _mix(self, batch: dict[str, Any], maps: Tensor) -> dict[str, Any]:
         if self.num_labels is None or "labels" not in batch:
@@ -188,66 +263,29 @@ class _MixupCollator:
         mixer = getattr(self.mixer, "spectrogram", self.mixer) if batch[name].ndim == 3 else self.mixer
         result = mixer(images.float(), targets, maps, generator)
         worker = get_worker_info()
-        slot = 0 if worker is None else min(1 + worker.id, _SLOTS - 1)
-        self._counts[slot] += torch.stack([torch.tensor(len(result.targets)), result.unmixed.sum().cpu()])
+        self._tally.add(result, len(images), slot=0 if worker is None else min(1 + worker.id, _SLOTS - 1))
         batch[name] = result.images.to(batch[name].dtype).reshape(-1, *batch[name].shape[1:])
         return {**batch, "labels": result.targets}
-
-
-def _collated(rows: list[Any]) -> Mapping[str, Any]:
-    """Rows of a data set as a batch; what cannot be one is told of in our words."""
-    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
-    if wrong is not None:
-        raise TypeError(f"a row must be a dict of columns, got {brief(wrong)}; give collate_fn= for other rows")
-    try:
-        batch: Mapping[str, Any] = default_data_collator(rows)
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise ValueError(
-            f"{len(rows)} rows with the columns {sorted(map(str, rows[0]))!s:.200} make no batch ({error!s:.200}); bring them "
-            "to one shape and dtype, or give collate_fn="
-        ) from error
-    return batch
-
-
-def _maps(maps: list[Any], column: str) -> Tensor:
-    """Saliency maps of one shape as one tensor."""
-
-    def read(value: Any) -> np.ndarray:
-        return check_array(f"a map in {column!r}", value, 2, finite=False).astype(np.float32)
-
-    try:
-        return torch.from_numpy(stacked(*read_rows(maps, read, what="row of the batch")[:2]))
-    except TypeError as error:
-        raise ValueError(f"{error}; every row needs a map (H, W) of numbers") from error
-
-
-def batch_generator(seed: int, epoch: int, labels: Tensor, maps: Tensor) -> torch.Generator:
-    """The random stream of a batch that is mixed from a column of maps.
-
-    It follows from seed, epoch and the batch's own labels and maps, and from nothing else: not from torch's global seed,
-    the number of loader workers or processes, nor from the batches before, so that a resumed run draws the same.
-
-    Args:
-        seed, epoch: numbers >= 0.
-        labels: (B,) or (B, classes).
-        maps: (B, H, W) or (B, time, mel) float32.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (labels, maps):
-        digest.update(part.detach().cpu().contiguous().numpy().data)
-    return seeding.generator(seed, epoch=epoch, worker=int.from_bytes(digest.digest(), "little"))
 
 
 class DataCollatorForPuzzleMix(_MixupCollator):
     """Puzzle Mix for a stock `Trainer`: pass it as `data_collator`, with integer labels, and nothing else changes.
 
-    With a model, batches leave the collator unmixed; two hooks on the model take the saliency, mix, and set the soft-label
-    loss when its *training* forward is entered, with the weights of that very step. Evaluation and prediction see plain
-    batches. `remove()` takes the hooks off, `paused()` suspends them.
+    With a model, batches leave the collator unmixed. When training begins, two hooks are put on the model that is trained,
+    whichever was given here (`model_init` works); they take the saliency, mix, and set targets and loss when its *training*
+    forward is entered, with the weights of that very step, and they go when training ends. Evaluation and prediction see
+    plain batches. The output's `labels` are the mixed targets, (B, classes): a `compute_loss` or `compute_loss_func` of
+    one's own reads those; one that trains on the labels of the unmixed batch is refused at its first step.
+
+    Loops of one's own train inside `with collator.mixing(model):`. Lightning: `collator.install(self.model)` in
+    `on_fit_start`, `collator.set_epoch(self.current_epoch)` in `on_train_epoch_start`, `collator.remove()` in `on_fit_end`.
 
     With `model=None` and a column of saliency maps, batches are mixed in the loader workers; then
     `Trainer(compute_loss_func=soft_target_loss, args with remove_unused_columns=False)`, and the evaluation data must not
     have that column. What a batch becomes depends on `seed`, the epoch set and the batch alone, however many workers there are.
+
+    Labels may be classes, several at once (a model of `problem_type` "multi_label_classification"), or maps (B, H, W) for a
+    segmentation model, which follow the image.
 
     Args:
         model (`nn.Module`, optional): the classifier that Trainer trains (before or after DDP and `torch.compile` wrap it).
@@ -256,7 +294,8 @@ class DataCollatorForPuzzleMix(_MixupCollator):
             `LiveOptions`; any other string: a column of the data set that holds (H, W) maps.
         num_labels (`int`, optional): number of classes, for `model=None`.
         collate_fn (callable, optional): turns rows into a batch; default `transformers.default_data_collator`.
-        options: `augmentation`, `label_smoothing` and `seed` of `LiveOptions`; the rest of them is in the config.
+        options: `loss`, `clean_loss`, `saliency_scale`, `augmentation`, `label_smoothing` and `seed` of `LiveOptions`; the
+            rest of them is in the config.
 
     Raises:
         ValueError: `nn.DataParallel`, no model without a column, or options that exclude each other.
@@ -272,82 +311,95 @@ class DataCollatorForPuzzleMix(_MixupCollator):
 
     def __init__(self, model: nn.Module | None, config: PuzzleMixConfig | None = None, **options: Any) -> None:
         self.config = config = check_config(config, PuzzleMixConfig)
-        super().__init__(
-            PuzzleMixer(config),
-            model,
-            mean=config.image_mean,
-            std=config.image_std,
-            attack=config if config.adversarial_probability else None,
-            probability=config.probability,
-            clean_weight=config.clean_weight,
-            **options,
-        )
+        attack = config if config.adversarial_probability else None
+        super().__init__(PuzzleMixer(config), model, attack=attack, **_from_config(config), **options)
 
 
 class DataCollatorForCoMixup(_MixupCollator):
     """Co-Mixup for a stock `Trainer`: pass it as `data_collator`, with integer labels, and nothing else changes.
 
-    All of `DataCollatorForPuzzleMix` holds here. Each part of the batch may come out with another number of samples
-    (`outputs_per_part`); the loss is that of the batch's share all the same.
+    All of `DataCollatorForPuzzleMix` holds here, but for maps as labels. Each part of the batch may come out with another
+    number of samples (`outputs_per_part`); the loss is that of the batch's share all the same.
 
     Args:
         model (`nn.Module`, optional): the classifier that Trainer trains.
-        config (`CoMixupConfig`, optional): default `CoMixupConfig()`.
-        saliency, num_labels, collate_fn: as `DataCollatorForPuzzleMix`.
-        options: `augmentation`, `clean_weight`, `label_smoothing`, `mean`, `std`, `probability` and `seed` of `LiveOptions`.
-            The reference code trains CIFAR-100 with `clean_weight=1`.
+        config (`CoMixupConfig`, optional): default `CoMixupConfig()`, the reference code's recipe with its clean loss.
+        saliency, num_labels, collate_fn, options: as `DataCollatorForPuzzleMix`.
 
     Raises:
         ValueError, TypeError: as `DataCollatorForPuzzleMix`.
 
     Source: chapter 4 (Eqs. 4.1 and 4.2, Algorithm 3).
-    Cost: a second forward and a backward to the inputs per step, and the mixing.
+    Cost: a second forward and backward per step (with the clean loss a full one, whose gradient is used), and the mixing.
 
     Example:
-        >>> collator = DataCollatorForCoMixup(model, CoMixupConfig.cifar100(), clean_weight=1.0)  # doctest: +SKIP
+        >>> collator = DataCollatorForCoMixup(model, CoMixupConfig.cifar100())  # doctest: +SKIP
     """
 
     def __init__(self, model: nn.Module | None, config: CoMixupConfig | None = None, **options: Any) -> None:
-        self.config = check_config(config, CoMixupConfig)
-        super().__init__(CoMixer(self.config), model, **options)
+        moved = {new: options.pop(old) for old, new in _MOVED_TO_CONFIG.items() if old in options}
+        if moved:
+            warnings.warn(
+                f"{', '.join(moved)} are settings of CoMixupConfig; as options of the collator they go in 0.3",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            config = CoMixupConfig(**moved) if config is None else replace(check_config(config, CoMixupConfig), **moved)
+        self.config = config = check_config(config, CoMixupConfig)
+        super().__init__(CoMixer(config), model, **_from_config(config), **options)
 
 
-@dataclass(frozen=True)
-class PuzzleMixer:
-    """`puzzle_mix` with its settings bound; for spectrograms (B, 1, time, mel) along time only."""
-
-    config: PuzzleMixConfig
-
-    @property
-    def needs_pixels(self) -> bool:
-        """Whether the settings reason about pixel values (data smoothness)."""
-        return self.config.gamma > 0 and self.config.beta > 0
-
-    def __call__(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        saliency: Tensor,
-        generator: torch.Generator,
-        shown: tuple[Tensor, Tensor] | None = None,
-    ) -> MixResult:
-        """See `puzzle_mix`."""
-        return puzzle_mix(images, targets, saliency, self.config, generator, shown=shown)
-
-    @property
-    def spectrogram(self) -> PuzzleMixer:
-        """The same for sounds: cells move along time, and values without a pixel range have no data smoothness."""
-        axis = "height" if self.config.transport_axis == "both" else self.config.transport_axis
-        gamma = self.config.gamma if self.config.image_std is not None else 0.0
-        return PuzzleMixer(replace(self.config, transport_axis=axis, gamma=gamma))
+_MOVED_TO_CONFIG = {
+    "clean_weight": "clean_weight",
+    "probability": "probability",
+    "mean": "image_mean",
+    "std": "image_std",
+}
 
 
-@dataclass(frozen=True)
-class CoMixer:
-    """`co_mixup` with its settings bound."""
+class DataCollatorForMixup(_MixupCollator):
+    """Several methods in turn for a stock `Trainer`: Puzzle Mix, Co-Mixup, CutMix and input mixup, as a schedule says.
 
-    config: CoMixupConfig
+    All of `DataCollatorForPuzzleMix` holds here but for columns of saliency maps; a batch that CutMix or input mixup gets,
+    or nobody, costs no saliency pass.
 
-    def __call__(self, images: Tensor, targets: Tensor, saliency: Tensor, generator: torch.Generator) -> MixResult:
-        """See `co_mixup`."""
-        return co_mixup(images, targets, saliency, self.config, generator)
+    Args:
+        model (`nn.Module`): the classifier that Trainer trains.
+        schedule (`MixupSchedule`, optional): default `MixupSchedule()`.
+        options: `collate_fn`, `saliency` (`"live"` or a callable), and those of `DataCollatorForPuzzleMix`.
+
+    Raises:
+        ValueError, TypeError: as `DataCollatorForPuzzleMix`.
+
+    Source: see `MixupSchedule`.
+    Cost: as the method that is drawn.
+
+    Example:
+        >>> schedule = MixupSchedule(probabilities={"puzzle_mix": 0.5, "cutmix": 0.5}, off_epoch=55)
+        >>> collator = DataCollatorForMixup(model, schedule)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, schedule: MixupSchedule | None = None, **options: Any) -> None:
+        self.schedule = schedule = check_config(schedule, MixupSchedule, "schedule")
+        if model is None:
+            raise TypeError("model is None; a schedule mixes in the model's training forward: give the model")
+        puzzle, co = schedule.puzzle_mix or PuzzleMixConfig(), schedule.co_mixup or CoMixupConfig()
+        scaled = puzzle if puzzle.image_mean is not None else co
+        super().__init__(
+            scheduled(schedule),
+            model,
+            mean=scaled.image_mean,
+            std=scaled.image_std,
+            clean_weight=schedule.clean_weight,
+            **options,
+        )
+
+
+def _from_config(config: PuzzleMixConfig | CoMixupConfig) -> dict[str, Any]:
+    """The options that are settings of a method."""
+    return {
+        "mean": config.image_mean,
+        "std": config.image_std,
+        "probability": config.probability,
+        "clean_weight": config.clean_weight,
+    }

@@ -63,13 +63,17 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float =
 
     Source: section 3.3 (the loss of Eq. 3.1).
     """
+    _check_rows(logits, targets)
+    return row_losses(logits, targets, check_number("label_smoothing", label_smoothing, 0, 1, below=True))
+
+
+def _check_rows(logits: Tensor, targets: Tensor) -> None:
     check_tensor("logits", logits, ("B", "classes"))
     check_tensor("targets", targets, ("B", "classes"))
     if logits.shape != targets.shape:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)}; they must be equal")
     check_shares("targets", targets)
     check_together(logits=logits, targets=targets)
-    return row_losses(logits, targets, check_number("label_smoothing", label_smoothing, 0, 1, below=True))
 
 
 def row_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -77,6 +81,34 @@ def row_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) ->
     return torch.nn.functional.cross_entropy(
         logits.float(), targets.float(), reduction="none", label_smoothing=label_smoothing
     )
+
+
+def softmax_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy of the softmax, each class a yes or no: the authors' loss on CIFAR and Tiny-ImageNet.
+
+    Args:
+        logits: (B, classes).
+        targets: (B, classes), rows sum to 1.
+
+    Returns:
+        Scalar float32, the mean over rows and classes.
+
+    Raises:
+        ValueError: different shapes, or rows of targets that do not sum to 1.
+        TypeError: no tensors of floats.
+
+    Source: reference code of chapters 3 and 4 (the text names a cross entropy): `DataCollatorForPuzzleMix(model, config,
+        loss=softmax_binary_cross_entropy, clean_loss=soft_cross_entropy)` with a clean weight of `2 / classes` where the
+        authors have 1.
+
+    Example:
+        >>> softmax_binary_cross_entropy(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])).item()
+        0.6931471824645996
+    """
+    _check_rows(logits, targets)
+    share = logits.float().log_softmax(1)
+    rest = torch.log(-torch.expm1(share.clamp_max(-1e-7)))  # log(1 - p), also where p is 1 in float32
+    return -(targets * share + (1 - targets) * rest).mean()
 
 
 def soft_target_loss(
@@ -94,7 +126,8 @@ def soft_target_loss(
 
     Args:
         outputs: the model's output, with `logits` (B, classes).
-        labels: (B, classes) float, or (B,) int64 (evaluation; unmixed batches).
+        labels: (B, classes) float, or (B,) int64 (evaluation; unmixed batches). Mixed targets in the output (`labels`, put
+            there where the batch was mixed on the model) go before.
         num_items_in_batch: elements that are not -100 in the labels of all accumulated batches, as Trainer counts them.
         label_smoothing: in [0, 1), training only (Trainer's own argument is ignored with a loss function of one's own):
             `functools.partial(soft_target_loss, label_smoothing=0.1)`.
@@ -111,6 +144,9 @@ def soft_target_loss(
         >>> soft_target_loss({"logits": torch.zeros(2, 4)}, torch.tensor([1, 2])).item()
         1.3862943649291992
     """
+    mixed = outputs.get("labels") if isinstance(outputs, Mapping) else None
+    here = mixed is not None
+    labels = labels if mixed is None else mixed
     if labels is None:
         raise ValueError("no labels in the batch; a loss needs them (is the label column named 'label' or 'labels'?)")
     check_tensor("labels", labels, floating=None)
@@ -136,9 +172,11 @@ def soft_target_loss(
         raise ValueError(f"{len(logits)} rows of logits but {len(targets)} labels; give one label per row")
     check_together(logits=logits, labels=targets)
     rows = row_losses(logits, targets, smoothing if training else 0.0)
+    if isinstance(outputs, Mapping) and here and "clean_loss" in outputs:
+        rows = rows + outputs["clean_loss"]
     if items is None:
         return rows.mean()
-    return rows.sum() / (items / classes if soft else items)
+    return rows.sum() / (items / classes if soft and not here else items)
 
 
 def _logits_of(outputs: Any) -> Any:

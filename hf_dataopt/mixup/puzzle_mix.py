@@ -96,7 +96,7 @@ def puzzle_mix(
 
     Returns:
         `MixResult` with M = 2: the sample, then its partner. Samples with all-zero or non-finite saliency are left
-        as they are (`unmixed`), and nobody is mixed with them.
+        as they are, and nobody is mixed with them; `unmixed` marks them and every other output that shows one input only.
 
     Raises:
         ValueError: shapes do not fit, the batch is empty, or neither generator nor draws are given.
@@ -317,7 +317,9 @@ def mix_under(
     partner = torch.where(mixable, partner, torch.arange(size, device=device))
     mask = torch.from_numpy(masks).to(device)
     mask = torch.where(mixable[:, None, None], mask, torch.ones_like(mask))
-    ratio = mask.mean((1, 2))  # cells count alike, whatever their pixels
+    # by area: cells of unequal size count by their pixels; whole numbers and halves, so that all is 1 and nothing is 0
+    area = torch.outer(*(torch.tensor(axis.edges, device=device).diff().float() for axis in (rows, columns)))
+    ratio = (mask * area).sum((1, 2)) / area.sum()
     if config.transport:
         finer = rows.finer(config.transport_block), columns.finer(config.transport_block)
         down, across = (fine.count // coarse.count for fine, coarse in zip(finer, (rows, columns), strict=True))
@@ -343,7 +345,7 @@ def mix_under(
         ratios=share,
         plans=plans,
         energies=torch.from_numpy(energies),
-        unmixed=~mixable,
+        unmixed=(partner == torch.arange(size, device=device)) | (ratio == 0) | (ratio == 1),
         saliency=pooled,
     )
 

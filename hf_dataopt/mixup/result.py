@@ -16,14 +16,16 @@ class MixResult:
 
     Args:
         images: (B, C, H, W) mixed inputs, dtype and device of the inputs.
-        targets: (B, classes) soft labels, float32, rows sum to 1.
+        targets: (B, classes) soft labels, float32, rows sum to 1 (several labels at once: each in [0, 1]; segmentation:
+            (B, H, W) integer maps).
         sources: (B, M) int64: the inputs of each output, by their place in the batch; M = 2 for Puzzle Mix (itself and
             its partner), the batch size or less for Co-Mixup.
         masks: (B, M, h, w) float32 on the grid: share of input m at each cell; sums to 1 over M.
         ratios: (B, M) float32: weight of each input in the target; sums to 1 over M.
         plans: (B, M, h w) int64 or None: cell of the input that is seen at each cell (transport); None: none moved.
         energies: (B,) float64 or None: objective of each mask's problem.
-        unmixed: (B,) bool: outputs left as they were (zero or non-finite saliency, or no partner).
+        unmixed: (B,) bool: outputs that show one input only, whatever the reason: the best mask hides the other, the
+            sample is its own partner, or its saliency is zero or not finite.
         saliency: (B, h, w) or None: saliency of the inputs on the grid.
     """
 
@@ -41,7 +43,10 @@ class MixResult:
         """Shapes and dtypes; values are not looked at, so nothing waits for the device."""
         check_tensor("images", self.images, ("B", "C", "H", "W"), floating=None)
         size = len(self.images)
-        check_tensor("targets", self.targets, (size, "classes"))
+        if getattr(self.targets, "ndim", 2) == 3:
+            check_tensor("targets", self.targets, (size, *self.images.shape[2:]), floating=False)
+        else:
+            check_tensor("targets", self.targets, (size, "classes"))
         check_tensor("sources", self.sources, (size, "M"), floating=False)
         inputs = self.sources.shape[1]
         check_tensor("masks", self.masks, (size, inputs, "h", "w"))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..settings import check_kind, check_tensor
 from .cells import Axis, cell_pixels
 from .result import MixResult
+
+logger = logging.getLogger(__name__)
+_TOO_SINGLE = 0.9  # share of single-input outputs that is worth a word
+_ENOUGH = 50  # outputs seen before that word
 
 
 def mixed_saliency(result: MixResult) -> Tensor:
@@ -66,6 +73,115 @@ def total_variation(images: Tensor) -> Tensor:
         if images.shape[axis] > 1:
             total = total + images.diff(dim=axis).abs().mean((1, 2, 3))
     return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixupStatistics:
+    """How much mixing there is in mixed batches.
+
+    Args:
+        outputs: outputs counted.
+        inputs_per_output: mean number of different inputs seen in an output (Figure 4.2 (b)).
+        largest_share: mean share of an output's largest input, in (0, 1]; 1 is no mixing.
+        single_input: share of outputs that show one input only, in [0, 1].
+        label_entropy: mean entropy of the outputs' labels, in nats; log 2 for two classes in halves.
+    """
+
+    outputs: int
+    inputs_per_output: float
+    largest_share: float
+    single_input: float
+    label_entropy: float
+
+
+class Tally:
+    """Running sums of `MixupStatistics`.
+
+    They stay on the device of the results until they are read, or, `shared`, lie in memory that loader workers share.
+    """
+
+    def __init__(self) -> None:
+        self._outputs = 0
+        self._sums: Tensor | None = None
+        self._slots: Tensor | None = None
+        self._read: tuple[int, Tensor] = (0, torch.zeros(4, dtype=torch.float64))
+        self._warned = False
+
+    @classmethod
+    def shared(cls, slots: int) -> Tally:
+        """Sums with a slot for every process that adds to them."""
+        made = cls()
+        made._slots = torch.zeros(slots, 5, dtype=torch.float64).share_memory_()
+        return made
+
+    @property
+    def outputs(self) -> int:
+        """Outputs counted."""
+        return self._outputs if self._slots is None else int(self._slots[:, 0].sum())
+
+    @property
+    def unmixed(self) -> int:
+        """Outputs of one input."""
+        return round(float(self._total()[2]))
+
+    def add(self, result: MixResult, inputs: int, slot: int = 0) -> None:
+        """Count a mixed batch, made of so many inputs."""
+        sums = batch_sums(result, inputs)
+        if self._slots is not None:
+            self._slots[slot] += torch.cat([torch.tensor([len(result.sources)]), sums.cpu()])
+            return
+        self._outputs += len(result.sources)
+        self._sums = sums if self._sums is None else self._sums.to(sums.device) + sums
+
+    def statistics(self, *, since_last: bool = False) -> MixupStatistics | None:
+        """Of everything counted, or of what came since this was last asked with `since_last`; None: nothing."""
+        total, outputs = self._total(), self.outputs
+        if since_last:
+            (before, sums), self._read = self._read, (outputs, total)
+            total, outputs = total - sums, outputs - before
+        if not outputs:
+            return None
+        seen, largest, single, entropy = (total / outputs).tolist()
+        return MixupStatistics(
+            outputs=outputs,
+            inputs_per_output=seen,
+            largest_share=largest,
+            single_input=single,
+            label_entropy=entropy,
+        )
+
+    def warn(self) -> None:
+        """Once: nearly every output shows one input only, so that saliency is paid for and nothing is mixed."""
+        found = None if self._warned else self.statistics()
+        if found is not None and found.outputs >= _ENOUGH and found.single_input > _TOO_SINGLE:
+            self._warned = True
+            logger.warning(
+                "%.0f %% of %d mixed outputs show one input only: nothing is mixed, at the price of the saliency. "
+                "Co-Mixup mixes more with a larger tau or a smaller beta, Puzzle Mix with a larger eta or alpha",
+                100 * found.single_input,
+                found.outputs,
+            )
+
+    def _total(self) -> Tensor:
+        if self._slots is not None:
+            return self._slots[:, 1:].sum(0)
+        return torch.zeros(4, dtype=torch.float64) if self._sums is None else self._sums.double().cpu()
+
+
+def batch_sums(result: MixResult, inputs: int) -> Tensor:
+    """(4,) sums over the outputs of one batch: inputs seen, largest shares, outputs of one input, entropies of labels.
+
+    Labels are those of one class a sample; for several labels at once, or maps, the entropy is that of the inputs' shares.
+    """
+    shares = torch.zeros(len(result.sources), inputs, device=result.ratios.device)
+    shares.scatter_add_(1, result.sources, result.ratios.float())
+    single = result.targets.ndim == 2 and torch.allclose(
+        result.targets.sum(1), torch.ones(()).to(result.targets), atol=1e-3
+    )
+    labels = result.targets if single else shares
+    entropy = -torch.special.xlogy(labels, labels).sum(1)
+    parts = ((shares > 0).sum(1).float(), shares.amax(1), result.unmixed.float(), entropy)
+    return torch.stack([part.sum() for part in parts])
 
 
 def source_shares(result: MixResult) -> Tensor:
@@ -133,6 +249,11 @@ def transported_inputs(images: Tensor, result: MixResult) -> Tensor:
         raise ValueError(
             f"the result mixes {int(result.sources.max()) + 1} inputs, got {len(images)} images: another batch?"
         )
+    return moved_pixels(images, result)
+
+
+def moved_pixels(images: Tensor, result: MixResult) -> Tensor:
+    """`transported_inputs` of anything that lies on the same pixels, (inputs, K, H, W), unchecked."""
     moved = images[result.sources]
     if result.plans is None:
         return moved

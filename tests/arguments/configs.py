@@ -12,7 +12,8 @@ from hf_dataopt.condensation.config import evaluation_epochs_of
 from hf_dataopt.condensation.multi_formation import Formation
 from hf_dataopt.kvzip.gate_fit import GateConfig
 from hf_dataopt.kvzip.scores import NAMES
-from hf_dataopt.mixup.live import LiveOptions
+from hf_dataopt.mixup.options import LiveOptions
+from hf_dataopt.mixup.schedule import MixupSchedule
 from hf_dataopt.text.chat import ChatFormat
 
 from .pool import ANY, CALLABLE, FLAG, NEVER, NONE, TEXT, WORDS, Argument, Case, Kind, choice, count, number
@@ -71,7 +72,7 @@ CO_MIXUP = _arguments(
     beta=(0.32, number(0, 1e3)),
     gamma=(1.0, number(0, 1e3)),
     eta=(0.05, number(0, 1e3)),
-    alpha=(2.0, number(1e-3, 1e3)),
+    alpha=(2.0, NONE | number(1e-3, 1e3)),
     tau=(0.83, number(0, 1e3)),
     tau_type=("hard", choice("hard", "soft")),
     omega=(0.001, number(0, 1)),
@@ -80,11 +81,16 @@ CO_MIXUP = _arguments(
     keep_best=(True, FLAG),
     distance_window=(8, count(1)),
     distance_stride=(1, count(1)),
+    probability=(1.0, number(0, 1)),
+    clean_weight=(0.0, number(0, 1e3)),
+    image_mean=((0.5,), CHANNELS),
+    image_std=((0.5,), CHANNELS),
     strict=(False, FLAG),
 )
 RELATION = _arguments(
-    score=("label_noise", choice("label_noise", "combined")),
-    neighbours=(10, count(1)),
+    score=("combined", choice("combined", "label_noise")),
+    cut=("estimated", choice("estimated", "algorithm4") | number(0, 1)),
+    neighbours=(30, count(1)),
     temperature=(4.0, number(1e-3, 64)),
     similarity=("cosine", choice("cosine", "rbf")),
     rbf_gamma=(1.0, number(1e-6, 1e6)),
@@ -111,10 +117,16 @@ IDC = _arguments(
     images_per_class=(10, count(1)),
     factor=(2, count(1, 4096)),
     formation=("single", choice("single", "multi", "bound")),
+    image_mode=(None, NONE | choice("RGB", "L")),
+    background=("white", WORDS),
+    patches_per_image=(5, count(1, 1000)),
+    teacher_images=(64, count(1)),
+    soft_labels=(False, FLAG),
+    soft_temperature=(1.0, number(1e-3, 1e3)),
     axis=("image", choice("image", "time")),
     pad_value=(0.5, REAL),
     image_size=(None, NONE | count(1, 2**14)),
-    initialisation=("mix", choice("random", "herding", "mix", "mix_herding", "noise")),
+    initialisation=("mix", choice("random", "herding", "mix", "mix_herding", "patches", "noise")),
     network=("convnet", choice("convnet", "resnet_ap")),
     width=(128, number(1, 1e5)),
     depth=(3, count(1, 64)),
@@ -209,8 +221,22 @@ CCM = _arguments(
         NONE | WORDS | Kind(lambda value: None if isinstance(value, list | tuple | set) else False),
     ),
 )
+_SHARES = [lambda: {"cutmix": 2.0}, lambda: {"a": 0.1}, lambda: {1: 1}, lambda: {"cutmix": 0.6, "mixup": 0.6}]
+SCHEDULE = _arguments(
+    probabilities=({"cutmix": 0.5}, NONE | Kind(lambda value: None if value == {} else False, _SHARES)),
+    puzzle_mix=(None, NONE | Kind(lambda value: None if value == {} else False, [CoMixupConfig, lambda: {"a": 1}])),
+    co_mixup=(None, NONE | Kind(lambda value: None if value == {} else False, [PuzzleMixConfig, lambda: {"grid": -1}])),
+    cutmix_alpha=(1.0, number(1e-3, 1e3)),
+    mixup_alpha=(1.0, number(1e-3, 1e3)),
+    clean_weight=(0.0, NONE | number(0, 1e3)),
+    warmup_epochs=(0.0, number(0, 1e6)),
+    off_epoch=(None, NONE | number(0, 1e6)),
+)
 LIVE = _arguments(
     saliency=(None, NONE | CALLABLE),
+    saliency_scale=(1.0, number(0, 1, above=True)),
+    loss=(None, NONE | CALLABLE),
+    clean_loss=(None, NONE | CALLABLE),
     augmentation=(None, NONE | CALLABLE),
     mean=((0.5,), NONE | CHANNELS),
     std=((0.5,), NONE | CHANNELS),
@@ -245,6 +271,7 @@ _ALL = {
     "GateConfig": (GateConfig, GATE),
     "CCMConfig": (CCMConfig, CCM),
     "LiveOptions": (LiveOptions, LIVE),
+    "MixupSchedule": (MixupSchedule, SCHEDULE),
     "Formation": (Formation, FORMATION),
     "ChatFormat": (ChatFormat, CHAT),
 }
@@ -253,7 +280,7 @@ _PRESETS = {
     "CoMixupConfig": ("cifar100", "tiny_imagenet", "imagenet", "dissertation"),
     "RelationConfig": ("reference",),
     "KVzipConfig": ("reference",),
-    "IDCConfig": ("cifar10", "fashion_mnist", "speech"),
+    "IDCConfig": ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "speech"),
 }
 _JSON_TEXT = Kind(
     lambda value: None if isinstance(value, str) else False,
@@ -276,7 +303,15 @@ def cases() -> dict[str, Case]:
         for preset in presets:
             few = {key: arguments[key] for key in list(arguments)[:6]}
             found[f"{name}.{preset}"] = Case(getattr(own, preset), few)
-    for name in ("PuzzleMixConfig", "CoMixupConfig", "RelationConfig", "IDCConfig", "KVzipConfig", "GateConfig"):
+    for name in (
+        "PuzzleMixConfig",
+        "CoMixupConfig",
+        "MixupSchedule",
+        "RelationConfig",
+        "IDCConfig",
+        "KVzipConfig",
+        "GateConfig",
+    ):
         text = {"text": Argument(lambda own=_ALL[name][0]: own().to_json_string(), _JSON_TEXT)}
         found[f"{name}.from_json_string"] = Case(_ALL[name][0].from_json_string, text)
     found["RelationConfig.dissertation"] = Case(
@@ -288,6 +323,7 @@ def cases() -> dict[str, Case]:
     found["PuzzleMixConfig.adversarial"] = Case(
         PuzzleMixConfig().adversarial, _arguments(probability=(0.1, number(0, 1)), eps=(0.03, number(0, 1 - 2 / 255)))
     )
+    found["MixupSchedule.strength"] = Case(MixupSchedule().strength, _arguments(epochs=(1.5, number(0, 1.7e308))))
     found["IDCConfig.image_learning_rate"] = Case(IDCConfig().image_learning_rate, _arguments(height=(32, count(1))))
     found["IDCConfig.epochs_of_evaluation"] = Case(IDCConfig().epochs_of_evaluation, _arguments(classes=(10, count(1))))
     found["evaluation_epochs_of"] = Case(

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from hf_dataopt import (
     CoMixupConfig,
     DataCollatorForCoMixup,
+    DataCollatorForMixup,
     DataCollatorForPuzzleMix,
     MixResult,
+    MixupSchedule,
     PuzzleMixConfig,
     co_mixup,
     plot_mixup,
@@ -28,8 +30,9 @@ from hf_dataopt.mixup.adversarial import Attack, finish_attack, start_attack
 from hf_dataopt.mixup.clean import clean_pass
 from hf_dataopt.mixup.co_mixup import compatibility
 from hf_dataopt.mixup.graph_cut import grid_energy, solve_masks
-from hf_dataopt.mixup.loss import soft_cross_entropy, soft_targets
+from hf_dataopt.mixup.loss import soft_cross_entropy, soft_targets, softmax_binary_cross_entropy
 from hf_dataopt.mixup.puzzle_mix import PuzzleDraws, draw, mask_problem
+from hf_dataopt.mixup.segmentation import mixed_maps
 from hf_dataopt.mixup.transport import grid_distances, masked_transport
 
 from .configs import SEED
@@ -152,9 +155,13 @@ def _collator(kind: type, config: Any) -> Case:
         num_labels=Argument(lambda: 4, NONE | count(1)),
         collate_fn=Argument(lambda: print, CALLABLE),
         augmentation=Argument(lambda: None, NONE | CALLABLE),
-        label_smoothing=Argument(lambda: 0.1, number(0, 1, below=True)),
+        label_smoothing=Argument(lambda: 0.0, number(0, 1, below=True)),
+        loss=Argument(lambda: None, NONE | CALLABLE),
+        saliency_scale=Argument(lambda: 1.0, number(0, 1, above=True)),
         seed=Argument(lambda: 1, SEED),
     )
+    if kind is DataCollatorForMixup:
+        options["schedule"] = options.pop("config")
     return Case(kind, options)
 
 
@@ -168,8 +175,9 @@ def _mixed(features: Any) -> Any:
 
 def _live(features: Any) -> Any:
     model = _Head().train()
-    batch = DataCollatorForPuzzleMix(model)(features)
-    return model(**batch)
+    collator = DataCollatorForPuzzleMix(model)
+    with collator.mixing():
+        return model(**collator(features))
 
 
 FEATURES = Kind(
@@ -283,7 +291,10 @@ def cases() -> dict[str, Case]:
                         [dict, lambda: {"pixel_values": None}, lambda: {"pixel_values": images().int()}],
                     ),
                 ),
-                targets=Argument(targets, like(targets)),
+                mean_loss=Argument(
+                    lambda: lambda model, given: model.forward(**given)["logits"].square().mean(),
+                    Kind(lambda value: None if callable(value) else False, calls=False),
+                ),
                 backward=Argument(
                     lambda: None, NONE | Kind(lambda value: None if callable(value) else False, calls=False)
                 ),
@@ -349,6 +360,24 @@ def cases() -> dict[str, Case]:
         ),
         "DataCollatorForPuzzleMix": _collator(DataCollatorForPuzzleMix, PuzzleMixConfig),
         "DataCollatorForCoMixup": _collator(DataCollatorForCoMixup, CoMixupConfig),
+        "DataCollatorForMixup": _collator(DataCollatorForMixup, MixupSchedule),
+        "DataCollatorForPuzzleMix.install": Case(
+            lambda model: DataCollatorForPuzzleMix(_Head()).install(model),
+            _fields(model=Argument(_Head, NEVER | instance(nn.Module))),
+        ),
+        "softmax_binary_cross_entropy": Case(
+            softmax_binary_cross_entropy, _fields(logits=Argument(targets, like(targets)), targets=TARGETS)
+        ),
+        "segmentation.mixed_maps": Case(
+            mixed_maps,
+            _fields(
+                result=RESULT,
+                maps=Argument(
+                    lambda: torch.zeros(4, 8, 8, dtype=torch.int64),
+                    like(lambda: torch.zeros(4, 8, 8, dtype=torch.int64), loose=True),
+                ),
+            ),
+        ),
         "DataCollatorForPuzzleMix.__call__ (column)": Case(
             _mixed, _fields(features=Argument(lambda: rows(True), FEATURES))
         ),

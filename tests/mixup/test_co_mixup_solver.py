@@ -176,7 +176,8 @@ def test_the_frontier_search_is_exact_among_the_candidates_in_use(shape: tuple[i
             assert energy(problem, b, found[b]) == pytest.approx(best_of(problem, b, choices), abs=1e-12)
 
 
-def test_largest_frontier_and_strip_width() -> None:
+def test_largest_frontier_and_strip_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "_STRIP_STATES", 512)
     rng = np.random.default_rng(2)
     for _ in range(60):
         sizes = rng.integers(1, 5, size=rng.integers(1, 7, size=2))
@@ -262,6 +263,7 @@ def test_each_problem_is_searched_exactly_if_its_own_frontier_fits(monkeypatch: 
 
     monkeypatch.setattr(solver, "_frontier_search", record_exact)
     monkeypatch.setattr(solver, "_wide_search", record_wide)
+    monkeypatch.setattr(solver, "_ALONE_WORK", 0)
     for states, expected in ((81, [("exact", 3)]), (80, [("exact", 1), ("exact", 1), ("wide", 1)]), (27, None)):
         monkeypatch.setattr(solver, "_EXACT_STATES", states)
         found = solver._search(problem)
@@ -274,9 +276,37 @@ def test_each_problem_is_searched_exactly_if_its_own_frontier_fits(monkeypatch: 
     assert not solver._search(problem.some(np.array([0]))).any() and not sent, "one candidate each: nothing to search"
 
 
+def test_a_problem_alone_may_hold_more_and_is_searched_along_its_cheaper_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates in one row, or in one column: the largest frontier is 9 states one way and 27 the other."""
+    problem = problem_of(5, (3, 3, 3, 3))
+    problem.counts[:] = 1
+    problem.counts[0, 1] = problem.counts[1, :, 1] = 3
+    problem.counts[2, :2] = 3  # 27 states at best
+    seen: list[tuple[int, ...]] = []
+    exact = solver._frontier_search
+
+    def record(part: solver._Problem) -> np.ndarray:
+        seen.append(tuple(part.counts[0].ravel()))
+        return exact(part)
+
+    monkeypatch.setattr(solver, "_frontier_search", record)
+    monkeypatch.setattr(solver, "_wide_search", lambda part: np.full(part.unary.shape[:3], 2))
+    monkeypatch.setattr(solver, "_EXACT_STATES", 2)
+    down = (1, 3, 1) * 3
+    for work, wide in ((9 * 9, {2}), (9 * 27, set())):
+        monkeypatch.setattr(solver, "_ALONE_WORK", work)
+        seen.clear()
+        found = solver._search(problem)
+        assert seen[:2] == [down, down]
+        assert {b for b in range(3) if (found[b] == 2).all()} == wide
+        for b in {0, 1, 2} - wide:
+            choices = [list(range(k)) for k in problem.counts[b].ravel()]
+            assert energy(problem, b, found[b]) == pytest.approx(best_of(problem, b, choices), abs=1e-12)
+
+
 def test_wide_grids_end_where_neither_strips_nor_moves_improve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver, "_EXACT_STATES", 8)
-    monkeypatch.setattr(solver, "_STRIP_STATES", 8)
+    for name, least in (("_EXACT_STATES", 8), ("_STRIP_STATES", 8), ("_ALONE_WORK", 0)):
+        monkeypatch.setattr(solver, name, least)
     for seed in range(4):
         problem = problem_of(seed, (2, 3, 3, 3), strength=0.5)
         found = solver._wide_search(problem)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hf_dataopt.mixup.batches import batch_generator
 from hf_dataopt.mixup.co_mixup_config import CoMixupConfig
-from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix, batch_generator
+from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForPuzzleMix
 from hf_dataopt.mixup.config import PuzzleMixConfig
-from hf_dataopt.mixup.live import SALIENCY_KEY
+from hf_dataopt.mixup.live import LABELS_KEY, SALIENCY_KEY
 from hf_dataopt.mixup.puzzle_mix import puzzle_mix
 
 from .models import batch, make, rows
@@ -90,10 +91,15 @@ def test_no_number_of_workers_and_no_global_seed_changes_a_bit() -> None:
 def test_spawned_workers_get_neither_model_nor_hooks() -> None:
     model = make("vit")
     collator = DataCollatorForPuzzleMix(model, PUZZLE, saliency="map")
-    twin = pickle.loads(pickle.dumps(collator))
-    assert twin.live is None
-    found = twin(with_maps(4))
-    assert found[SALIENCY_KEY].shape == (4, 8, 8) and found["labels"].dtype == torch.int64
+    for on in (False, True):
+        if on:
+            collator.install()
+        twin = pickle.loads(pickle.dumps(collator))
+        assert twin.live is None
+        found = twin(with_maps(4))
+        assert found["labels"].dtype == torch.int64 and set(found) >= {"pixel_values", "labels"}
+        assert set(found) - {"pixel_values", "labels"} == ({SALIENCY_KEY, LABELS_KEY} if on else set())
+        assert not on or found[SALIENCY_KEY].shape == (4, 8, 8)
 
 
 def test_epochs_repeat() -> None:
@@ -110,7 +116,9 @@ def test_epochs_repeat() -> None:
 
 def test_results_are_kept_when_asked() -> None:
     model = make("vit").train()
-    collator = DataCollatorForCoMixup(model, CoMixupConfig(grid=2, part_size=4, outputs_per_part=3, distance_window=2))
+    config = CoMixupConfig(grid=2, part_size=4, outputs_per_part=3, distance_window=2, clean_weight=0.0)
+    collator = DataCollatorForCoMixup(model, config)
+    collator.install()
     model(**batch("vit", 8))
     assert collator.last_result is None and collator.seen == 6
     collator.keep_result = True
@@ -132,6 +140,7 @@ def test_spectrograms_move_along_time_only() -> None:
     model = make("ast").train()
     config = PuzzleMixConfig(grid_sizes=(4,), transport_cost=1e-3)
     collator = DataCollatorForPuzzleMix(model, config)
+    collator.install()
     collator.keep_result = True
     moved = 0
     for _ in range(3):
@@ -150,6 +159,7 @@ def test_blank_images_are_counted() -> None:
     with torch.no_grad():
         model.classifier.weight.zero_()  # no gradient reaches any input
     collator = DataCollatorForPuzzleMix(model, PUZZLE)
+    collator.install()
     data = batch("vit", 4)
     output = model(**data)
     assert collator.unmixed == collator.seen == 4
@@ -174,10 +184,11 @@ def test_modes_that_cannot_work_without_a_model(options: dict[str, Any], message
 
 def test_gradient_options_need_the_live_gradient() -> None:
     model = make("vit")
-    for config in (PuzzleMixConfig(clean_weight=1.0), PuzzleMixConfig().adversarial()):
-        for saliency in ("map", lambda images, targets: images.mean(1)):
-            with pytest.raises(ValueError, match="saliency='live'"):
-                DataCollatorForPuzzleMix(model, config, saliency=saliency)
+    for saliency in ("map", lambda images, targets: images.mean(1)):
+        with pytest.raises(ValueError, match="saliency='live'"):
+            DataCollatorForPuzzleMix(model, PuzzleMixConfig().adversarial(), saliency=saliency)
+        with pytest.raises(ValueError, match="saliency='live'"):
+            DataCollatorForPuzzleMix(model, PUZZLE, saliency=saliency, saliency_scale=0.5)
     with pytest.raises(TypeError, match="unknown"):
         DataCollatorForPuzzleMix(model, PUZZLE, unknown=1)
     with pytest.raises(ValueError, match="loader workers"), in_workers().paused():
@@ -192,6 +203,7 @@ def test_algorithm_2_through_the_collator() -> None:
     model = make("vit").train()
     config = PuzzleMixConfig(grid_sizes=(2,), neighbourhood=1, transport=False).adversarial(probability=0.5)
     collator = DataCollatorForPuzzleMix(model, config)
+    collator.install()
     collator.keep_result = True
     output = model(**batch("vit", 8))
     result, images = collator.last_result, collator.last_inputs

@@ -12,7 +12,8 @@ import transformers
 from torch import nn
 
 from hf_dataopt.mixup.config import PuzzleMixConfig
-from hf_dataopt.mixup.live import LiveMixing, LiveOptions, installed_on
+from hf_dataopt.mixup.live import LiveMixing, installed_on
+from hf_dataopt.mixup.options import LiveOptions
 from hf_dataopt.mixup.result import MixResult
 from hf_dataopt.saliency import input_saliency
 
@@ -36,7 +37,9 @@ class Recorder:
 
 def installed(model: nn.Module, **options: Any) -> tuple[LiveMixing, Recorder]:
     mixer = Recorder()
-    live = LiveMixing(mixer, LiveOptions(**options))
+    live, before = LiveMixing(mixer, LiveOptions(**options)), installed_on(model)
+    if before is not None:
+        before.remove()
     live.install(model)
     return live, mixer
 
@@ -99,15 +102,15 @@ def test_evaluation_and_removed_hooks_change_nothing() -> None:
     assert not model._forward_pre_hooks and not model._forward_hooks
 
 
-def test_second_collator_replaces_the_first_and_one_mixing_serves_one_model() -> None:
+def test_one_mixing_serves_one_model_and_one_model_has_one_mixing() -> None:
     model = make("vit").train()
-    first, seen_first = installed(model)
-    second, seen_second = installed(model)
-    model(**batch("vit", 2))
-    assert not first.installed and second.installed and installed_on(model) is second
-    assert len(seen_first.seen) == 0 and len(seen_second.seen) == 1
+    first, seen = installed(model)
+    with pytest.raises(ValueError, match="another mixing is installed"):
+        LiveMixing(halves).install(model)
     with pytest.raises(ValueError, match="remove"):
-        second.install(make("vit"))
+        first.install(make("vit"))
+    model(**batch("vit", 2))
+    assert installed_on(model) is first and len(seen.seen) == 1
 
 
 def test_exceptions_leave_model_and_hooks_as_they_were() -> None:
@@ -186,6 +189,7 @@ def test_seeds_give_streams_and_unmixed_samples_are_counted() -> None:
     first = partners[0, 0]
     assert first[0] == first[1] and first[0][0] != first[0][1]
     assert len({str(runs[0]) for runs in partners.values()}) == 3
+    live.remove()
     live = LiveMixing(unchanged)
     live.install(model)
     model(**data)
@@ -277,7 +281,12 @@ def test_what_cannot_be_mixed_is_refused() -> None:
         ({"clean_weight": float("nan")}, ValueError),
         ({"probability": 2.0}, ValueError),
         ({"mean": (0.5,)}, ValueError),
-        ({"saliency": abs, "clean_weight": 1.0}, ValueError),
+        ({"saliency": abs, "attack": PuzzleMixConfig()}, ValueError),
+        ({"saliency": abs, "saliency_scale": 0.5}, ValueError),
+        ({"clean_weight": 1.0, "saliency_scale": 0.5}, ValueError),
+        ({"saliency_scale": 0.0}, ValueError),
+        ({"label_smoothing": 0.1, "loss": abs}, ValueError),
+        ({"loss": 1}, TypeError),
         ({"saliency": 3}, TypeError),
         ({"augmentation": "flip"}, TypeError),
     ],
