@@ -5,6 +5,7 @@ Invariants: mosaic then form shows the images again; what is loaded decodes to w
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_dataopt.condensation.augment import augment, cutmix, draw, draw_cutmix
+from hf_dataopt.condensation.augment import Draws, augment, cutmix, draw, draw_cutmix
 from hf_dataopt.condensation.columns import read_images, to_dataset
 from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.config import IDCConfig
@@ -184,6 +185,19 @@ def test_augmentation_of_one_draw_equals_the_same_draw_per_image(strategy: str) 
     for pick in range(3 if "scale" in strategy else 1):
         shared = draw(strategy, (12, 10), torch.Generator().manual_seed(pick), pick=pick)
         torch.testing.assert_close(augment(images, shared), augment(images, shared.repeat(torch.tensor(5))))
+
+
+@pytest.mark.parametrize("size", [(24, 8), (8, 24)])
+def test_every_shift_of_a_crop_moves_pixels_and_brings_in_zeros(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0)) + 1
+    reach = [side // 8 for side in size]
+    for down, right in itertools.product(*(range(-most, most + 1) for most in reach)):
+        moved = augment(images, Draws(picked="crop", first=torch.tensor([down]), second=torch.tensor([right])))
+        assert moved.shape == images.shape
+        for row, column in itertools.product(*map(range, size)):
+            inside = 0 <= row + down < size[0] and 0 <= column + right < size[1]
+            expected = images[:, :, row + down, column + right] if inside else torch.zeros(2, 1)
+            assert torch.equal(moved[:, :, row, column], expected), (down, right, row, column)
 
 
 def test_cutmix_ratio_is_the_area_kept() -> None:

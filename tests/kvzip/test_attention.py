@@ -45,6 +45,15 @@ def test_attend_equals_dense(path: str, heads: int, kv_heads: int, rows: int, le
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
 
 
+def test_keys_of_one_context_serve_every_row_of_a_batch(path: str) -> None:
+    query, _, _ = tensors(3, 6, 2, 5, 12)
+    _, key, value = tensors(1, 6, 2, 5, 12)
+    output, lse = attend(query, key, value, scale=SCALE)
+    expected, expected_lse = dense_attention(query, key.repeat(3, 1, 1, 1), value.repeat(3, 1, 1, 1), SCALE)
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["bool", "float", "causal"])
 def test_attend_under_a_mask(path: str, kind: str) -> None:
     query, key, value = tensors(2, 6, 2, 6, 6)
