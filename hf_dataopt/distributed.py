@@ -44,6 +44,24 @@ def shard(n_items: int, index: int | None = None, count: int | None = None) -> r
     return range(rank() if index is None else index, n_items, world_size() if count is None else count)
 
 
+def sum_over_processes(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Sum of tensors of one shape over the processes of `accelerate launch` or `torchrun`, on the CPU.
+
+    Args:
+        values: of this process; float64 or int64.
+        device: of this process's other work.
+    """
+    if world_size() == 1:
+        return values
+    import torch.distributed
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    moved = values.to(state.device)
+    torch.distributed.all_reduce(moved)
+    return moved.cpu()
+
+
 def rows_of(
     inputs: Mapping[str, torch.Tensor], start: int, stop: int, total: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:

@@ -84,8 +84,8 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
     hosts = two_hosts.compare(folder)
     rows = {
         "relation fit": (
-            seeded(lambda: jobs.combined(None)),
-            resumed("relation combined", folder / "relation"),
+            seeded(lambda: jobs.relation(None)),
+            resumed("relation", folder / "relation"),
             "-",
             hosts["relation"],
         ),

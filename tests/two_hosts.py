@@ -29,7 +29,7 @@ def relation() -> dict[str, np.ndarray]:
     from .relation.data import make
 
     LARGEST_TILE["cpu"] = 64
-    report = RelationCleaner(score="combined").fit(make(n=700).dataset(), quiet=True)
+    report = RelationCleaner().fit(make(n=700).dataset(), quiet=True)
     names = ("label_noise_score", "outlier_score", "is_label_error", "suggested_label")
     return {name: np.asarray(getattr(report, name)) for name in names}
 

@@ -1,7 +1,8 @@
 """Chapter 5 from top to bottom: relate every row to every other, cut the graph, score label errors and outliers.
 
 The kernel is in `kernel.py` (Eqs. 5.1, 5.4, 5.5), the tiled sums in `graph.py`, Algorithm 4 in `label_noise.py`, the
-outlier score in `outlier.py`; what comes out, and why a row is flagged, in `report.py`.
+outlier score in `outlier.py`. From the same tiles: nearest rows and copies (`nearest.py`), and what they and the model say of
+a label (`posterior.py`). What comes out, and why a row is flagged, is in `report.py`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from ..progress import say
 from ..publishing.writer import check_target
 from ..seeding import generator
 from ..settings import check_dataset, check_device, check_each, check_flag, check_kind, check_path, check_text, optional
-from .combined import neighbour_margin, prob_columns, ranks, unary_scores
 from .config import RelationConfig
+from .cut import flag, most_expected_f1
 from .graph import RelationGraph
 from .graphs import graphs_of
 from .label_noise import LabelNoise, find_label_noise, top_share
-from .labels import Labels, read_labels
+from .labels import Labels, prob_columns, read_labels
+from .nearest import Neighbours
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows
+from .posterior import Posterior, label_posterior
 from .report import RelationReport
 from .saved import KIND, UNFINISHED
-from .suggestion import suggest
 from .unfit import summary_of, unfit_rows
 
 logger = logging.getLogger(__name__)
@@ -87,12 +89,13 @@ class RelationCleaner:
         Args:
             dataset: a `datasets.Dataset` with a feature column (rows of d numbers) and a probability column (rows of
                 C numbers), as `FeatureExtractor` adds them or from anywhere else. Read from memory-mapped Arrow.
-            label_column: `ClassLabel`, integers or texts.
+            label_column: `ClassLabel`, integers or texts; rows with -1 or None are unlabelled: they get an outlier score, and
+                have no say.
             features_column, probs_column: one name, or one per checkpoint: scores are then averaged (Table 5.5) and
                 relation maps drawn over the checkpoints (section 5.3.6).
             output_dir: finished stripes are kept here, and a killed run goes on from them; the report is saved here. One
                 job at a time: the folder is locked.
-            on_error: "skip" leaves rows that cannot be related out and counts them in `report.summary["skipped"]`; the
+            on_error: "skip" leaves rows that cannot be related out and counts them in `report.about["skipped"]`; the
                 report is then about `report.fitted(dataset)`.
             quiet: no estimate, no progress bars.
 
@@ -101,14 +104,16 @@ class RelationCleaner:
 
         Raises:
             ValueError: missing columns; rows of different length; NaN, infinite or zero features; `probs` that are no
-                probabilities; multi-label, regression, missing, negative or single-class labels. The first row at fault
-                is named.
+                probabilities; multi-label, regression or single-class labels, or numbers that are no classes. The first
+                row at fault is named.
             TypeError: not a map-style `datasets.Dataset`.
             FolderInUseError: another job writes to `output_dir`.
 
         Source: Algorithm 4, section 5.3.3; Table 5.5 for several checkpoints (plain mean of the scores).
-        Cost: per checkpoint n^2 (d + C) operations for the sums (half of f f^T + p p^T), 2 n m (d + C) for the outlier
-            scores against m rows, `max_memory_gb` of working memory; with `partition_size=k` n k (d + C).
+        Differs: `score="combined"` and `cut="estimated"` (`RelationConfig`), and copies, are not in the dissertation.
+        Cost: per checkpoint n^2 (d + C) operations for sums, nearest rows and copies (half of f f^T + p p^T), 2 n m (d + C)
+            for the outlier scores against m rows, `max_memory_gb` of working memory and 8 n (neighbours + 1) bytes; with
+            `partition_size=k` n k (d + C).
         """
         check_on_error(on_error)
         check_dataset("dataset", dataset, _NO_ROWS)
@@ -131,7 +136,7 @@ class RelationCleaner:
                 raise _with_row(error, dataset, label_column, views, self.config) from error
             report = self._fit(graphs, labels, label_column, views, work, quiet)
             if skipped:
-                report.summary["skipped"] = summary_of(skipped)
+                report.about["skipped"] = summary_of(skipped)
             if folder is not None and distributed.is_main_process():
                 report.save(folder)
                 shutil.rmtree(work or "", ignore_errors=True)
@@ -153,15 +158,22 @@ class RelationCleaner:
                 say(line)
         reference = reference_rows(len(graphs[0]), config)
         found = [_score(graph, reference, _Work(work, str(k), quiet)) for k, graph in enumerate(graphs)]
-        noise = [result.noise for result in found]
-        scores = np.mean([one.scores for one in noise], axis=0)
-        noisy = noise[0].noisy if len(noise) == 1 else _ensemble_set(scores, noise, config)
-        parts: dict[str, NDArray[np.float64]] = {}
-        if config.score == "combined":
-            places = prob_columns(labels, graphs[0])
-            scores, noisy, parts = _combine(graphs, places, scores, _Work(work, "neighbours", quiet))
-        outlier = np.mean([result.outlier for result in found], axis=0)
-        flagged, level = is_outlier(outlier, config.outlier_share)
+        about: dict[str, Any] = {"checkpoints": [one.about for one in found], "processes": distributed.world_size()}
+        relation = np.mean([one.noise.scores for one in found], axis=0)
+        posterior, about["columns"] = _posterior(graphs, labels, found)
+        about["noise_rate"] = float(posterior.wrong.sum() / (labels.codes >= 0).sum())
+        about["mixture"] = {name: getattr(posterior, name) for name in ("beta", "gamma", "offset", "slope")}
+        score = posterior.wrong if config.score == "combined" else relation
+        named = labels.codes >= 0
+        if config.cut == "algorithm4":
+            noisy, rule = _ensemble_set(relation, [one.noise for one in found], config), "algorithm4"
+        else:
+            estimated = config.cut == "estimated"
+            share = most_expected_f1(posterior.wrong[named]) / named.sum() if estimated else float(config.cut)
+            noisy, rule = flag(score, labels.codes, "share", share), "estimated" if estimated else "noise_rate"
+        about["cut"] = {"rule": rule, "value": float(noisy.sum() / named.sum())}
+        outlier = np.mean([one.outlier for one in found], axis=0)
+        odd, level = is_outlier(outlier, config.outlier_share)
         report = RelationReport(
             config=config,
             label_column=label_column,
@@ -169,15 +181,17 @@ class RelationCleaner:
             label_values=labels.values,
             label_names=labels.names,
             labels=labels.codes,
-            label_noise_score=scores,
+            label_noise_score=score,
             is_label_error=noisy,
-            suggested_label=_suggest(graphs, noisy, labels.codes, _Work(work, "votes", quiet)),
+            suggested_label=np.where(noisy, posterior.other, labels.codes),
+            other_label=posterior.other,
             outlier_score=outlier,
-            is_outlier=flagged,
+            is_outlier=odd,
             outlier_level=level,
+            group=_common([one.near.group for one in found]),
             reference=[Reference.of(graph, reference, *view) for graph, view in zip(graphs, views, strict=True)],
-            parts=parts,
-            summary={"checkpoints": [result.about for result in found], "processes": distributed.world_size()},
+            parts={"combined": posterior.wrong, "label_noise": relation},
+            about=about,
         )
         report.attach(graphs)
         return report
@@ -186,6 +200,7 @@ class RelationCleaner:
 @dataclass
 class _Scores:
     noise: LabelNoise
+    near: Neighbours
     outlier: NDArray[np.float64]
     about: dict[str, Any]
 
@@ -208,41 +223,48 @@ class _Work:
             self.folder / f"{self.name}-{step}-{split}.safetensors", {**graph.key, "process": split, "rows": subsets}
         )
 
-    def votes(self, graph: RelationGraph, number: int, voters: Index, rows: Index) -> PassCheckpoint | None:
-        """A checkpoint for the votes on some rows."""
-        return self.keep(graph, f"{number}-{int(rows[0])}", voters, rows)
-
 
 def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
-    """Label noise of all rows, in partitions if asked, and outlier scores."""
+    """Label noise of all rows and who is near whom, in partitions if asked, and outlier scores."""
     config = graph.config
     parts = _partitions(len(graph), config)
     solved = []
     for k, part in enumerate(parts):
         sub = graph if len(parts) == 1 else graph.select(part)
         solved.append(_cut(sub, _Work(work.folder, f"{work.name}-{k}", work.quiet or len(parts) > 1)))
-    noise = solved[0] if len(parts) == 1 else _joined(parts, solved, len(graph))
+    noises, nears = [one for one, _ in solved], [one for _, one in solved]
+    noise = noises[0] if len(parts) == 1 else _joined(parts, noises, len(graph))
     about = {
-        "objective": float(sum(one.objective for one in solved)),
+        "objective": float(sum(one.objective for one in noises)),
         "threshold": noise.threshold,
-        "passes": max(one.passes for one in solved),
-        "stopped": sorted({one.stopped for one in solved}),
+        "passes": max(one.passes for one in noises),
+        "stopped": sorted({one.stopped for one in noises}),
         "noisy": int(noise.noisy.sum()),
         "partitions": len(parts),
     }
     kept = work.keep(graph, "outlier", reference)
-    return _Scores(noise, outlier_scores(graph, reference, checkpoint=kept, quiet=work.quiet), about)
+    outlier = outlier_scores(graph, reference, checkpoint=kept, quiet=work.quiet)
+    return _Scores(noise, nears[0] if len(parts) == 1 else _apart(parts, nears, len(graph)), outlier, about)
 
 
-def _cut(graph: RelationGraph, work: _Work) -> LabelNoise:
-    """Algorithm 4 on one graph; w = -r."""
-    initial = -graph.relation_sums(work.keep(graph, "sums"), quiet=work.quiet)
+def _cut(graph: RelationGraph, work: _Work) -> tuple[LabelNoise, Neighbours]:
+    """One pass over all pairs, then Algorithm 4 on the labelled rows; w = -r."""
+    nearest = graph.nearest_rows()
+    initial = -graph.relation_sums(work.keep(graph, "sums"), nearest=nearest, quiet=work.quiet)
     calls = iter(range(10**9))
+    named = np.arange(len(graph)) if graph.labels is None else np.flatnonzero(graph.labels >= 0)
 
-    def subset_sums(rows: Index) -> NDArray[np.float64]:
-        return -graph.sums_against(rows, checkpoint=work.keep(graph, f"cut{next(calls)}", rows), quiet=work.quiet)
+    def subset_sums(some: Index) -> NDArray[np.float64]:
+        rows = named[some]
+        kept = work.keep(graph, f"cut{next(calls)}", rows)
+        return -graph.sums_against(rows, checkpoint=kept, quiet=work.quiet)[named]
 
-    return find_label_noise(initial, subset_sums, graph.config)
+    found, near = find_label_noise(initial[named], subset_sums, graph.config), nearest.result(graph.device)
+    if len(named) < len(graph):
+        scores, noisy = np.zeros(len(graph)), np.zeros(len(graph), bool)
+        scores[named], noisy[named] = found.scores, found.noisy
+        found.scores, found.noisy = scores, noisy
+    return found, near
 
 
 def _partitions(count: int, config: RelationConfig) -> list[Index]:
@@ -265,63 +287,44 @@ def _joined(parts: list[Index], solved: list[LabelNoise], count: int) -> LabelNo
     return LabelNoise(scores, noisy, level, stopped=stopped)
 
 
-def _combine(
-    graphs: list[RelationGraph], places: Index, relation: NDArray[np.float64], work: _Work
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
-    """The combined score, the rows it flags, and the ranks it is made of.
-
-    Flagged are rows that model and nearest rows would both label otherwise (in most checkpoints), the worst
-    `max_noisy_share` of all rows at most.
-    """
-    config = graphs[0].config
-    found = [
-        _combined_parts(graph, places, _Work(work.folder, f"{work.name}-{k}", work.quiet))
-        for k, graph in enumerate(graphs)
-    ]
-    parts = {name: np.mean([one[name] for one, _ in found], axis=0) for name in found[0][0]}
-    scores = np.mean(list(parts.values()), axis=0)
-    noisy = np.mean([disagreed for _, disagreed in found], axis=0) > 0.5
-    kept = np.argsort(np.where(noisy, -scores, 1.0), kind="stable")[: int(config.max_noisy_share * len(scores))]
-    bounded = np.zeros_like(noisy)
-    bounded[kept] = noisy[kept]
-    return scores, bounded, {**parts, "relation": ranks(relation)}
+def _apart(parts: list[Index], nears: list[Neighbours], count: int) -> Neighbours:
+    """The nearest rows of all partitions, by their numbers in the whole."""
+    width = max(near.rows.shape[1] for near in nears)
+    rows, similarity, group = (
+        np.full((count, width), -1),
+        np.zeros((count, width), np.float32),
+        np.empty(count, np.int64),
+    )
+    for part, near in zip(parts, nears, strict=True):
+        here = slice(0, near.rows.shape[1])
+        rows[part, here] = np.where(near.rows >= 0, part[near.rows], -1)
+        similarity[part, here], group[part] = near.similarity, part[near.group]
+    return Neighbours(rows, similarity, group)
 
 
-def _combined_parts(
-    graph: RelationGraph, places: Index, work: _Work
-) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
-    """The ranks of one checkpoint, neighbours within the partition."""
-    loss, margin = unary_scores(graph, places)
-    nearest = np.empty(len(graph))
-    parts = _partitions(len(graph), graph.config)
-    for k, part in enumerate(parts):
-        sub = graph if len(parts) == 1 else graph.select(part)
-        kept = work.keep(sub, str(k))
-        nearest[part] = neighbour_margin(
-            sub, graph.config.neighbours, checkpoint=kept, quiet=work.quiet or len(parts) > 1
-        )
-    return {"loss": ranks(loss), "margin": ranks(margin), "neighbours": ranks(nearest)}, (margin > 0) & (nearest > 0)
+def _common(groups: list[Index]) -> Index:
+    """Rows are copies where every checkpoint says so; each group is named by its smallest row."""
+    _, first, place = np.unique(np.stack(groups, axis=1), axis=0, return_index=True, return_inverse=True)
+    return np.asarray(first[place.reshape(-1)], np.int64)
+
+
+def _posterior(graphs: list[RelationGraph], labels: Labels, found: list[_Scores]) -> tuple[Posterior, dict[str, Any]]:
+    """What nearest rows and model say of every label, and how labels and columns of probabilities were put together."""
+    probs = [graph.probs for graph in graphs if graph.probs is not None]
+    columns, matched = prob_columns(labels, probs[0]) if probs else (None, False)
+    about = {"matched": matched, "columns": [] if columns is None else columns.tolist()}
+    near = [one.near for one in found]
+    return label_posterior(labels.codes, len(labels.values), near, probs if about["columns"] else [], columns), about
 
 
 def _ensemble_set(scores: NDArray[np.float64], noise: list[LabelNoise], config: RelationConfig) -> NDArray[np.bool_]:
-    """N of the mean scores: above the mean lambda of the checkpoints that formed a set, bounded as each of them is."""
+    """N; with several checkpoints of the mean scores: above the mean lambda of those that formed a set, bounded as each is."""
+    if len(noise) == 1:
+        return noise[0].noisy
     levels = [one.threshold for one in noise if one.stopped != "skipped"]
     if not levels:
         return np.zeros(len(scores), bool)
     return top_share(scores, config.max_noisy_share, float(np.mean(levels)))[0]
-
-
-def _suggest(graphs: list[RelationGraph], noisy: NDArray[np.bool_], labels: Index, work: _Work) -> Index:
-    """Suggestions for the rows of N, from their own partition."""
-    parts = _partitions(len(labels), graphs[0].config)
-    if len(parts) == 1:
-        return suggest(graphs, noisy, labels, keep=work.votes, quiet=work.quiet)
-    suggested = labels.copy()
-    for k, part in enumerate(parts):
-        subs = [graph.select(part) for graph in graphs]
-        kept = _Work(work.folder, f"{work.name}-{k}", True).votes
-        suggested[part] = suggest(subs, noisy[part], labels[part], keep=kept, quiet=True)
-    return suggested
 
 
 def _estimate(graphs: list[RelationGraph], config: RelationConfig) -> list[str]:
@@ -329,10 +332,7 @@ def _estimate(graphs: list[RelationGraph], config: RelationConfig) -> list[str]:
     graph, count = graphs[0], len(graphs[0])
     part = min(config.partition_size or count, count)
     reference = min(config.outlier_reference or count, count)
-    tiles = (
-        count * part * (0.5 + 2 * config.max_noisy_share * 0.3) + count * reference
-    )  # sums, cuts and votes, outliers
-    tiles += count * part if config.score == "combined" else 0
+    tiles = count * part * (0.75 + config.max_noisy_share * 0.3) + count * reference  # sums and nearest, cuts, outliers
     seconds = len(graphs) * graph.seconds_per_tile() * tiles / graph.tile_rows**2 / distributed.world_size()
     width = graph.features.width + (graph.probs.width if graph.probs else 0)
     return [

@@ -34,11 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     parser.add_argument("--temperature", type=float, default=4.0, help="t of Eq. 5.4")
     parser.add_argument(
-        "--score", choices=["label_noise", "combined"], default="label_noise", help="Algorithm 4, or ours"
+        "--score", choices=["combined", "label_noise"], default="combined", help="ours, or the score of Algorithm 4"
+    )
+    parser.add_argument(
+        "--cut", choices=["estimated", "algorithm4"], default="estimated", help="which rows go; or give --noise-rate"
     )
     parser.add_argument("--noise-rate", type=float, default=None, help="share of labels expected to be wrong")
     parser.add_argument("--partition-size", type=int, default=None, help="rows of a partition (very large sets)")
     parser.add_argument("--drop-outliers", action="store_true", help="drop outliers too")
+    parser.add_argument("--drop-near-duplicates", action="store_true", help="keep one row of each group of copies")
     parser.add_argument("--max-memory-gb", type=float, default=0.06, help="working memory of the graph")
     parser.add_argument("--device", default=None, help="where the graph is computed, such as cuda; default the CPU")
     parser.add_argument("--rows", type=int, default=24, help="rows in the HTML report")
@@ -68,6 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("nowhere to write to: give --out DIR or --push-to-hub REPO")
     config = RelationConfig(
         score=args.score,
+        cut=args.cut,
         temperature=args.temperature,
         partition_size=args.partition_size,
         max_memory_gb=args.max_memory_gb,
@@ -91,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     if args.noise_rate is not None:
         report = report.rethreshold(noise_rate=args.noise_rate)
-    cleaned = report.filter(source, outliers=args.drop_outliers)
+    cleaned = report.filter(source, outliers=args.drop_outliers, near_duplicates=args.drop_near_duplicates)
     result = summary(report, len(cleaned))
     # every process of accelerate or torchrun comes here; one writes
     if not distributed.is_main_process():
@@ -142,12 +147,14 @@ def summary(report: Any, kept: int) -> dict[str, Any]:
         "outliers": int(report.is_outlier.sum()),
         "kept": kept,
         "config": json.loads(report.config.to_json_string()),
-        "summary": report.summary,
+        "noise_rate": report.noise_rate,
+        "near_duplicates": len(report.near_duplicates()),
+        "summary": report.about,
         "worst": [
             {
                 "row": int(numbers[row]),
-                "label": report.label_names[report.labels[row]],
-                "suggested": report.label_names[report.suggested_label[row]],
+                "label": report.name_of(report.labels[row]),
+                "suggested": report.name_of(report.suggested_label[row]),
                 "score": float(report.label_noise_score[row]),
             }
             for row in report.worst(10)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..settings import LARGEST, MOST, MOST_SEED, Settings, check_device, check_number, optional, settle
+from ..settings import LARGEST, MOST, MOST_SEED, Settings, check_choice, check_device, check_number, optional, settle
 
 _CHOICES = {
-    "score": ("label_noise", "combined"),
+    "score": ("combined", "label_noise"),
     "similarity": ("cosine", "rbf"),
     "threshold": ("relative", "absolute", "quantile", "noise_rate"),
     "on_cycle": ("best", "last"),
@@ -33,6 +33,7 @@ _COUNTS = {
     "partition_size": (2, MOST),
     "seed": (0, MOST_SEED),
 }
+_CUT = "give 'estimated', 'algorithm4', or the share of the labels to flag"
 _OPTIONAL = ("outlier_reference", "partition_size", "device")
 
 
@@ -41,9 +42,13 @@ class RelationConfig(Settings):
     """How the relation graph is built, cut and scored.
 
     Args:
-        score (`str`, default `"label_noise"`): what `label_noise_score` holds: the score s of Algorithm 4, or `"combined"`,
-            the mean rank of loss, margin and the votes of the nearest rows (ours; see `combined.py`).
-        neighbours (`int`, >= 1, default 10): edges a row keeps for `score="combined"`.
+        score (`str`, default `"combined"`): what `label_noise_score` holds: the probability that a label is wrong, from
+            the model's probabilities and the labels of the nearest rows (ours; see `posterior.py`), or `"label_noise"`, the
+            score s of Algorithm 4.
+        cut (`str` or `float`, default `"estimated"`): which rows are flagged. `"estimated"`: as many of the highest scores
+            as have the largest expected F1 under those probabilities; a number in [0, 1]: that share of the labelled rows;
+            `"algorithm4"`: the noisy set N of Algorithm 4, whatever the score.
+        neighbours (`int`, >= 1, default 30): nearest rows that vote on a label.
         temperature (`float`, > 0, default 4): `t` of Eq. 5.4 for label errors (reference code; the text saturates at 6).
         similarity (`str`, default `"cosine"`): `s` of Eq. 5.4: truncated cosine, or `"rbf"`,
             `exp(-rbf_gamma |f - f'|^2)` on unit-length features (Table 5.7; the text gives neither scale nor gamma).
@@ -57,7 +62,7 @@ class RelationConfig(Settings):
             of the initial scores, at least 0.5; `"noise_rate"`: the expected share of wrong labels is taken at every pass,
             positive scores only.
         threshold_value (`float`, default 0.05): the number that `threshold` reads.
-        max_noisy_share (`float`, [0, 1], default 0.3): the noisy set never holds more than this share of the rows.
+        max_noisy_share (`float`, [0, 1], default 0.3): Algorithm 4's noisy set never holds more than this share of the rows.
         skip_share (`float`, [0, 1], default 0.5): when more than this share of the initial scores speaks against its
             own label, no set is formed (a warning says so) and the initial scores stand. 1 never skips.
         max_passes (`int`, >= 1, default 100): most passes of Algorithm 4; 1 is the reference code.
@@ -79,8 +84,9 @@ class RelationConfig(Settings):
         ValueError: a field is out of its range.
         TypeError: a field has the wrong type.
 
-    Source: chapter 5; defaults from the reference code where it and the text differ, except `diagonal`, the bounds on
-        the noisy set, and passes until convergence.
+    Source: chapter 5; defaults of the graph from the reference code where it and the text differ, except `diagonal`, the
+        bounds on the noisy set, and passes until convergence.
+    Differs: score and cut are ours by default; `score="label_noise", cut="algorithm4"` are the dissertation's.
 
     Example:
         >>> RelationConfig(temperature=6).temperature
@@ -88,8 +94,9 @@ class RelationConfig(Settings):
     """
 
     METHOD: ClassVar[str] = "relation"
-    score: Literal["label_noise", "combined"] = "label_noise"
-    neighbours: int = 10
+    score: Literal["combined", "label_noise"] = "combined"
+    cut: Literal["estimated", "algorithm4"] | float = "estimated"
+    neighbours: int = 30
     temperature: float = 4.0
     similarity: Literal["cosine", "rbf"] = "cosine"
     rbf_gamma: float = 1.0
@@ -115,8 +122,10 @@ class RelationConfig(Settings):
     def __post_init__(self) -> None:
         flags = ("compatibility", "diagonal")
         settle(self, choices=_CHOICES, numbers=_RANGES, counts=_COUNTS, flags=flags, optional=_OPTIONAL)
-        if self.score == "combined" and not self.compatibility:
-            raise ValueError("score='combined' needs the probabilities: use compatibility=True")
+        if isinstance(self.cut, str):
+            check_choice("cut", self.cut, ("estimated", "algorithm4"))
+        else:
+            object.__setattr__(self, "cut", check_number("cut", self.cut, 0.0, 1.0, todo=_CUT))
         object.__setattr__(self, "device", optional(check_device, "device", self.device))
         if self.threshold == "quantile" and self.threshold_value < 0.5:
             raise ValueError(
@@ -130,6 +139,8 @@ class RelationConfig(Settings):
     def dissertation(cls, threshold_value: float, **changes: Any) -> RelationConfig:
         """The text read literally: absolute lambda (no value is given there), no cut-off, no bound, until convergence."""
         text: dict[str, Any] = {
+            "score": "label_noise",
+            "cut": "algorithm4",
             "threshold": "absolute",
             "edge_cutoff": 0.0,
             "max_noisy_share": 1.0,
@@ -142,5 +153,13 @@ class RelationConfig(Settings):
     @classmethod
     def reference(cls, **changes: Any) -> RelationConfig:
         """The reference code: diagonal kept, one refinement, relative lambda of 0.05, no bound on the noisy set."""
-        code: dict[str, Any] = {"diagonal": True, "max_passes": 1, "max_noisy_share": 1.0, "skip_share": 1.0}
-        return cls(**{**code, "on_cycle": "last", **changes})
+        code: dict[str, Any] = {
+            "score": "label_noise",
+            "cut": "algorithm4",
+            "diagonal": True,
+            "max_passes": 1,
+            "max_noisy_share": 1.0,
+            "skip_share": 1.0,
+            "on_cycle": "last",
+        }
+        return cls(**{**code, **changes})

@@ -40,14 +40,10 @@ def clean_digits(folder: Path, seed: int) -> dict[str, Any]:
     for step in _train(model, train, seed):
         data = data.map(FeatureExtractor(model, column="pixels", suffix=f"_{step}"), batched=True, desc="Features")
     before = _accuracy(model, test)
-    report = (
-        RelationCleaner()
-        .fit(
-            data,
-            features_column=[f"features_{step}" for step in CHECKPOINTS],
-            probs_column=[f"probs_{step}" for step in CHECKPOINTS],
-        )
-        .rethreshold(noise_rate=NOISE)
+    report = RelationCleaner().fit(
+        data,
+        features_column=[f"features_{step}" for step in CHECKPOINTS],
+        probs_column=[f"probs_{step}" for step in CHECKPOINTS],
     )  # as a user would who knows roughly how many labels are wrong
     cleaned = _network(seed)
     for _ in _train(cleaned, report.filter(train), seed):

@@ -22,7 +22,7 @@ class Evidence:
         conflicting_labels: (k,) their label codes.
         conflicting_relations: (k,) float32, in [-1, 0).
         supporting, supporting_labels, supporting_relations: the same for positive relations, in (0, 1].
-        ranks: the row's ranks in [0, 1] of the parts of `score="combined"`; empty otherwise.
+        ranks: the share of rows with a lower score, by score (`"combined"`, `"label_noise"`).
     """
 
     row: int

@@ -24,6 +24,7 @@ from ..progress import bar
 from ..settings import check_array, check_int, check_kind, check_number, optional
 from .config import RelationConfig
 from .kernel import power_, sign_
+from .nearest import NearestRows, copy_level
 from .rows import Rows
 from .tiles import LARGEST_TILE, SMALLEST_TILE, ExactSums, Index, Tile, Workspace, signed_sums, sums_of
 
@@ -121,33 +122,8 @@ class RelationGraph:
 
     def features_only(self) -> RelationGraph:
         """The graph of `s(f, f')` alone: no compatibility, no cut-off."""
-        bare = replace(self.config, score="label_noise", compatibility=False, edge_cutoff=0.0)
+        bare = replace(self.config, compatibility=False, edge_cutoff=0.0)
         return self._as_small(RelationGraph(self.features, None, self.labels, bare, self.centre))
-
-    def visit_all(
-        self,
-        add: Callable[[Tensor, Tile, Tile, Index, Index], None],
-        sums: Tensor,
-        *,
-        checkpoint: PassCheckpoint | None = None,
-        quiet: bool = False,
-    ) -> NDArray[np.float64]:
-        """Call `add(kernel before the power, row tile, column tile, row numbers, column numbers)` on every tile.
-
-        Args:
-            add: writes what it finds for its rows into `sums`; the tiles of a stripe come in the order of `order`.
-            sums: (n,) float64 zeros, kept by `checkpoint`.
-            checkpoint: where finished stripes are kept.
-            quiet: no progress bar.
-
-        Returns:
-            (n,) `sums`, added over the processes.
-
-        Cost: 2 n^2 (d + C) operations.
-        """
-        job = _Pass(add, sums, not self.config.diagonal, checkpoint, quiet)
-        self._visit(job, self, self.order, self.order)
-        return _sum_over_processes(sums, self.device).numpy()
 
     def _bytes(self, tile: int, width: int) -> int:
         copies = 1 if self.dtype == torch.float32 and self.device.type == "cpu" else 2
@@ -199,11 +175,14 @@ class RelationGraph:
         other.block_rows = min(other.block_rows, self.block_rows)
         return other
 
-    def relation_sums(self, checkpoint: PassCheckpoint | None = None, *, quiet: bool = False) -> NDArray[np.float64]:
+    def relation_sums(
+        self, checkpoint: PassCheckpoint | None = None, *, nearest: NearestRows | None = None, quiet: bool = False
+    ) -> NDArray[np.float64]:
         """`sum_j r(i, j)` for every row: minus the initial score of Algorithm 4, first loop.
 
         Args:
             checkpoint: where finished stripes are kept; a killed run goes on from there.
+            nearest: is shown the products of every pair of rows on the way (`nearest_rows` makes one).
             quiet: no progress bar.
 
         Returns:
@@ -213,9 +192,9 @@ class RelationGraph:
         Cost: n^2 (d + C) operations (half of the full products: the upper triangle), `nbytes` of memory.
         """
         stripes = self._stripes(self.order)
-        mine = list(distributed.shard(len(stripes)))
+        mine = distributed.shard(len(stripes))
         done, sums = 0, ExactSums(len(self))
-        state = dict(zip(("sums", "rest"), sums.parts, strict=True))
+        state = dict(zip(("sums", "rest"), sums.parts, strict=True)) | (nearest.state if nearest else {})
         found = checkpoint.load(len(mine), state) if checkpoint else None
         if found:
             done = found[0]
@@ -224,15 +203,41 @@ class RelationGraph:
         work = Workspace(self, self)
         with bar(sum(len(stripes) - s for s in mine), "Relation graph", unit="tile", disable=quiet) as progress:
             progress.update(sum(len(stripes) - s for s in mine[:done]))
+            if (
+                nearest and not done
+            ):  # rows of one label first: what is near is soon known, and little is taken up after
+                for stripe in stripes:
+                    work.attempt(partial(self._look_within, nearest, work, stripe), *state.values())
             for finished, s in enumerate(mine[done:], start=done + 1):
-                work.attempt(partial(self._add_stripe, sums, work, stripes[s:]), *sums.parts)
+                work.attempt(partial(self._add_stripe, sums, work, stripes[s:], nearest), *state.values())
                 progress.update(len(stripes) - s)
                 if checkpoint:
                     checkpoint.save(finished, state, force=finished == len(mine))
-        coarse, fine = (_sum_over_processes(part, self.device) for part in sums.parts)
+        if nearest:
+            nearest.forget_shared(self.order, self.tile_rows, mine)
+        coarse, fine = (distributed.sum_over_processes(part, self.device) for part in sums.parts)
         return (coarse + fine).numpy()
 
-    def _add_stripe(self, sums: ExactSums, work: Workspace, stripes: list[Index]) -> None:
+    def nearest_rows(self) -> NearestRows:
+        """What `relation_sums` can fill: `config.neighbours` nearest labelled rows of each row, and groups of copies."""
+        level = copy_level(self, self._stripes(self.order), self.config.seed)
+        voters = np.ones(len(self), bool) if self.labels is None else self.labels >= 0
+        return NearestRows(len(self), self.config.neighbours, level, voters)
+
+    @staticmethod
+    def _look_within(nearest: NearestRows, work: Workspace, stripe: Index) -> None:
+        """Show a stripe's own rows to each other."""
+        blocks = work.blocks(stripe)
+        for k, here in enumerate(blocks):
+            left = work.left(here)
+            for there in blocks[k:]:
+                same = there is here
+                right = left if same else work.right(there)
+                work.kernel(left, right, partial(nearest.look, here=here, there=there, same=same))
+
+    def _add_stripe(
+        self, sums: ExactSums, work: Workspace, stripes: list[Index], nearest: NearestRows | None = None
+    ) -> None:
         """The relation of the first stripe to itself and to those behind it, for both sides."""
         for here in work.blocks(stripes[0]):
             left = work.left(here)
@@ -240,7 +245,8 @@ class RelationGraph:
                 for there in work.blocks(stripe):
                     same = j == 0 and there[0] == here[0]
                     right = left if same else work.right(there)
-                    kernel = work.kernel(left, right)
+                    look = partial(nearest.look, here=here, there=there, same=False) if nearest and j else None
+                    kernel = work.kernel(left, right, look)
                     if same and not self.config.diagonal:
                         kernel.fill_diagonal_(0)
                     kernel = power_(kernel, self.config.temperature)
@@ -290,53 +296,7 @@ class RelationGraph:
 
         job = _Pass(add, sums, queries is None and not self.config.diagonal, checkpoint, quiet)
         self._visit(job, source, source.order, self.order[mask[self.order]], alone=alone)
-        return sums.numpy() if alone else _sum_over_processes(sums, self.device).numpy()
-
-    def votes_against(
-        self,
-        voters: Index,
-        rows: Index,
-        classes: int,
-        *,
-        checkpoint: PassCheckpoint | None = None,
-        quiet: bool = False,
-        alone: bool = False,
-    ) -> NDArray[np.float64]:
-        """`sum_j k(i, j)` over the voters j of each label, for each of `rows`.
-
-        Args:
-            voters: (m,) row numbers whose labels count.
-            rows: (a,) row numbers that are asked about.
-            classes: number of labels.
-            checkpoint: where finished stripes are kept.
-            quiet: no progress bar.
-            alone: this process does all of it; the others need not call.
-
-        Returns:
-            (a, classes) float64, equal on every process.
-
-        Differs: not in the dissertation, which detects and does not relabel.
-        Cost: 2 len(rows) len(voters) (d + C) operations.
-        """
-        if self.labels is None:
-            raise ValueError("votes need labels; build the graph with them")
-        position = np.full(len(self), -1)
-        position[rows] = np.arange(len(rows))
-        votes = torch.zeros((len(rows), classes), dtype=torch.float64)
-
-        def add(kernel: Tensor, left: Tile, right: Tile, here: Index, columns: Index) -> None:
-            kernel = power_(kernel, self.config.temperature)
-            if right.labels is None:
-                return
-            present, inverse = torch.unique(right.labels, return_inverse=True)
-            part = torch.zeros((len(here), len(present)), device=kernel.device).index_add_(1, inverse, kernel)
-            votes.numpy()[np.ix_(position[here], present.cpu().numpy())] += part.cpu().numpy()
-
-        mask = np.zeros(len(self), bool)
-        mask[voters] = True
-        job = _Pass(add, votes, True, checkpoint, quiet)
-        self._visit(job, self, np.asarray(rows, np.int64), self.order[mask[self.order]], alone=alone)
-        return votes.numpy() if alone else _sum_over_processes(votes, self.device).numpy()
+        return sums.numpy() if alone else distributed.sum_over_processes(sums, self.device).numpy()
 
     def _visit(self, job: _Pass, source: RelationGraph, rows: Index, subset: Index, *, alone: bool = False) -> None:
         """Call `job.add` on every tile of `rows` of `source` against `subset` of this graph; finished stripes are kept.
@@ -394,15 +354,3 @@ def _refuse(wrong: NDArray[np.bool_], start: int, what: str) -> None:
         raise ValueError(
             f"row {start + int(np.flatnonzero(wrong)[0])} (first of {int(wrong.sum())} in its block): {what}"
         )
-
-
-def _sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
-    """Sum of float64 vectors over the processes of `accelerate launch` or `torchrun`."""
-    if distributed.world_size() == 1:
-        return values
-    from accelerate import PartialState
-
-    state = PartialState(cpu=device.type == "cpu")
-    moved = values.to(state.device)
-    torch.distributed.all_reduce(moved)
-    return moved.cpu()

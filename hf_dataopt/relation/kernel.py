@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,8 +36,8 @@ def base_kernel(
     probs_i: Tensor | None,
     probs_j: Tensor | None,
     config: RelationConfig,
-    out: Tensor | None = None,
-    scratch: Tensor | None = None,
+    buffers: tuple[Tensor, Tensor] | None = None,
+    look: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """`s(f, f') c(p, p')` after the edge cut-off and before the power: the inside of Eq. 5.4, with Eq. 5.5.
 
@@ -43,16 +45,20 @@ def base_kernel(
         features_i, features_j: (a, d) and (b, d), unit-length rows, in the dtype of the products.
         probs_i, probs_j: (a, C) and (b, C) class probabilities, or None without compatibility.
         config: similarity, cut-off.
-        out, scratch: (a, b) buffers of the same dtype to reuse.
+        buffers: two of (a, b) and the same dtype to reuse.
+        look: is shown `f f'^T` before anything is done to it, and must leave it as it is.
 
     Returns:
-        (a, b), in [0, 1], the dtype of the inputs. `out` where it was given.
+        (a, b), in [0, 1], the dtype of the inputs. The first buffer where they were given.
 
     Source: Eqs. 5.4 and 5.5; the cut-off is the reference code's. max(0, s) c = max(0, s c) as c >= 0, so the hinge and
         the cut-off are one pass.
     Cost: 2 a b (d + C) operations.
     """
+    out, scratch = buffers or (None, None)
     kernel = torch.mm(features_i, features_j.T, out=out)
+    if look is not None:
+        look(kernel)
     if config.similarity == "rbf":
         kernel.sub_(1).mul_(2 * config.rbf_gamma).exp_()
     if probs_i is not None and probs_j is not None:
@@ -75,10 +81,13 @@ def sign_(kernel: Tensor, labels_i: Tensor, labels_j: Tensor) -> Tensor:
 
     Args:
         kernel: (a, b).
-        labels_i, labels_j: (a,), (b,) integers.
+        labels_i, labels_j: (a,), (b,) integers; negative: unlabelled, related to nothing.
     """
     differs = labels_i[:, None] != labels_j[None, :]
-    return kernel.mul_(1 - 2 * differs.to(kernel.dtype))
+    kernel.mul_(1 - 2 * differs.to(kernel.dtype))
+    if bool((labels_i < 0).any()) or bool((labels_j < 0).any()):
+        kernel.mul_((labels_i >= 0)[:, None]).mul_((labels_j >= 0)[None, :])
+    return kernel
 
 
 def relation(

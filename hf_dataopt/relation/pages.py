@@ -16,6 +16,10 @@ from .report import RelationReport
 
 TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
+SCORES = {
+    "combined": "probability that the label is wrong, from the model and the nearest rows",
+    "label_noise": "noisiness s of Algorithm 4",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def write_page(
                 "item": shown.item(int(row)),
                 "score": report.label_noise_score[row],
                 "flagged": bool(report.is_label_error[row]),
-                "suggested": report.label_names[report.suggested_label[row]],
+                "suggested": report.name_of(report.suggested_label[row]),
                 "conflicting": shown.items(evidence.conflicting, evidence.conflicting_relations),
                 "supporting": shown.items(evidence.supporting, evidence.supporting_relations),
             }
@@ -81,18 +85,25 @@ def write_page(
 
 def facts(report: RelationReport) -> list[tuple[str, str]]:
     """Numbers at the top of the page and on the card."""
-    first = report.summary["checkpoints"][0]
-    skipped = report.summary.get("skipped", {}).get("reasons", {})
-    left_out = [("rows left out", ", ".join(f"{count:,}: {why}" for why, count in skipped.items()))] if skipped else []
+    first = report.about["checkpoints"][0]
+    skipped = report.about.get("skipped", {}).get("reasons", {})
+    unlabelled = int((report.labels < 0).sum())
+    copies = report.near_duplicates()
+    some = {
+        "rows left out": ", ".join(f"{count:,}: {why}" for why, count in skipped.items()),
+        "unlabelled rows": f"{unlabelled:,}" if unlabelled else "",
+        "estimated share of wrong labels": f"{report.noise_rate:.1%}" if report.noise_rate >= 0 else "",
+        "near duplicates": f"{sum(map(len, copies)):,} rows in {len(copies):,} groups" if copies else "",
+    }
     return [
         ("rows", f"{len(report):,}"),
         ("classes", f"{len(report.label_names):,}"),
+        *((name, text) for name, text in some.items() if text),
         ("label errors", f"{int(report.is_label_error.sum()):,} ({report.is_label_error.mean():.1%})"),
         ("outliers", f"{int(report.is_outlier.sum()):,} ({report.is_outlier.mean():.1%})"),
-        ("score", report.config.score),
+        ("score", f"{report.config.score}: {SCORES[report.config.score]}"),
         ("flagged", flagging_rule(report)),
         ("temperature", f"{report.config.temperature:g}"),
-        *left_out,
         ("max-cut objective of Algorithm 4's set (Eq. 5.2)", f"{first['objective']:.4g}"),
         ("passes", f"{first['passes']} ({', '.join(first['stopped'])})"),
     ]
@@ -100,13 +111,13 @@ def facts(report: RelationReport) -> list[tuple[str, str]]:
 
 def flagging_rule(report: RelationReport) -> str:
     """What a row was flagged by, in one phrase for the card and the page."""
-    cut = report.summary.get("cut")
-    if cut:
-        score = "the combined score" if report.config.score == "combined" else "Algorithm 4's score"
-        return f"the worst by {score}, cut at {cut['rule']} {cut['value']:g}"
-    if report.config.score == "combined":
-        return "rows that the model and the nearest rows would both label otherwise, the worst by the combined score"
-    return "the set that Algorithm 4 found"
+    cut = report.about.get("cut", {"rule": "algorithm4"})
+    if cut["rule"] == "algorithm4":
+        return "the set that Algorithm 4 found"
+    score = "the probability that the label is wrong" if report.config.score == "combined" else "Algorithm 4's score"
+    if cut["rule"] == "estimated":
+        return f"the {cut['value']:.1%} of the labels that are worst by {score}; how many was estimated"
+    return f"the worst by {score}, cut at {cut['rule']} {cut['value']:g}"
 
 
 def draw_worst(
@@ -146,7 +157,7 @@ def draw_worst(
             if picture is not None:
                 axes.imshow(np.asarray(picture), cmap="gray")
             axes.set_axis_off()
-            name = report.label_names[report.labels[one]]
+            name = report.name_of(report.labels[one])
             title = name if relation is None else f"{name} ({relation:+.2f})"
             axes.set_title(title, fontsize=8, color="crimson" if relation is None else "black", parse_math=False)
     return figure
@@ -191,7 +202,7 @@ class _Shown:
         elif value is not None:
             text = str(value)
             text = text if len(text) <= 220 else text[:217] + "..."
-        return Item(int(self.numbers[row]), self.report.label_names[self.report.labels[row]], image, text, relation)
+        return Item(int(self.numbers[row]), self.report.name_of(self.report.labels[row]), image, text, relation)
 
     def items(self, rows: Any, relations: Any) -> list[Item]:
         values = [None] * len(rows) if relations is None else [float(value) for value in relations]

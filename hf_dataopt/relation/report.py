@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,17 +27,17 @@ from ..settings import (
     plain,
 )
 from .config import RelationConfig
+from .cut import flag, groups_of, one_of_each
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
 from .graphs import graphs_of
-from .label_noise import select, top_share
 from .outlier import Reference, is_outlier
-from .saved import ARRAYS, load_report, save_report
+from .saved import ARRAYS, CODES, INTEGERS, load_report, save_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
+UNLABELLED = (None, -1)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -50,20 +49,23 @@ class RelationReport:
         label_column: column that was judged.
         columns: (features, probs) column names, one pair per checkpoint.
         label_values, label_names: what each label code stands for in the dataset, and what it is called.
-        labels: (n,) int64 codes.
-        label_noise_score: (n,) float64 noisiness s of Algorithm 4; > 0 where the graph speaks against the label.
-        is_label_error: (n,) bool, the noisy set N.
-        suggested_label: (n,) int64 code that similar rows outside N vote for; the row's own outside N.
+        labels: (n,) int64 codes, -1 for unlabelled rows.
+        label_noise_score: (n,) float64 as `config.score` says: the probability that the label is wrong, or the noisiness s of
+            Algorithm 4, > 0 where the graph speaks against the label. 0 for unlabelled rows.
+        is_label_error: (n,) bool, rows flagged as `about["cut"]` says.
+        suggested_label: (n,) int64 code of the likeliest other label of flagged rows; the row's own, or -1, for the others.
+        other_label: (n,) int64 code of the likeliest label that a row was not given; -1 for unlabelled rows.
         outlier_score: (n,) float64 of section 5.3.3.
         is_outlier: (n,) bool: an outlier score above `outlier_level`.
         outlier_level: what the outlier score of a row, old or new, is compared with.
+        group: (n,) int64, the smallest row number among the near duplicates of a row; its own where it has none.
         reference: features and probabilities of the reference set S, for rows that were not in the graph.
-        parts: with `score="combined"`: (n,) ranks in [0, 1] of `loss`, `margin`, `neighbours` (their mean is the score)
-            and of the relation score itself.
-        summary: objective (Eq. 5.2), lambda, passes and how they stopped, one entry per checkpoint.
+        parts: (n,) float64 scores of both kinds, `"combined"` and `"label_noise"`.
+        about: how it was found, ready for JSON: objective (Eq. 5.2), lambda, passes and how they stopped, one entry per
+            checkpoint; estimated noise rate, cut, and which column of `probs` was taken for which label.
 
     Source: chapter 5.
-    Cost: 42 bytes a row; evidence and maps read one row of the graph, n (d + C) operations.
+    Cost: 74 bytes a row; evidence and maps read one row of the graph, n (d + C) operations.
 
     Example:
         >>> report = RelationCleaner().fit(dataset)  # doctest: +SKIP
@@ -79,12 +81,14 @@ class RelationReport:
     label_noise_score: NDArray[np.float64]
     is_label_error: NDArray[np.bool_]
     suggested_label: NDArray[np.int64]
+    other_label: NDArray[np.int64]
     outlier_score: NDArray[np.float64]
     is_outlier: NDArray[np.bool_]
     outlier_level: float
+    group: NDArray[np.int64]
     reference: list[Reference]
     parts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     _graphs: list[RelationGraph] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,17 +96,24 @@ class RelationReport:
         check_kind("config", self.config, RelationConfig)
         check_text("label_column", self.label_column)
         count = len(check_array("labels", self.labels, 1, kinds="iu"))
-        kinds = {"label_noise_score": "f", "is_label_error": "b", "suggested_label": "iu", "is_outlier": "b"}
-        for name, kind in {**kinds, "outlier_score": "f"}.items():
+        for name, kind in {**ARRAYS, **dict.fromkeys(INTEGERS, "iu")}.items():
             check_array(name, getattr(self, name), 1, kinds=kind, finite=False, rows=count)
             if kind == "f" and np.isnan(getattr(self, name)).any():
                 raise ValueError(f"{name} must have no NaN; fit again")
         for name in ("columns", "label_values", "label_names", "reference"):
             check_kind(name, getattr(self, name), list)
-        for name in ("parts", "summary"):
+        for name in ("parts", "about"):
             check_kind(name, getattr(self, name), dict)
-        if not self.labels.min() >= 0 or not self.labels.max() < len(self.label_values):
-            raise ValueError(f"labels run to {self.labels.max()}, there are {len(self.label_values)} label_values")
+        for name in CODES:
+            codes = getattr(self, name)
+            if not codes.min() >= -1 or not codes.max() < len(self.label_values):
+                raise ValueError(
+                    f"{name} run from {codes.min()} to {codes.max()}, there are {len(self.label_values)} label_values"
+                )
+        if not self.group.min() >= 0 or not self.group.max() < count:
+            raise ValueError(
+                f"group must hold row numbers, 0 to {count - 1}, got {self.group.min()} to {self.group.max()}"
+            )
         level = plain(self.outlier_level)
         if isinstance(level, bool) or not isinstance(level, int | float) or level != level:
             raise TypeError(f"outlier_level must be a number, got {brief(level)}")
@@ -115,9 +126,14 @@ class RelationReport:
         return {**self.__dict__, "_graphs": None}
 
     @property
+    def noise_rate(self) -> float:
+        """The estimated share of wrong labels among the labelled rows."""
+        return float(self.about.get("noise_rate", np.nan))
+
+    @property
     def rows(self) -> NDArray[np.int64]:
         """(n,) numbers that the fitted rows have in the dataset that was given to `fit`."""
-        skipped = self.summary.get("skipped", {}).get("rows", [])
+        skipped = self.about.get("skipped", {}).get("rows", [])
         return np.setdiff1d(np.arange(len(self) + len(skipped)), skipped)
 
     def fitted(self, dataset: Any) -> Any:
@@ -127,7 +143,7 @@ class RelationReport:
             dataset: the `datasets.Dataset` that was given to `fit`, or one without those rows already.
         """
         check_dataset("dataset", dataset)
-        skipped = self.summary.get("skipped", {}).get("rows", [])
+        skipped = self.about.get("skipped", {}).get("rows", [])
         if not skipped or len(dataset) != len(self) + len(skipped):
             return dataset
         return dataset.select(self.rows)
@@ -157,13 +173,13 @@ class RelationReport:
             raise ValueError(f"row {rows.max()} is not among the {len(self)} fitted rows; annotate the fitted dataset")
         given = batch.get(self.label_column)
         if given is not None:
-            fitted = [self.label_values[code] for code in self.labels[rows]]
+            fitted = self._values(self.labels[rows])
             if not hasattr(given, "__len__") or len(given) != len(fitted):
                 raise ValueError(
                     f"{len(fitted)} indices need as many labels in {self.label_column!r}, got {brief(given)}"
                 )
             for row, one, other in zip(rows, given, fitted, strict=True):
-                if plain(one) != other:
+                if plain(one) != other and not (other in UNLABELLED and plain(one) in UNLABELLED):
                     raise ValueError(
                         f"row {row} has label {one!r} but {other!r} was fitted: the dataset was shuffled, filtered or "
                         "changed since; annotate before that, or fit again"
@@ -171,18 +187,22 @@ class RelationReport:
         return {
             "label_noise_score": self.label_noise_score[rows],
             "is_label_error": self.is_label_error[rows],
-            "suggested_label": [self.label_values[code] for code in self.suggested_label[rows]],
+            "suggested_label": self._values(self.suggested_label[rows]),
             "outlier_score": self.outlier_score[rows],
             "is_outlier": self.is_outlier[rows],
         }
 
-    def filter(self, dataset: Any, *, label_errors: bool = True, outliers: bool = False) -> Any:
+    def filter(
+        self, dataset: Any, *, label_errors: bool = True, outliers: bool = False, near_duplicates: bool = False
+    ) -> Any:
         """The dataset without flagged rows.
 
         Args:
             dataset: the fitted `datasets.Dataset`, in the fitted order; rows that the fit left out are dropped.
             label_errors: drop rows with `is_label_error`.
             outliers: drop rows with `is_outlier`; off, since a share of the rows is always marked.
+            near_duplicates: of every group of near duplicates keep one of the rows that are left: the one with the lowest
+                `label_noise_score`, a labelled one first.
 
         Returns:
             A `datasets.Dataset`; nothing is copied.
@@ -191,10 +211,28 @@ class RelationReport:
             ValueError: another number of rows than was fitted.
         """
         label_errors, outliers = check_flag("label_errors", label_errors), check_flag("outliers", outliers)
+        near_duplicates = check_flag("near_duplicates", near_duplicates)
         dataset = self.fitted(dataset)
         self._check_same(dataset)
-        drop = (self.is_label_error & label_errors) | (self.is_outlier & outliers)
-        return dataset.select(np.flatnonzero(~drop))
+        kept = np.flatnonzero(~((self.is_label_error & label_errors) | (self.is_outlier & outliers)))
+        if near_duplicates:
+            kept = one_of_each(kept, self.group, self.label_noise_score, self.labels)
+        return dataset.select(kept)
+
+    def near_duplicates(self, across: Sequence[Any] | None = None) -> list[NDArray[np.int64]]:
+        """Groups of rows that are copies of each other, or nearly.
+
+        Args:
+            across: (n,) what to compare, such as the split that each row came from: only groups that hold more than one
+                value of it. To find what a test set shares with its training set, fit both in one dataset.
+
+        Returns:
+            Row numbers of each group, ascending; the largest group first.
+
+        Raises:
+            ValueError: `across` has another number of rows.
+        """
+        return groups_of(self.group, across)
 
     def rethreshold(
         self,
@@ -208,16 +246,14 @@ class RelationReport:
         """The same scores with other cuts; nothing is computed again.
 
         Args:
-            noise_rate: share of rows to call label errors, [0, 1]: the highest scores, whatever their sign.
-            threshold: lambda: rows with a larger score.
-            quantile: lambda as a quantile of the scores, [0.5, 1].
+            noise_rate: share of the labelled rows to call label errors, [0, 1]: the highest scores, whatever their sign.
+            threshold: rows with a larger score: a probability, or lambda.
+            quantile: that threshold as a quantile of the scores, [0.5, 1].
             outlier_share: share of rows to call outliers, [0, 1).
             outlier_threshold: outlier score above which a row is one.
 
         Returns:
-            A new report that shares the arrays. `max_noisy_share` still bounds the label errors. Rows flagged for the
-            first time get their suggestion here when the graph is at hand (n (d + C) operations each); a loaded report
-            without its dataset leaves their own label.
+            A new report that shares the arrays.
 
         Raises:
             ValueError: two rules for one cut, or a number out of range.
@@ -227,20 +263,16 @@ class RelationReport:
         quantile = optional(check_number, "quantile", quantile, 0.5, 1)
         outlier_share = optional(check_number, "outlier_share", outlier_share, 0, 1, below=True)
         outlier_threshold = optional(check_number, "outlier_threshold", outlier_threshold)
-        rules = {"noise_rate": noise_rate, "absolute": threshold, "quantile": quantile}
+        rules = {"noise_rate": noise_rate, "threshold": threshold, "quantile": quantile}
         given = {name: value for name, value in rules.items() if value is not None}
         if len(given) > 1 or (outlier_share is not None and outlier_threshold is not None):
             raise ValueError("two rules for one cut; give one of noise_rate, threshold, quantile, and one for outliers")
-        changed = replace(self, _graphs=self._graphs, summary={**self.summary})
+        changed = replace(self, _graphs=self._graphs, about={**self.about})
         for name, value in given.items():
-            changed.summary["cut"] = {"rule": name, "value": value}
-            rule: Any = name
-            config = replace(self.config, threshold=rule, threshold_value=value)
-            if name == "noise_rate":
-                changed.is_label_error = top_share(self.label_noise_score, min(value, self.config.max_noisy_share))[0]
-            else:
-                changed.is_label_error = select(self.label_noise_score, config)[0]
-            changed._suggest_new()
+            changed.about["cut"] = {"rule": name, "value": value}
+            rule = "share" if name == "noise_rate" else name
+            changed.is_label_error = flag(self.label_noise_score, self.labels, rule, value)
+            changed.suggested_label = np.where(changed.is_label_error, self.other_label, self.labels)
         if outlier_share is not None:
             changed.is_outlier, changed.outlier_level = is_outlier(self.outlier_score, outlier_share)
         if outlier_threshold is not None:
@@ -259,8 +291,8 @@ class RelationReport:
             count: how many of each.
 
         Returns:
-            An `Evidence`: rows, labels and relation values (Eq. 5.1; mean over the checkpoints), and the ranks of the
-            combined score where that was asked for.
+            An `Evidence`: rows, labels and relation values (Eq. 5.1; mean over the checkpoints), and the row's ranks in
+            both scores. An unlabelled row has neither.
 
         Raises:
             ValueError: no such row, or a loaded report without its dataset.
@@ -271,7 +303,7 @@ class RelationReport:
         row, count = self._check_row(row), check_int("count", count, 1, todo="ask for at least one row of evidence")
         graphs = self._need_graphs()
         relations = np.mean([graph.row(row) for graph in graphs], axis=0)
-        ranks = {name: float(values[row]) for name, values in self.parts.items()}
+        ranks = {name: float((values < values[row]).mean()) for name, values in self.parts.items()}
         return evidence_of(row, relations, self.labels, count, ranks)
 
     def relation_map(self, row: int, *, max_points: int = 3000) -> Figure:
@@ -295,9 +327,9 @@ class RelationReport:
 
         row, max_points = self._check_row(row), check_int("max_points", max_points, 2)
         graphs = self._need_graphs()
-        title = f"row {row}, label {self.label_names[self.labels[row]]}"
+        title = f"row {row}, label {self.name_of(self.labels[row])}"
         if self.is_label_error[row]:
-            title += f", suggested {self.label_names[self.suggested_label[row]]}"
+            title += f", suggested {self.name_of(self.suggested_label[row])}"
         return draw_relation_map(graphs, row, title=title, max_points=max_points)
 
     def score_outliers(self, data: Any, *, quiet: bool = False) -> Any:
@@ -333,7 +365,7 @@ class RelationReport:
         return {"outlier_score": scores.tolist(), "is_outlier": (scores > self.outlier_level).tolist()}
 
     def attach(self, graphs: list[RelationGraph]) -> None:
-        """Give the report the graph over its dataset, which evidence, maps and new suggestions read."""
+        """Give the report the graph over its dataset, which evidence and maps read."""
         for graph in check_each("graphs", graphs, check_kind, RelationGraph, least=len(self.columns)):
             if len(graph) != len(self):
                 raise ValueError(
@@ -358,7 +390,7 @@ class RelationReport:
             "label_values": self.label_values,
             "label_names": self.label_names,
             "outlier_level": self.outlier_level,
-            "summary": self.summary,
+            "summary": self.about,
         }
         arrays = {name: getattr(self, name) for name in ARRAYS}
         save_report(folder, about, arrays, self.parts, self.reference)
@@ -381,18 +413,15 @@ class RelationReport:
             report.attach(graphs_of(dataset, report.columns, report.labels, report.config))
         return report
 
-    def _suggest_new(self) -> None:
-        from .suggestion import suggest
+    def _values(self, codes: NDArray[np.int64]) -> list[Any]:
+        """What codes stand for in the dataset; None or -1 for none."""
+        none = None if self.label_values and isinstance(self.label_values[0], str) else -1
+        return [self.label_values[code] if code >= 0 else none for code in codes]
 
-        new = self.is_label_error & (self.suggested_label == self.labels)
-        self.suggested_label = np.where(self.is_label_error, self.suggested_label, self.labels)
-        if new.any() and self._graphs is None:
-            logger.warning(
-                "%d newly flagged rows keep their own label as suggestion; load the report with its dataset", new.sum()
-            )
-        elif new.any() and self._graphs is not None:
-            found = suggest(self._graphs, self.is_label_error, self.labels, new, quiet=True, alone=True)
-            self.suggested_label = np.where(new, found, self.suggested_label)
+    def name_of(self, code: int) -> str:
+        """What a label code is called; -1 is "unlabelled"."""
+        code = check_int("code", code, -1, len(self.label_names) - 1)
+        return self.label_names[code] if code >= 0 else "unlabelled"
 
     def _need_graphs(self) -> list[RelationGraph]:
         if self._graphs is None:
@@ -410,8 +439,13 @@ class RelationReport:
             raise ValueError(f"the dataset has {len(dataset)} rows, the report {len(self)}; give the fitted dataset")
         if self.label_column not in dataset.column_names:
             return
-        given = np.asarray(dataset.select_columns([self.label_column]).with_format(None)[self.label_column][:])
-        differs = np.flatnonzero(given != np.asarray(self.label_values)[self.labels])
+        given = dataset.select_columns([self.label_column]).with_format(None)[self.label_column][:]
+        fitted = self._values(self.labels)
+        differs = [
+            row
+            for row, (one, other) in enumerate(zip(given, fitted, strict=True))
+            if one != other and not (other in UNLABELLED and one in UNLABELLED)
+        ]
         if len(differs):
             raise ValueError(
                 f"row {differs[0]} (and {len(differs) - 1} more) has another label than was fitted: the dataset was shuffled, "

@@ -34,9 +34,13 @@ ARRAYS = {
     "label_noise_score": "f",
     "is_label_error": "b",
     "suggested_label": "i",
+    "other_label": "i",
     "outlier_score": "f",
     "is_outlier": "b",
+    "group": "i",
 }
+CODES = ("labels", "suggested_label", "other_label")
+INTEGERS = (*CODES, "group")
 
 
 def save_report(
@@ -52,7 +56,7 @@ def save_report(
         folder: made if missing; an earlier report in it, and what a killed run left there, is replaced.
         about: settings, columns, labels and summary, ready for JSON.
         arrays: `ARRAYS` by name, (n,) each.
-        parts: ranks that a combined score is made of.
+        parts: scores of both kinds.
         reference: one per checkpoint.
 
     Raises:
@@ -114,6 +118,8 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
         raise ValueError("label_column or summary is of the wrong kind")
     parts = {name[5:]: values for name, values in arrays.items() if name.startswith("part.")}
     rows = len(arrays["labels"])
+    # reports of the first minor format had neither
+    arrays = {"other_label": arrays["suggested_label"], "group": np.arange(rows), **arrays}
     for name, kind in {**ARRAYS, **{f"part.{name}": "f" for name in parts}}.items():
         one = arrays[name]
         if one.shape != (rows,) or one.dtype.kind != kind:
@@ -121,8 +127,9 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
         # outlier scores may be infinite: nothing is similar, and epsilon was 0
         if kind == "f" and np.isnan(one).any() or (name != "outlier_score" and kind == "f" and np.isinf(one).any()):
             raise ValueError(f"{name} holds NaN or infinite values")
-        if kind == "i" and rows and not 0 <= one.min() <= one.max() < len(names):
-            raise ValueError(f"{name} holds codes from {one.min()} to {one.max()} for {len(names)} labels")
+        least, most = (0, rows) if name == "group" else (-1, len(names))
+        if kind == "i" and rows and not least <= one.min() <= one.max() < most:
+            raise ValueError(f"{name} holds numbers from {one.min()} to {one.max()}, {least} to {most - 1} are there")
     reference = [Reference.from_arrays(arrays, k, *names) for k, names in enumerate(columns)]
     for held in reference:
         _check_reference(held)
@@ -137,7 +144,7 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
         "label_names": names,
         "outlier_level": float(level),
         "parts": parts,
-        "summary": summary,
+        "about": summary,
         "reference": reference,
         **{name: arrays[name] for name in ARRAYS},
     }

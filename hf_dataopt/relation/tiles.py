@@ -103,8 +103,8 @@ class Workspace:
         """Column side of a tile, valid until the next call."""
         return self._ready()[1].fill(rows)
 
-    def kernel(self, left: Tile, right: Tile) -> Tensor:
-        """`s c` of a tile in float32, after the cut-off, in a reused buffer."""
+    def kernel(self, left: Tile, right: Tile, look: Callable[[Tensor], None] | None = None) -> Tensor:
+        """`s c` of a tile in float32, after the cut-off, in a reused buffer; `look` is shown `f f'^T` first."""
         if self._buffers is None:
             dtype, device = self.columns.dtype, self.columns.device
             length = self._side(self.rows) * self._side(self.columns)
@@ -113,8 +113,8 @@ class Workspace:
             self._buffers = (out, scratch, wide)
         shape = (len(left.features), len(right.features))
         out, scratch, wide = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self._buffers)
-        config = self.columns.config
-        kernel = base_kernel(left.features, right.features, left.probs, right.probs, config, out, scratch)
+        config, buffers = self.columns.config, (out, scratch)
+        kernel = base_kernel(left.features, right.features, left.probs, right.probs, config, buffers, look)
         return kernel if kernel.dtype == torch.float32 else wide.copy_(kernel)
 
     def attempt(self, work: Callable[[], None], *state: Tensor) -> None:
@@ -190,7 +190,9 @@ def signed_sums(
     sign = np.float32(1)
     if left.labels is not None and right.labels is not None:
         (low_i, high_i), (low_j, high_j) = left.label_range, right.label_range
-        if high_i < low_j or high_j < low_i:
+        if min(low_i, low_j) < 0:  # unlabelled rows
+            kernel = sign_(kernel, left.labels, right.labels)
+        elif high_i < low_j or high_j < low_i:
             sign = np.float32(-1)
         elif not low_i == high_i == low_j == high_j:
             kernel = sign_(kernel, left.labels, right.labels)

@@ -22,7 +22,7 @@ def unfit_rows(
 
     Args:
         dataset: a `datasets.Dataset` that has the columns.
-        label_column: missing labels, and numbers that are no classes.
+        label_column: numbers that are no classes; -1 and missing labels are unlabelled rows, which are fit.
         columns: (features, probs) of each checkpoint: missing, of another length than most, NaN or infinite, all zero, no
             probabilities.
         config: whether probabilities are used.
@@ -49,11 +49,7 @@ def _unfit_labels(dataset: Any, column: str) -> dict[int, str]:
     names = getattr(dataset.features[column], "names", None)
     found = {}
     for row, value in enumerate(dataset.select_columns([column]).with_format(None)[column][:]):
-        if value is None:
-            found[row] = "has no label"
-        elif (
-            isinstance(value, int) and not isinstance(value, bool) and not 0 <= value < (len(names or ()) or value + 1)
-        ):
+        if isinstance(value, int) and not isinstance(value, bool) and not -1 <= value < (len(names or ()) or value + 1):
             found[row] = f"has label {value}, which is no class"
     return found
 

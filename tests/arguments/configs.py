@@ -88,8 +88,9 @@ CO_MIXUP = _arguments(
     strict=(False, FLAG),
 )
 RELATION = _arguments(
-    score=("label_noise", choice("label_noise", "combined")),
-    neighbours=(10, count(1)),
+    score=("combined", choice("combined", "label_noise")),
+    cut=("estimated", choice("estimated", "algorithm4") | number(0, 1)),
+    neighbours=(30, count(1)),
     temperature=(4.0, number(1e-3, 64)),
     similarity=("cosine", choice("cosine", "rbf")),
     rbf_gamma=(1.0, number(1e-6, 1e6)),
@@ -116,10 +117,16 @@ IDC = _arguments(
     images_per_class=(10, count(1)),
     factor=(2, count(1, 4096)),
     formation=("single", choice("single", "multi", "bound")),
+    image_mode=(None, NONE | choice("RGB", "L")),
+    background=("white", WORDS),
+    patches_per_image=(5, count(1, 1000)),
+    teacher_images=(64, count(1)),
+    soft_labels=(False, FLAG),
+    soft_temperature=(1.0, number(1e-3, 1e3)),
     axis=("image", choice("image", "time")),
     pad_value=(0.5, REAL),
     image_size=(None, NONE | count(1, 2**14)),
-    initialisation=("mix", choice("random", "herding", "mix", "mix_herding", "noise")),
+    initialisation=("mix", choice("random", "herding", "mix", "mix_herding", "patches", "noise")),
     network=("convnet", choice("convnet", "resnet_ap")),
     width=(128, number(1, 1e5)),
     depth=(3, count(1, 64)),
@@ -273,7 +280,7 @@ _PRESETS = {
     "CoMixupConfig": ("cifar100", "tiny_imagenet", "imagenet", "dissertation"),
     "RelationConfig": ("reference",),
     "KVzipConfig": ("reference",),
-    "IDCConfig": ("cifar10", "fashion_mnist", "speech"),
+    "IDCConfig": ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "speech"),
 }
 _JSON_TEXT = Kind(
     lambda value: None if isinstance(value, str) else False,

@@ -83,8 +83,7 @@ SPOILED = [
     lambda: _column("probs", [0.9, 0.9, 0.9]),
     lambda: _column("probs", [NAN, 0.5, 0.5]),
     lambda: _column("probs", [-1.0, 1.0, 1.0]),
-    lambda: _column("label", -1),
-    lambda: _column("label", None),
+    lambda: _column("label", -2),
     lambda: data().remove_columns("probs"),
     lambda: data().select([]),
     lambda: data().map(lambda row: {"label": 1}),
@@ -214,6 +213,14 @@ def labels(rows: int = 6, classes: int = 3) -> Argument:
     return Argument(lambda: made.copy(), Kind(takes, bad))
 
 
+def _sixty(value: Any) -> bool | None:
+    """A value for each of sixty rows."""
+    try:
+        return None if not isinstance(value, str | bytes) and len(value) == 60 else False
+    except TypeError:
+        return False
+
+
 def _of(**arguments: Argument) -> dict[str, Argument]:
     return arguments
 
@@ -239,7 +246,7 @@ def cases() -> dict[str, Case]:
     fields["outlier_level"].kind = Kind(_level)
     for name in ("columns", "label_values", "label_names", "reference"):
         fields[name].kind = instance(list)
-    for name in ("parts", "summary"):
+    for name in ("parts", "about"):
         fields[name].kind = instance(dict)
     found = {
         "RelationCleaner": Case(
@@ -275,8 +282,18 @@ def cases() -> dict[str, Case]:
                 ),
                 label_errors=Argument(lambda: True, FLAG),
                 outliers=Argument(lambda: False, FLAG),
+                near_duplicates=Argument(lambda: False, FLAG),
             ),
         ),
+        "RelationReport.near_duplicates": Case(
+            lambda **a: report().near_duplicates(**a),
+            _of(
+                across=Argument(
+                    lambda: ["train", "test"] * 30, NONE | Kind(_sixty, [lambda: "train" * 12, lambda: [1]])
+                )
+            ),
+        ),
+        "RelationReport.name_of": Case(lambda **a: report().name_of(**a), _of(code=_int(1, -1, 2))),
         "RelationReport.rethreshold": Case(
             lambda **a: report().rethreshold(**a),
             _of(

@@ -237,8 +237,6 @@ def test_bad_data_is_refused(train: Dataset) -> None:
         condenser.condense(train.select([]))
     with pytest.raises(ValueError, match="no images of the classes"):
         condenser.condense(as_dataset(images[:2], labels[:2]))
-    with pytest.raises(ValueError, match="class 'across' has 2 images, the initialisation needs 8"):
-        condenser.condense(as_dataset(images, labels))
     arrays = Dataset.from_dict({"image": [[[0.0, float("nan")]]] * 4, "label": [0, 1, 0, 1]})
     with pytest.raises(ValueError, match="NaN"):
         condenser.condense(arrays)
@@ -259,10 +257,8 @@ def test_bad_data_is_refused(train: Dataset) -> None:
         DatasetCondenser(replace(SMALL, factor=13)).condense(train)
     with pytest.raises(TypeError, match="got DatasetDict; pick one split"):
         condenser.condense(DatasetDict(train=train))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="labels must be integers or strings"):
+    with pytest.raises(ValueError, match="labels of 'label' must be integers, strings or bools, got float"):
         condenser.condense(Dataset.from_dict({"image": [[[0.0, 1.0]]] * 2, "label": [0.5, 1.0]}))
-    with pytest.raises(ValueError, match="has 30 images, the initialisation needs 124"):
-        DatasetCondenser(replace(SMALL, images_per_class=31)).condense(train)
     with pytest.raises(ValueError, match="unknown backend 'fast'"):
         DatasetCondenser(replace(SMALL, compile="fast")).condense(train)
     with pytest.raises(ValueError, match="channels"):
@@ -277,7 +273,7 @@ def test_recipe_says_how_to_decode() -> None:
     )
     found = MultiFormation.from_dataset(dataset)
     assert found.formation == formation and found.column == "audio"
-    assert recipe in dataset.info.description
+    assert dataset["formation"][:] == [recipe] * 2
     assert len(dataset.map(found, batched=True)) == 6
 
 
@@ -299,7 +295,7 @@ def test_whole_numbers_that_start_elsewhere_are_classes() -> None:
     assert data.class_names == ["4", "7", "9"] and data.labels.tolist() == [1, 2, 0] * 3
     test = read_images(given([9] * 9), like=data)  # by name, not by place
     assert test.labels.tolist() == [2] * 9
-    with pytest.raises(BadRowError, match=r"row 8 has label 5, which is no class: labels must be among \[4, 7, 9\]"):
+    with pytest.raises(BadRowError, match=r"row 8 has label 5, which is no class: labels must be among 4, 7, 9"):
         read_images(given([4] * 8 + [5]), like=data)
 
 

@@ -49,7 +49,7 @@ CONFIG = IDCConfig(
 def relation(folder: Path) -> bytes:
     """A fit that writes after every stripe."""
     data = make(n=500, d=16).dataset()
-    report = RelationCleaner(score="combined").fit(data, output_dir=folder / "out", quiet=True)
+    report = RelationCleaner().fit(data, output_dir=folder / "out", quiet=True)
     assert not (folder / "out" / "unfinished").exists()
     arrays = (report.label_noise_score, report.outlier_score, report.suggested_label, report.is_label_error)
     return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)

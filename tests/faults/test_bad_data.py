@@ -293,9 +293,9 @@ def _with_bad_rows() -> tuple[Any, Dataset, dict[int, str]]:
     columns["features"][30] = None
     columns["probs"][40] = [3.0, -1.0, 2.0, 0.0, 0.0]
     columns["probs"][50][2] = None
-    columns["label"][60], columns["label"][70] = -1, None
+    columns["label"][60], columns["label"][70] = -2, -3
     reasons = {3: "NaN", 10: "all zero", 20: "another number", 30: "missing values", 40: "no probabilities"}
-    return case, Dataset.from_dict(columns), {**reasons, 50: "missing values", 60: "label -1", 70: "no label"}
+    return case, Dataset.from_dict(columns), {**reasons, 50: "missing values", 60: "label -2", 70: "label -3"}
 
 
 def test_relation_leaves_bad_rows_out_and_counts_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,8 +303,8 @@ def test_relation_leaves_bad_rows_out_and_counts_them(tmp_path: Path, caplog: py
     with pytest.raises(ValueError, match=r"row 3 .*on_error='skip' leaves such rows out, 8 of 150"):
         RelationCleaner().fit(data, quiet=True)
     report = RelationCleaner().fit(data, on_error="skip", output_dir=tmp_path, quiet=True)
-    assert report.summary["skipped"]["rows"] == list(reasons) and "8 of 150 rows" in caplog.text
-    assert sum(report.summary["skipped"]["reasons"].values()) == 8
+    assert report.about["skipped"]["rows"] == list(reasons) and "8 of 150 rows" in caplog.text
+    assert sum(report.about["skipped"]["reasons"].values()) == 8
     good = np.setdiff1d(np.arange(150), list(reasons))
     clean = RelationCleaner().fit(case.dataset().select(good), quiet=True)
     np.testing.assert_allclose(report.label_noise_score, clean.label_noise_score, rtol=1e-5)

@@ -34,7 +34,7 @@ from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.errors import FolderInUseError
 from hf_dataopt.relation import graph
 from hf_dataopt.relation.cleaner import RelationCleaner
-from hf_dataopt.relation.config import RelationConfig
+from hf_dataopt.relation.saved import ARRAYS
 
 from ..condensation.conftest import as_dataset, synthetic_images
 from ..conftest import REPO
@@ -68,16 +68,11 @@ class Killed(BaseException):
     """Stands for a kill between two writes."""
 
 
-def relation(folder: Path | None, *, other: bool = False, score: str = "label_noise") -> bytes:
+def relation(folder: Path | None, *, other: bool = False) -> bytes:
     """Every number of a fit."""
-    config = RelationConfig(score=score)  # type: ignore[arg-type]
-    report = RelationCleaner(config).fit(rows(int(other)), output_dir=folder, quiet=True)
-    arrays = (report.label_noise_score, report.outlier_score, report.suggested_label, report.is_label_error)
+    report = RelationCleaner().fit(rows(int(other)), output_dir=folder, quiet=True)
+    arrays = [getattr(report, name) for name in ARRAYS] + list(report.parts.values())
     return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-
-
-def combined(folder: Path | None, *, other: bool = False) -> bytes:
-    return relation(folder, other=other, score="combined")
 
 
 def condensation(folder: Path | None, *, other: bool = False) -> bytes:
@@ -89,7 +84,6 @@ def condensation(folder: Path | None, *, other: bool = False) -> bytes:
 
 JOBS: dict[str, tuple[Callable[..., bytes], int]] = {  # the job, and after which write it is killed
     "relation": (relation, 17),
-    "relation combined": (combined, 31),
     "condensation": (condensation, 2),
 }
 

@@ -53,7 +53,7 @@ def appends() -> Callable[[], object]:
 
 def fits() -> Callable[[], object]:
     data = make(n=150, d=8).dataset()
-    return lambda: RelationCleaner(score="combined").fit(data, quiet=True)
+    return lambda: RelationCleaner().fit(data, quiet=True)
 
 
 def condensations() -> Callable[[], object]:

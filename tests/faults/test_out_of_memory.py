@@ -54,7 +54,7 @@ def _tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fitted() -> Any:
-    return RelationCleaner(score="combined").fit(CASE.dataset(), quiet=True)
+    return RelationCleaner().fit(CASE.dataset(), quiet=True)
 
 
 def check(found: Any, expected: Any) -> None:

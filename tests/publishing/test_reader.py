@@ -300,10 +300,11 @@ def test_adapters_with_nan_or_of_other_sizes(tmp_path: Path) -> None:
 def test_condensed_sets_with_nan_or_labels_of_no_class(tmp_path: Path) -> None:
     def stored(value: float, label: int) -> Path:
         features = Features({"image": Array3D((1, 8, 8), "float32"), "label": Value("int64")})
-        features["formation"] = ClassLabel(names=[recipe_text(Formation(), "image", label_column="label")])
+        features["formation"], recipe = Value("string"), recipe_text(Formation(), "image", label_column="label")
         images = np.full((2, 1, 8, 8), value, np.float32)
-        rows = Dataset.from_dict({"image": images, "label": [0, label], "formation": [0, 0]}, features=features)
-        shown = dict.fromkeys(("name", "rows", "classes", "source", "recipe", "seed", "settings"), "x")
+        rows = Dataset.from_dict({"image": images, "label": [0, label], "formation": [recipe] * 2}, features=features)
+        shown = dict.fromkeys(("name", "rows", "classes", "source", "method", "recipe", "seed", "settings"), "x")
+        shown |= dict.fromkeys(("teacher", "soft_bytes", "plain_code", "start", "real", "correlation"))
         with replacing(tmp_path / f"{value} {label}", "condensed_dataset") as draft:
             features["label"] = ClassLabel(names=["a", "b"])
             table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)

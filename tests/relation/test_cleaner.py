@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Sequence, Value
+from datasets import Dataset, Sequence, Value
 from datasets.fingerprint import Hasher
 
 from hf_dataopt.metrics import average_precision
@@ -77,20 +77,19 @@ def test_filter_and_rethreshold(report: RelationReport) -> None:
     assert stricter.is_label_error.sum() == 20 and stricter.is_outlier.sum() == 40
     np.testing.assert_array_equal(np.flatnonzero(stricter.is_label_error), np.sort(report.worst(20)))
     assert stricter.label_noise_score is report.label_noise_score
-    everything = report.rethreshold(noise_rate=1.0)
-    assert everything.is_label_error.sum() == 120  # max_noisy_share
+    everything = report.rethreshold(noise_rate=0.5)
+    assert everything.is_label_error.sum() == 200
+    certain = report.rethreshold(threshold=0.9).is_label_error
+    np.testing.assert_array_equal(certain, report.label_noise_score > 0.9)
     assert report.rethreshold(outlier_threshold=1e9).is_outlier.sum() == 0
     assert report.rethreshold(quantile=0.9).is_label_error.sum() == 40
-    newly = everything.is_label_error & ~report.is_label_error
-    assert (everything.suggested_label[newly] != CASE.labels[newly]).any()
-    old = report.is_label_error
-    np.testing.assert_array_equal(everything.suggested_label[old], report.suggested_label[old])
-    outside = ~stricter.is_label_error
-    np.testing.assert_array_equal(stricter.suggested_label[outside], CASE.labels[outside])
-    assert (report.suggested_label[old] != CASE.labels[old]).all()  # the first report is as it was
-    assert stricter.summary["cut"] == {"rule": "noise_rate", "value": 0.05} and "cut" not in report.summary
-    assert flagging_rule(report) == "the set that Algorithm 4 found"
-    assert flagging_rule(stricter) == "the worst by Algorithm 4's score, cut at noise_rate 0.05"
+    np.testing.assert_array_equal(
+        everything.suggested_label, np.where(everything.is_label_error, report.other_label, CASE.labels)
+    )
+    assert (report.suggested_label[report.is_label_error] != CASE.labels[report.is_label_error]).all()
+    assert stricter.about["cut"] == {"rule": "noise_rate", "value": 0.05}
+    assert flagging_rule(stricter) == "the worst by the probability that the label is wrong, cut at noise_rate 0.05"
+    assert report.about["cut"]["rule"] == "estimated" and "how many was estimated" in flagging_rule(report)
     with pytest.raises(ValueError, match="two rules"):
         report.rethreshold(noise_rate=0.1, quantile=0.9)
 
@@ -164,38 +163,124 @@ def test_temporal_ensemble_is_the_mean_of_its_checkpoints(tmp_path: Path) -> Non
         data, features_column=["features", "features_2"], probs_column=["probs", "probs_2"], quiet=True
     )
     single = [
-        RelationCleaner().fit(data, features_column=f, probs_column=p, quiet=True).label_noise_score
+        RelationCleaner().fit(data, features_column=f, probs_column=p, quiet=True).parts["label_noise"]
         for f, p in (("features", "probs"), ("features_2", "probs_2"))
     ]
-    np.testing.assert_allclose(both.label_noise_score, np.mean(single, axis=0))
+    np.testing.assert_allclose(both.parts["label_noise"], np.mean(single, axis=0))
     both.relation_map(3).savefig(tmp_path / "map.png")
-    assert len(both.summary["checkpoints"]) == 2
+    assert len(both.about["checkpoints"]) == 2
     with pytest.raises(ValueError, match="per checkpoint"):
         RelationCleaner().fit(data, features_column=["features", "features_2"])
 
 
-def test_combined_score_comes_with_its_parts(tmp_path: Path) -> None:
-    report = RelationCleaner(score="combined").fit(DATA, quiet=True)
-    assert dict(facts(report))["flagged"] == flagging_rule(report) and "Algorithm 4" not in flagging_rule(report)
-    np.testing.assert_allclose(
-        report.label_noise_score, np.mean([report.parts[k] for k in ("loss", "margin", "neighbours")], axis=0)
+def test_both_scores_and_both_cuts_come_from_one_fit(tmp_path: Path) -> None:
+    combined, plain = (RelationCleaner(score=score).fit(DATA, quiet=True) for score in ("combined", "label_noise"))
+    for name in ("combined", "label_noise"):
+        np.testing.assert_array_equal(combined.parts[name], plain.parts[name])
+    np.testing.assert_array_equal(combined.label_noise_score, combined.parts["combined"])
+    np.testing.assert_array_equal(plain.label_noise_score, plain.parts["label_noise"])
+    assert 0 <= combined.label_noise_score.min() < combined.label_noise_score.max() <= 1
+    assert combined.is_label_error.sum() == plain.is_label_error.sum()  # the rate does not hang on the ranking
+    np.testing.assert_array_equal(
+        np.sort(plain.worst(plain.is_label_error.sum())), np.flatnonzero(plain.is_label_error)
     )
-    assert average_precision(CASE.wrong, report.label_noise_score) > 0.95
-    assert CASE.wrong[report.is_label_error].mean() > 0.8
-    assert set(report.evidence(0).ranks) == {"loss", "margin", "neighbours", "relation"}
+    assert average_precision(CASE.wrong, combined.label_noise_score) > 0.95
+    assert abs(combined.noise_rate - CASE.wrong.mean()) < 0.02
+    set_of_text = RelationCleaner(cut="algorithm4").fit(DATA, quiet=True)
+    assert flagging_rule(set_of_text) == "the set that Algorithm 4 found" and dict(facts(set_of_text))["flagged"]
+    assert set_of_text.is_label_error.sum() == set_of_text.about["checkpoints"][0]["noisy"]
+    given = RelationCleaner(cut=0.05).fit(DATA, quiet=True)
+    np.testing.assert_array_equal(np.flatnonzero(given.is_label_error), np.sort(combined.worst(20)))
+    assert combined.evidence(int(combined.worst(1)[0])).ranks["combined"] == 399 / 400
+    combined.save(tmp_path)
+    loaded = RelationReport.load(tmp_path)
+    np.testing.assert_array_equal(loaded.parts["label_noise"], combined.parts["label_noise"])
+    np.testing.assert_array_equal(loaded.other_label, combined.other_label)
+    assert loaded.noise_rate == combined.noise_rate
+
+
+def test_without_probabilities_the_nearest_rows_are_asked() -> None:
+    report = RelationCleaner(compatibility=False).fit(DATA.remove_columns("probs"), quiet=True)
+    assert average_precision(CASE.wrong, report.label_noise_score) > 0.8 and report.about["columns"]["columns"] == []
+
+
+def test_unlabelled_rows_are_outliers_at_most() -> None:
+    labels = [None if k % 4 == 0 else int(v) for k, v in enumerate(CASE.labels)]
+    named = np.arange(400) % 4 > 0
+    kept = np.flatnonzero(named)
+    for data in (_with_label(labels), _with_label([-1 if v is None else v for v in labels], Value("int32"))):
+        report = RelationCleaner(neighbours=10).fit(data, quiet=True)
+        alone = RelationCleaner(neighbours=10).fit(DATA.select(kept), quiet=True)
+        np.testing.assert_array_equal(report.labels[named], CASE.labels[kept])
+        assert (report.labels[~named] == -1).all() and not report.is_label_error[~named].any()
+        assert (report.suggested_label[~named] == -1).all() and (report.label_noise_score[~named] == 0).all()
+        np.testing.assert_allclose(report.parts["label_noise"][kept], alone.parts["label_noise"], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(report.label_noise_score[kept], alone.label_noise_score, rtol=1e-3, atol=1e-6)
+        assert report.is_label_error.sum() == alone.is_label_error.sum()
+        assert report.outlier_score[~named].min() > 0 and len(report.evidence(0).supporting) == 0
+        assert report.evidence(1).supporting_labels.min() >= 0
+        again = data.map(report.annotate, batched=True, with_indices=True)
+        assert again["suggested_label"][0] in (None, -1) and len(report.filter(data)) < 400
+        assert ("unlabelled rows", "100") in facts(report)
+
+
+def test_text_labels_find_their_columns() -> None:
+    names = np.array(["zebra", "ape", "cat", "dog", "eel"])
+    texts = RelationCleaner().fit(_with_label(names[CASE.labels].tolist()), quiet=True)
+    numbers = RelationCleaner().fit(DATA, quiet=True)
+    np.testing.assert_allclose(texts.label_noise_score, numbers.label_noise_score, rtol=1e-3, atol=1e-6)
+    assert texts.about["columns"] == {"matched": True, "columns": [1, 2, 3, 4, 0]}
+    assert texts.about["columns"]["columns"] == [names.tolist().index(name) for name in texts.label_names]
+
+
+def test_a_model_of_fewer_classes_has_no_say(caplog: pytest.LogCaptureFixture) -> None:
+    two = np.stack([CASE.probs[:, :2].sum(1), CASE.probs[:, 2:].sum(1)], axis=1)
+    data = _with_label([f"c{k}" for k in CASE.labels]).remove_columns("probs").add_column("probs", two.tolist())
+    report = RelationCleaner().fit(data, quiet=True)
+    assert "2 columns for 5 labels" in caplog.text and report.about["columns"]["columns"] == []
+
+
+def test_near_duplicates_are_grouped_kept_once_and_found_across_splits(tmp_path: Path) -> None:
+    copies = np.concatenate([np.arange(400), np.repeat(np.arange(20), 3)])
+    data = CASE.dataset().select(copies)
+    report = RelationCleaner().fit(data, quiet=True)
+    groups = report.near_duplicates()
+    assert [rows.tolist() for rows in groups] == [[k, *range(400 + 3 * k, 403 + 3 * k)] for k in range(20)]
+    assert len(report.filter(data, label_errors=False, near_duplicates=True)) == 400
+    both = report.filter(data, near_duplicates=True)
+    assert len(both) == len(set(report.group[~report.is_label_error]))
+    split = ["train"] * 430 + ["test"] * 30
+    assert {int(rows[0]) for rows in report.near_duplicates(across=split)} == {int(k) for k in range(20)} - set(
+        range(10)
+    )
+    with pytest.raises(ValueError, match="460 rows"):
+        report.near_duplicates(across=split[:5])
     report.save(tmp_path)
-    assert RelationReport.load(tmp_path).parts["loss"].tolist() == report.parts["loss"].tolist()
+    np.testing.assert_array_equal(RelationReport.load(tmp_path).group, report.group)
+    assert dict(facts(report))["near duplicates"] == "80 rows in 20 groups"
+    first = report.filter(data.remove_columns("label"), label_errors=False, near_duplicates=True)
+    assert len(first) == 400
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_copies_of_a_wrong_row_do_not_speak_for_it(count: int) -> None:
+    wrong = np.flatnonzero(CASE.wrong)[:20]
+    data = CASE.dataset().select(np.concatenate([np.arange(400), np.repeat(wrong, count)]))
+    report = RelationCleaner().fit(data, quiet=True)
+    assert report.is_label_error[wrong].sum() >= 18
 
 
 def test_partitions_are_graphs_of_their_own() -> None:
-    whole = RelationCleaner().fit(DATA, quiet=True)
-    parted = RelationCleaner(partition_size=150).fit(DATA, quiet=True)
-    assert parted.summary["checkpoints"][0]["partitions"] == 3
+    whole = RelationCleaner(score="label_noise").fit(DATA, quiet=True)
+    parted = RelationCleaner(score="label_noise", partition_size=150).fit(DATA, quiet=True)
+    assert parted.about["checkpoints"][0]["partitions"] == 3
     assert average_precision(CASE.wrong, parted.label_noise_score) > 0.9
     assert np.corrcoef(whole.label_noise_score, parted.label_noise_score)[0, 1] > 0.9
     np.testing.assert_allclose(
-        RelationCleaner(partition_size=400).fit(DATA, quiet=True).label_noise_score, whole.label_noise_score
+        RelationCleaner(score="label_noise", partition_size=400).fit(DATA, quiet=True).label_noise_score,
+        whole.label_noise_score,
     )
+    assert average_precision(CASE.wrong, parted.parts["combined"]) > 0.95
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "nested lists", "array2d", "strings", "float64", "float16"])
@@ -239,9 +324,11 @@ def _with_label(column: Any, feature: Any = None) -> Dataset:
         (DATA.remove_columns("features"), "FeatureExtractor"),
         (_with_label([[0, 1]] * 400), "several labels"),
         (_with_label([0.5] * 400), "regression"),
-        (_with_label([None] + [1] * 399), "misses 1"),
+        (_with_label([None] + [1] * 399), "two classes"),
         (_with_label([1] * 400), "two classes"),
-        (_with_label([-1] + [0, 1] * 199 + [1], ClassLabel(names=["a", "b"])), "row 0 has label -1"),
+        (_with_label([-1] * 200 + [1] * 200), "cast_column"),
+        (_with_label([-2] + [0, 1] * 199 + [1]), "row 0 has label -2"),
+        (_with_label([None] * 400), "two classes"),
         (DATA.select([]), "empty"),
     ],
 )
@@ -297,10 +384,9 @@ def test_rows_at_fault_can_be_filtered_out() -> None:
 def test_combined_reads_the_column_of_its_class() -> None:
     keep = np.flatnonzero(CASE.labels != 1)
     data = _with_label(CASE.labels).select(keep)
-    found = RelationCleaner(score="combined").fit(data, quiet=True)
+    found = RelationCleaner().fit(data, quiet=True)
     assert average_precision(CASE.wrong[keep], found.label_noise_score) > 0.95
-    with pytest.raises(ValueError, match="ClassLabel"):
-        RelationCleaner(score="combined").fit(_with_label([f"c{k}" for k in CASE.labels]), quiet=True)
+    assert found.about["columns"] == {"matched": False, "columns": [0, 2, 3, 4]}
 
 
 def test_an_ensemble_skips_and_bounds_like_its_checkpoints(caplog: pytest.LogCaptureFixture) -> None:
@@ -309,8 +395,9 @@ def test_an_ensemble_skips_and_bounds_like_its_checkpoints(caplog: pytest.LogCap
         CASE.dataset(features_2=CASE.features, probs_2=CASE.probs).remove_columns("label").add_column("label", shuffled)
     )
     columns = {"features_column": ["features", "features_2"], "probs_column": ["probs", "probs_2"]}
-    assert not RelationCleaner().fit(data, quiet=True, **columns).is_label_error.any()
-    few = RelationCleaner(threshold="noise_rate", threshold_value=0.2, max_noisy_share=0.05).fit(DATA, quiet=True)
+    assert not RelationCleaner(cut="algorithm4").fit(data, quiet=True, **columns).is_label_error.any()
+    bound: dict[str, Any] = {"threshold": "noise_rate", "threshold_value": 0.2, "max_noisy_share": 0.05}
+    few = RelationCleaner(cut="algorithm4", **bound).fit(DATA, quiet=True)
     assert few.is_label_error.sum() <= 20
 
 
@@ -340,7 +427,8 @@ def test_config_round_trip_and_ranges() -> None:
         {"partition_size": 1},
         {"score": "both"},
         {"threshold_value": 0.05, "threshold": "quantile"},
-        {"compatibility": False, "score": "combined"},
+        {"cut": "half"},
+        {"cut": 1.5},
     ]
     for fields in bad:
         with pytest.raises(ValueError, match=next(iter(fields))):
@@ -365,7 +453,7 @@ if sys.argv[3] == "slow":
     tiles.base_kernel = slow
     from hf_dataopt.checkpoint import PassCheckpoint
     PassCheckpoint.__init__.__defaults__ = (0.0,)
-report = RelationCleaner(score="combined").fit(datasets.load_from_disk(sys.argv[1]), output_dir=sys.argv[2], quiet=True)
+report = RelationCleaner().fit(datasets.load_from_disk(sys.argv[1]), output_dir=sys.argv[2], quiet=True)
 from hf_dataopt import distributed
 if distributed.is_main_process():  # what one process alone may ask of a report
     report.rethreshold(noise_rate=0.2)
@@ -385,7 +473,7 @@ def test_kill_and_start_again_gives_the_same_scores(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FIT, str(tmp_path / "d"), str(out), "slow"]
     tiles = Path(f"{out}.tiles")
     counts = []
-    for wanted in (70, 150):  # killed in the middle of the sums, then in the neighbour pass or before
+    for wanted in (110, 150):  # killed in the sums, twice
         process = subprocess.Popen(command, env=_environment())
         start = time.monotonic()
         before = tiles.stat().st_size if tiles.exists() else 0
@@ -404,8 +492,8 @@ def test_kill_and_start_again_gives_the_same_scores(tmp_path: Path) -> None:
     np.testing.assert_array_equal(resumed.outlier_score, fresh.outlier_score)
     np.testing.assert_array_equal(resumed.suggested_label, fresh.suggested_label)
     total = Path(f"{tmp_path / 'fresh'}.tiles").stat().st_size
-    # each kill costs one stripe (15 tiles) and the two tiles of the estimate at most
-    assert tiles.stat().st_size <= total + 2 * 17
+    # each kill costs one stripe (15 tiles), the two tiles of the estimate, and the level of copies (4 x 15) at most
+    assert tiles.stat().st_size <= total + 2 * 77
     assert not (out / "unfinished").exists()
 
 
@@ -420,8 +508,8 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     subprocess.run([*launch, *fit], env=_environment(), check=True, capture_output=True)
     two = RelationReport.load(tmp_path / "two")
     monkeypatch.setitem(LARGEST_TILE, "cpu", 64)
-    one = RelationCleaner(score="combined").fit(case.dataset(), quiet=True)
-    assert two.summary["processes"] == 2
+    one = RelationCleaner().fit(case.dataset(), quiet=True)
+    assert two.about["processes"] == 2
     np.testing.assert_array_equal(two.label_noise_score, one.label_noise_score)
     np.testing.assert_array_equal(two.outlier_score, one.outlier_score)
     np.testing.assert_array_equal(two.is_label_error, one.is_label_error)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_dataopt.relation import graph as graph_module
-from hf_dataopt.relation.combined import neighbour_margin
 from hf_dataopt.relation.config import RelationConfig
 from hf_dataopt.relation.graph import RelationGraph
 from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise
@@ -85,29 +84,6 @@ def test_outlier_scores_equal_the_loops(name: str) -> None:
     reference = np.arange(0, 300, 3)
     found = outlier_scores(build(CASE, config, labels=False), reference, quiet=True)
     np.testing.assert_allclose(found, 1 / (-w[:, reference].sum(axis=1) + 1e-6), rtol=1e-5)
-
-
-def test_votes_equal_the_loops() -> None:
-    config = RelationConfig(max_memory_gb=1e-3)
-    rows, voters = np.flatnonzero(CASE.wrong), np.flatnonzero(~CASE.wrong)
-    kernel = -oracle(CASE, config, labels=False)
-    expected = np.stack([kernel[np.ix_(rows, voters[CASE.labels[voters] == k])].sum(axis=1) for k in range(5)], axis=1)
-    np.testing.assert_allclose(build(CASE, config).votes_against(voters, rows, 5, quiet=True), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("memory", [0.06, 1e-3])
-@pytest.mark.parametrize("k", [1, 7, 400])
-def test_neighbour_margin_equals_a_sort(k: int, memory: float) -> None:
-    config = RelationConfig(max_memory_gb=memory)
-    bare = RelationConfig(compatibility=False, edge_cutoff=0.0, temperature=1)
-    s = -oracle(CASE, bare, labels=False)
-    np.fill_diagonal(s, 0)
-    expected = []
-    for i in range(300):
-        near = np.argsort(-s[i], kind="stable")[: min(k, 299)]
-        votes = np.bincount(CASE.labels[near], weights=s[i, near] ** 4, minlength=5)
-        expected.append(np.delete(votes, CASE.labels[i]).max() - votes[CASE.labels[i]])
-    np.testing.assert_allclose(neighbour_margin(build(CASE, config), k, quiet=True), expected, atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
