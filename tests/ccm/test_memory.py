@@ -246,13 +246,14 @@ def test_an_interrupt_at_any_line_of_an_append_is_taken_back(memory: str) -> Non
                 raise KeyboardInterrupt
             return trace
 
+        others = sys.gettrace()  # a measurement of coverage goes on afterwards
         sys.settrace(trace)
         try:
             one.append(TURNS[2])
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(others)
         return one
 
     whole, before = appended(-1), remembering(model, TURNS[:2])

@@ -93,7 +93,10 @@ def test_the_recipe_survives_new_names_company_order_and_files(train: Dataset, t
     assert len(expected) == 48
     names = {"image": "picture", "label": "kind", "formation": "how"}
     for renamed in ({"image": "picture"}, {"label": "kind"}, {"formation": "how"}, names):
-        assert formed(condensed.rename_columns(renamed)) == expected
+        named = condensed.rename_columns(renamed)
+        assert formed(named) == expected
+        made = named.map(MultiFormation.from_dataset(named), batched=True)
+        assert set(made.column_names) == set(named.column_names) - {renamed.get("formation", "formation")}
     assert read_recipe(condensed.rename_columns(names))["column"] == "picture"
 
     single = DatasetCondenser(MOSAIC, method="herding").condense(train)

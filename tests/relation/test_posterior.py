@@ -59,22 +59,26 @@ def test_the_fit_follows_the_gradient_and_gains(monkeypatch: pytest.MonkeyPatch)
     assert cost(found)[0] < cost(module._START)[0] - 0.01 and np.abs(cost(found)[1]).max() < 1e-3
 
 
-def test_votes_are_counted_once_a_copy() -> None:
-    """Row 0 has three neighbours: one of label 1, and two copies of one row of label 2."""
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_votes_are_counted_once_a_copy(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows 0 and 4 have three neighbours: one of label 1, and two copies of one row of label 2."""
+    monkeypatch.setattr(module, "_BLOCK", block)
     near = Neighbours(
-        np.array([[1, 2, 3], [0, -1, -1], [3, 0, -1], [2, 0, -1]]),
-        np.array([[1, 1, 1], [1, 0, 0], [1, 0.5, 0], [1, 0.5, 0]], np.float32),
-        np.array([0, 1, 2, 2]),
+        np.array([[1, 2, 3], [0, -1, -1], [3, 0, -1], [2, 0, -1], [1, 2, 3]]),
+        np.array([[1, 1, 1], [1, 0, 0], [1, 0.5, 0], [1, 0.5, 0], [1, 1, 1]], np.float32),
+        np.array([0, 1, 2, 2, 4]),
     )
-    labels = np.array([0, 1, 2, 2])
+    labels = np.array([0, 1, 2, 2, 0])
     voters = module._voters(near)
-    np.testing.assert_array_equal(voters.count, [2, 1, 1, 1])
-    np.testing.assert_allclose(voters.weights, [[1, 0.5, 0.5], [1, 0, 0], [0, 0.5**4, 0], [0, 0.5**4, 0]])
+    np.testing.assert_array_equal(voters.count, [2, 1, 1, 1, 2])
+    np.testing.assert_allclose(
+        voters.weights, [[1, 0.5, 0.5], [1, 0, 0], [0, 0.5**4, 0], [0, 0.5**4, 0], [1, 0.5, 0.5]]
+    )
     prior = np.array([0.5, 0.25, 0.25])
-    found = module._votes(voters, np.arange(2), labels, np.zeros(4), labels, prior)
+    found = module._votes(voters, np.arange(2), labels, np.zeros(5), labels, prior)
     np.testing.assert_allclose(found[0], (2 * np.array([0, 0.5, 0.5]) + 2 * prior) / 4)
     np.testing.assert_allclose(found[1], (np.array([1, 0, 0]) + 2 * prior) / 3)
-    half = module._votes(voters, np.arange(1), labels, np.array([0, 1.0, 0, 0]), np.array([0, 0, 2, 2]), prior)
+    half = module._votes(voters, np.arange(1), labels, np.array([0, 1.0, 0, 0, 0]), np.array([0, 0, 2, 2, 0]), prior)
     np.testing.assert_allclose(half[0], (2 * np.array([0.5, 0, 0.5]) + 2 * prior) / 4)
 
 
@@ -95,6 +99,12 @@ def test_blocks_and_samples_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "FITTED", 10_000)
     part = label_posterior(case.labels, 5, [near], [probs])
     assert abs(part.wrong.mean() - whole.wrong.mean()) < 0.02 and part.beta != whole.beta
+
+
+def test_a_block_holds_no_more_numbers_than_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 12)
+    assert [rows.tolist() for rows in module._blocks(8, 4)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert [rows.tolist() for rows in module._blocks(2, 13)] == [[0], [1]]
 
 
 def test_two_checkpoints_are_heard_alike() -> None:

@@ -39,6 +39,18 @@ def test_signed_sums_of_every_order_of_labels(
     assert len(calls) == (0 if apart or len({*left, *right}) == 1 else 1)
 
 
+@pytest.mark.parametrize("left", [(-1, -1), (-1, 2), (2, -1)])
+@pytest.mark.parametrize("right", [(-1, -1), (-1, 2), (2, 2), (0, 1), (3, 3)])
+def test_rows_without_a_label_relate_to_none(left: tuple[int, int], right: tuple[int, int]) -> None:
+    kernel = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
+    named = (np.array(left) >= 0)[:, None] & (np.array(right) >= 0)
+    signs = np.where(np.array(left)[:, None] == np.array(right), 1.0, -1.0) * named
+    for one, two, values in ((left, right, signs), (right, left, signs.T)):
+        rows, columns = signed_sums(kernel.clone(), tile(one), tile(two), want_columns=True)
+        np.testing.assert_array_equal(rows, (kernel.numpy() * values).sum(1))
+        np.testing.assert_array_equal(columns, (kernel.numpy() * values).sum(0))
+
+
 def test_sums_without_labels_or_columns() -> None:
     kernel = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
     plain, labelled = Tile(torch.zeros(2, 1), None, None), tile((3, 3))
