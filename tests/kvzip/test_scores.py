@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.distributed import Room
 from hf_dataopt.kvzip import scores as package
-from hf_dataopt.kvzip import scoring
+from hf_dataopt.kvzip import scoring, weights
 from hf_dataopt.kvzip.eviction import budget_ratio, keep_mask
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.reading import PrefilledContext, check_supported
+from hf_dataopt.kvzip.rules import AttentionRules
+from hf_dataopt.kvzip.score import Positions, ScoredLayer
 from hf_dataopt.kvzip.scores import NAMES, score_of
 from hf_dataopt.kvzip.scores.duo_attention import DuoAttention
 from hf_dataopt.kvzip.scores.expected_attention import ExpectedAttention
@@ -34,6 +36,7 @@ from hf_dataopt.kvzip.scores.snapkv import SnapKV
 from hf_dataopt.kvzip.scores.streaming_llm import StreamingLLM
 from hf_dataopt.kvzip.scoring import score_context
 
+from ..families import available
 from ..families.plain import prefilled as plain_cache
 from ..models import FAMILIES, byte_tokenizer, held, tiny_model
 from ..reference import kvzip_scores as slow
@@ -235,6 +238,45 @@ def test_a_device_with_room_for_ten_tokens_gives_the_same(
         assert (found != expected).float().mean() <= 0.05
     else:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["kvzip", "kvgrad", "kvgrad_l2"])
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_caps_and_sinks_are_in_the_weights_and_in_what_gradients_go_through(name: str, family: str) -> None:
+    if family not in available():
+        pytest.skip(f"this transformers has no {family}")
+    prompt = build_prompt(byte_tokenizer(), CONTEXT, KVzipConfig())
+    context = prefill(available()[family].model(), prompt, progress=False)
+    eager = available()[family].model()
+    eager.set_attn_implementation("eager")
+    [(_, _, ids)] = prompt.repeat_inputs(2000, 8)
+    n_prefix, n = prompt.prefix_ids.numel(), prompt.context_ids.numel()
+    seen = slow.see(eager, torch.cat([prompt.ids, ids]), n_prefix, n, check_supported(eager))
+    found, expected = scored(context, name, chunk_size=2000), SLOW[name]
+    assert expected is not None
+    for place in range(len(context.scored_layers)):
+        torch.testing.assert_close(found[place], expected(seen, place), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("beyond", [0, 3])
+@pytest.mark.parametrize("block", [1, 60, 1 << 20])
+def test_all_that_is_paid_to_a_key_up_to_the_queries_own_place(
+    block: int, beyond: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_BLOCK_ELEMENTS", block)
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(4, 7, 8, generator=generator), torch.randn(2, 9, 8, generator=generator)
+    positions = Positions(torch.arange(6, 13), torch.arange(4, 13))
+    logits = queries @ keys.repeat_interleave(2, dim=0).mT * 0.4
+    logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    apart = positions.queries[:, None] - positions.keys
+    lse = logits.masked_fill(apart < 0, float("-inf")).logsumexp(-1)
+    layer = ScoredLayer(0, 0, 1, AttentionRules(0.4, softcap), lse, None)  # type: ignore[arg-type]
+    shares = (logits - lse[..., None]).exp().masked_fill(apart < beyond, 0)
+    torch.testing.assert_close(weights.total(layer, queries, keys, positions, beyond=beyond), shares.sum(1))
+    if not beyond:
+        torch.testing.assert_close(shares.sum(-1), torch.ones(4, 7))
 
 
 def test_gradients_do_not_need_weights_that_require_them() -> None:
