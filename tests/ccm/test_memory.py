@@ -422,6 +422,8 @@ def test_undo_takes_one_append_back(memory: str, sink: bool) -> None:
     assert (one.nbytes, one.tokens_seen, one.steps.tolist()) == (once.nbytes, once.tokens_seen, once.steps.tolist())
     for layer, before in zip(one.layers, once.layers, strict=True):
         assert torch.equal(layer[0][0], before[0][0]) and torch.equal(layer[1][0], before[1][0])
+    if memory.startswith("concat"):  # the second user had nothing yet, and nothing of that user is left, sinks included
+        assert not any(part[1].any() for layer in one._layers for part in layer)
     with pytest.raises(ValueError, match="one step is kept"):
         one.undo()
     assert torch.equal(other.logits([QUESTION, QUESTION]), twice)  # a fork has its own
