@@ -20,11 +20,9 @@ from ..seeding import generator
 from .tiles import Index, Source, Workspace
 
 COPY = 0.15  # share of the usual distance to the nearest row within which two rows are copies
-SCALE, CLOSE, CLOSEST = (
-    10,
-    0.35,
-    0.5,
-)  # or within this share of both rows' distance to the 10th nearest, and of the usual one
+CLOSE = 0.3  # or the share of both rows' distances to the SCALE-th nearest,
+SCALE = 10
+CLOSEST = 0.5  # if it is also within this share of the usual distance
 SAMPLE = 256  # rows that the usual distance is measured on
 _ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # cosine distance of a row to itself
 _LOW = (1 << 32) - 1
