@@ -15,8 +15,6 @@ import argparse
 import copy
 import statistics
 import time
-from dataclasses import replace
-from typing import Any
 
 import _report
 import torch
@@ -31,13 +29,7 @@ Memory = tuple[Tensor, Tensor]
 STAGES = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
 WIDTH = 32
 TEMPERATURE = 2.0
-METHODS: dict[str, dict[str, Any]] = {
-    "random": {"factor": 1, "outer_iterations": 0, "initialisation": "random"},
-    "herding": {"factor": 1, "outer_iterations": 0, "initialisation": "herding"},
-    "idc-i": {"factor": 1, "initialisation": "random"},
-    "mosaics only": {"factor": 2, "outer_iterations": 0},
-    "idc": {"factor": 2},
-}
+METHODS = ("random", "herding", "idc-i", "mosaic", "idc")
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,12 +105,12 @@ def train(network: Grown, teacher: Grown | None, memory: Memory, epochs: int, ow
         schedule.step()
 
 
-def memories(config: IDCConfig, images: Tensor, labels: Tensor) -> list[Memory]:
+def memories(config: IDCConfig, method: str, images: Tensor, labels: Tensor) -> list[Memory]:
     """The formed images of each stage's own classes, labels counted over all classes."""
     parts = []
     for classes in STAGES:
         mine = torch.isin(labels, torch.tensor(classes))
-        condensed = DatasetCondenser(config).condense(as_dataset(images[mine], labels[mine]))
+        condensed = DatasetCondenser(config, method=method).condense(as_dataset(images[mine], labels[mine]))
         condensed.set_transform(MultiFormation.from_dataset(condensed, output="tensor"))
         formed = condensed[:]
         parts.append((torch.stack(formed["image"]), torch.tensor(classes)[torch.tensor(formed["label"])]))
@@ -157,9 +149,9 @@ def main() -> None:
         scale_learning_rate=False, outer_iterations=1 if args.smoke else 8, inner_iterations=2 if args.smoke else 20,
     )  # fmt: skip
     epochs, rows = 5 if args.smoke else 200, []
-    for method, changes in METHODS.items():
+    for method in METHODS:
         clock = time.process_time()
-        parts = memories(replace(base, **changes), images, labels)
+        parts = memories(base, method, images, labels)
         seconds = time.process_time() - clock
         seeds = 1 if args.smoke else args.seeds
         runs = [run(parts, (test[0], test[1]), epochs, seed) for seed in range(seeds)]

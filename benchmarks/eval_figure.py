@@ -30,7 +30,8 @@ def draw(means: dict[tuple[str, str, float], dict[int, float]], measure: str, pa
     rows = [part[i : i + COLUMNS] for part in groups.values() for i in range(0, len(part), COLUMNS)]
     scores = sorted({score for _, score, _ in means} - {"full"}, key=lambda score: (score != "kvzip", score))
     width = max(len(row) for row in rows)
-    figure = Figure(figsize=(3.1 * width + 0.4, 2.5 * len(rows) + 0.9))
+    legend = 1.7  # inches beside the panels
+    figure = Figure(figsize=(3.1 * width + 0.4 + legend, 2.5 * len(rows) + 0.5))
     axes = figure.subplots(len(rows), width, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         for axis in line[len(row) :]:
@@ -41,8 +42,9 @@ def draw(means: dict[tuple[str, str, float], dict[int, float]], measure: str, pa
     for axis in axes[-1][: len(rows[-1])]:
         axis.set_xlabel("KV cache ratio")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 3 * width), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 * -(-len(labels) // (3 * width)) / figure.get_figheight()))
+    edge = 1 - legend / figure.get_figwidth()
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(edge, 0.5), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0, edge, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -65,7 +67,9 @@ def _panel(axis: Any, means: dict[tuple[str, str, float], dict[int, float]], tas
         if level is not None:
             points.setdefault(1.0, level)
         ratios = sorted(points)
-        style: dict[str, Any] = STYLE.get(score, {"color": f"C{index if index < 3 else index + 1}", "linewidth": 1.2})
+        place = index if index < 3 else index + 1
+        other = {"color": f"C{place % 10}", "linewidth": 1.2, "linestyle": "-" if place < 10 else ":"}
+        style: dict[str, Any] = STYLE.get(score, other)
         axis.plot(ratios, [points[ratio] for ratio in ratios], marker="o", markersize=3, label=score, **style)
     if level is not None:
         axis.axhline(level, color="0.4", linestyle="--", linewidth=0.9, label="full cache")

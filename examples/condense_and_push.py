@@ -5,7 +5,7 @@
     python examples/condense_and_push.py --smoke                  # tiny, a few seconds, offline
 
 A minute or two on one CPU core. The pushed data set is plain: anyone can load the stored images without hf_dataopt; the
-recipe that turns each into four training images is in its features.
+recipe that turns each into four training images is in its column `formation`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from hf_dataopt import DatasetCondenser, MultiFormation
-from hf_dataopt.condensation.command import digits, digits_config, scores_as_rows
+from hf_dataopt.condensation.command import digits, digits_config
 from hf_dataopt.condensation.saved import load_condensed, save_condensed
 from hf_dataopt.publishing.artifacts import push_folder
 
@@ -25,6 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repo", default=None, help="name on the Hub")
     parser.add_argument("--output-dir", default="condensed_digits", help="checkpoints, preview.png, artifact/")
+    parser.add_argument(
+        "--method", default="idc", help="mosaic takes a second, rded half a minute; also dm, dsa, herding, ..."
+    )
     parser.add_argument("--outer-iterations", type=int, default=8)
     parser.add_argument("--smoke", action="store_true", help="one short outer iteration, one short scoring run")
     args = parser.parse_args()
@@ -33,7 +36,7 @@ def main() -> None:
     config = digits_config(outer_iterations=args.outer_iterations)
     if args.smoke:
         config = digits_config(outer_iterations=1, inner_iterations=2, evaluation_epochs=20)
-    condenser = DatasetCondenser(config)
+    condenser = DatasetCondenser(config, method=args.method)
     print(condenser.estimate(train))
     condensed = condenser.condense(train, output_dir=args.output_dir)  # run it again after a kill: it goes on
 
@@ -46,7 +49,7 @@ def main() -> None:
         condensed,
         Path(args.output_dir) / "artifact",
         config=condenser.config,
-        scores=scores_as_rows(scores),
+        scores=scores,
         name=args.repo,
     )
     if args.repo:

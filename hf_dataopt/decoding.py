@@ -1,7 +1,7 @@
 """One decoder of images and sounds for every room: what a cell of a column holds, as numbers, or what is wrong with its row.
 
-Images come upright (EXIF), on white where they are transparent, grey or RGB, with all of their bits: 16-bit ones are
-scaled by 65,535, never clipped. Sounds come as one channel of floats.
+Images come upright (EXIF), on white or another colour where they are transparent, grey or RGB, with all of their bits: 16-bit
+ones are scaled by 65,535, never clipped. Sounds come as one channel of floats.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .settings import brief, check_callable, check_choice, check_int, optional
 OnError = Literal["raise", "skip"]
 T = TypeVar("T")
 
+_LUMA = (0.299, 0.587, 0.114)  # grey of red, green and blue, as Pillow has it
 MOST_PIXELS = 2**26  # of one picture; its header says how many, before anything is decoded
 MOST_SAMPLES = 2**28  # of one sound, all channels together: 4.6 hours of one channel at 16 kHz
 _PROGRAMS = ("EPS", "WMF")  # Pillow would start one on a stranger's file
@@ -98,11 +99,28 @@ def column_values(batch: Any, column: str) -> Any:
         return table[column].to_pylist()
 
 
-def read_image(value: Any) -> NDArray[np.float32]:
+def colour_of(name: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour that is given by its name or as `"#rrggbb"`.
+
+    Raises:
+        ValueError: no such colour.
+    """
+    from PIL import ImageColor
+
+    try:
+        red, green, blue = ImageColor.getrgb(name)[:3]
+    except ValueError as error:
+        raise ValueError(f"{brief(name)} is no colour; give a name such as 'white', or '#rrggbb'") from error
+    return red, green, blue
+
+
+def read_image(value: Any, mode: str | None = None, background: str = "white") -> NDArray[np.float32]:
     """A picture as numbers.
 
     Args:
         value: a PIL image, an `Image` cell that was not decoded ({"bytes", "path"}), bytes, or a path.
+        mode: "L" or "RGB"; None: as the picture is.
+        background: colour under transparent pixels.
 
     Returns:
         (C, H, W) float32 in [0, 1], C = 1 for grey ones and 3 for others.
@@ -112,7 +130,11 @@ def read_image(value: Any) -> NDArray[np.float32]:
 
     Differs: 32-bit modes carry no range. Values up to 1 ("F" only) count as [0, 1], up to 255 as 8 bits, up to 65,535 as 16.
     """
-    array = _values(_opened(value))
+    array = _values(_opened(value), background)
+    if mode == "L" and array.ndim == 3:
+        array = array @ np.asarray(_LUMA, np.float32)
+    if mode == "RGB" and array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
@@ -154,6 +176,15 @@ def picture_size(value: Any) -> tuple[int, int]:
     """
     width, height = _header(value).size
     return width, height
+
+
+def picture_text(value: Any, key: str) -> Any:
+    """A text that a picture's file carries beside its pixels (PNG); None where there is none.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    return getattr(_header(value), "info", {}).get(key)
 
 
 def _header(value: Any) -> Any:
@@ -201,7 +232,7 @@ def _opened(value: Any) -> Any:
         return value
 
 
-def _values(image: Any) -> NDArray[np.float32]:
+def _values(image: Any, background: str = "white") -> NDArray[np.float32]:
     """(H, W) or (H, W, 3) float32 in [0, 1]."""
     from PIL import Image
 
@@ -212,8 +243,8 @@ def _values(image: Any) -> NDArray[np.float32]:
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        under = Image.new("RGBA", image.size, (*colour_of(background), 255))
+        image = Image.alpha_composite(under, image)
     pixels = np.asarray(image.convert("L" if grey else "RGB"), np.float32)
     return pixels / np.float32(255)
 

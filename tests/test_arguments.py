@@ -27,7 +27,7 @@ INNER = {
     "tuner.CCMLinearVariant": "CCMConfig",
     "attention.build_layout": "DataCollatorForCCM.__call__",
     "scores.kvzip.KVzip": "score_context",
-    "attention.attend_ragged": "KVzipCache.from_scores",
+    "ragged_attention.attend_ragged": "KVzipCache.from_scores",
 }
 ASKED_BY_MODELS = {"KVzipCache.check_model", "KVzipCache.view"}  # a forward calls them, with what it was given
 

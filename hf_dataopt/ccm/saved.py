@@ -231,7 +231,7 @@ def load_ccm(
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(named, token=token)
             base = AutoModelForCausalLM.from_pretrained(named, dtype=dtype, token=token, use_safetensors=safe)
-        except OSError as error:  # what transformers says of names and folders that hold no model
+        except (OSError, ValueError) as error:  # what transformers says of names and folders that hold no model
             raise ValueError(
                 f"base={named!r:.200} cannot be loaded ({told(error, 200)}); give another name or folder"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..decoding import OnError, read_picture, read_rows
+from ..decoding import OnError, read_image, read_rows
 from ..errors import BadRowError
-from .multi_formation import RECIPE_COLUMN, alike, is_image, read_element, to_images
+from .multi_formation import alike, is_image, read_element, to_images
+from .recipe import RECIPE_COLUMN, SOFT_COLUMN, formation_from, marked, row_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _CHUNK = 1000
+_NEAR = 1e-4  # past a bound by rounding
 
 
 @dataclass(kw_only=True)
@@ -71,6 +74,8 @@ def read_images(
     class_names: list[str] | None = None,
     *,
     size: int | None = None,
+    mode: str | None = None,
+    background: str = "white",
     on_error: OnError = "raise",
 ) -> LabelledImages:
     """Read a data set into memory.
@@ -81,7 +86,9 @@ def read_images(
         like: take classes and normalisation from this (a test set from its training set).
         class_names: order of the classes, instead of the label column's own.
         size: side of the square that images are brought to (shorter side resized, middle cut out); None: all have one
-            size. Grey ones among colour become colour.
+            size.
+        mode: "L" or "RGB", what images are brought to; None: as they are, grey ones among colour become colour.
+        background: colour under transparent pixels.
         on_error: "skip" leaves rows out that hold no image or no label of a class.
 
     Returns:
@@ -98,7 +105,8 @@ def read_images(
         raise ValueError("the data set is empty; give at least one image per class")
     names = like.class_names if like is not None else class_names
     labels, names, unlabelled = _read_labels(dataset, label_column, names, on_error)
-    images, unread = _read_column(dataset, image_column, unlabelled, size, on_error)
+    read = _Reader(dataset, image_column, size, mode, background)
+    images, unread = read(unlabelled, on_error)
     skipped = dict(sorted((unlabelled | unread).items()))
     labels = labels[np.setdiff1d(np.arange(len(dataset)), list(skipped))]
     if like is None:
@@ -107,49 +115,72 @@ def read_images(
         empty = [names[label] for label in range(len(names)) if not bool((labels == label).any())]
         if empty:
             raise ValueError(f"no images of the classes {empty[:5]}; remove them from the label feature or add images")
-        mean, std = _statistics(images)
+        mean, std = statistics(images)
     else:
         mean, std = like.mean, like.std
         if images.shape[1] == 1 and like.images.shape[1] == 3:
             images = images.expand(-1, 3, -1, -1).contiguous()
+        if images.shape[1] == 3 and like.images.shape[1] == 1 and images.dtype == torch.uint8 and read.mode is None:
+            raise ValueError(
+                "images have colour, the training images are grey; give IDCConfig(image_mode='RGB' or 'L')"
+            )
         if images.shape[1:] != like.images.shape[1:]:
             raise ValueError(
-                f"images have shape {tuple(images.shape[1:])}, the training images {tuple(like.images.shape[1:])}; resize"
+                f"images have shape {tuple(images.shape[1:])}, the training images {tuple(like.images.shape[1:])}; give "
+                "IDCConfig(image_size=...) or bring them to one size"
             )
     return LabelledImages(images=images, labels=labels, class_names=names, mean=mean, std=std, skipped=skipped)
 
 
-def _read_column(
-    dataset: Dataset, column: str, known: dict[int, str], size: int | None, on_error: OnError
-) -> tuple[Tensor, dict[int, str]]:
-    """Images of the rows that are not known to be unfit, and which others hold none."""
-    from datasets import Image
+class _Reader:
+    """Reads a column's elements, images as 8 bits."""
 
-    plain = dataset.select_columns([column]).with_format(None)
-    pictures = isinstance(plain.features[column], Image)
-    mode = getattr(plain.features[column], "mode", None)
-    if pictures:  # decoded here, row by row
-        plain = plain.cast_column(column, Image(decode=False))
-    found: list[NDArray[Any]] = []
-    skipped: dict[int, str] = {}
+    def __init__(self, dataset: Dataset, column: str, size: int | None, mode: str | None, background: str) -> None:
+        from datasets import Image
 
-    def read(value: Any) -> NDArray[Any]:
-        element = read_element(read_picture(value, mode) if pictures and mode in ("L", "RGB") else value)
-        if size is not None:
-            element = resized(element, size)
-        # 8-bit images stay 8-bit
-        return (element * 255).round().astype(np.uint8) if pictures or is_image(value) else element
+        plain = dataset.select_columns([column]).with_format(None)
+        own = getattr(plain.features[column], "mode", None)
+        self.pictures = isinstance(plain.features[column], Image)
+        self.whole = _leaf(plain.features[column]) == "uint8"  # arrays of pixels
+        self.mode = mode or (own if own in ("L", "RGB") else None)
+        # decoded here, row by row
+        self.rows = plain.cast_column(column, Image(decode=False)) if self.pictures else plain
+        self.column, self.size, self.background = column, size, background
 
-    for start in range(0, len(plain), _CHUNK):
-        rows = [row for row in range(start, min(start + _CHUNK, len(plain))) if row not in known]
-        values = plain[start : start + _CHUNK][column]
-        part, _, unread = read_rows([values[row - start] for row in rows], read, rows=rows, on_error=on_error)
-        found, skipped = found + part, skipped | unread
-    if not found:
-        raise ValueError(f"no row of {column!r} can be read, the first: {next(iter((known | skipped).values()))}")
-    if len({one.dtype for one in found}) > 1:
-        raise ValueError(f"{column!r} holds images and arrays; give one kind")
-    return torch.from_numpy(alike(found)), skipped
+    def element(self, value: Any) -> NDArray[Any]:
+        """One cell (C, H, W)."""
+        picture = self.pictures or is_image(value)
+        element = read_image(value, self.mode, self.background) if picture else read_element(value)
+        if self.whole and not picture:
+            picture, element = True, element / 255
+        if self.size is not None:
+            element = resized(element, self.size)
+        return (element * 255).round().astype(np.uint8) if picture else element
+
+    def __call__(self, known: dict[int, str], on_error: OnError) -> tuple[Tensor, dict[int, str]]:
+        """Images of the rows that are not known to be unfit, and which others hold none."""
+        found: list[NDArray[Any]] = []
+        skipped: dict[int, str] = {}
+        for start in range(0, len(self.rows), _CHUNK):
+            rows = [row for row in range(start, min(start + _CHUNK, len(self.rows))) if row not in known]
+            values = self.rows[start : start + _CHUNK][self.column]
+            part, _, unread = read_rows(
+                [values[row - start] for row in rows], self.element, rows=rows, on_error=on_error
+            )
+            found, skipped = found + part, skipped | unread
+        if not found:
+            first = next(iter((known | skipped).values()))
+            raise ValueError(f"no row of {self.column!r} can be read, the first: {first}")
+        if len({one.dtype for one in found}) > 1:
+            raise ValueError(f"{self.column!r} holds images and arrays; give one kind")
+        return torch.from_numpy(alike(found)), skipped
+
+
+def _leaf(feature: Any) -> str:
+    """Type of the numbers in a column of arrays."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return str(getattr(feature, "dtype", ""))
 
 
 def resized(element: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -169,36 +200,57 @@ def resized(element: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 def _read_labels(
     dataset: Dataset, column: str, names: list[str] | None, on_error: OnError
 ) -> tuple[Tensor, list[str], dict[int, str]]:
-    """Class numbers (-1 where there is none), class names, and which rows have no class."""
+    """Class numbers (-1 where there is none), class names, and which rows have no class.
+
+    Classes are matched by name: those of a label feature, strings, and the digits of plain whole numbers. Only numbers
+    without names, against classes whose names are no numbers, go by place.
+    """
     values = dataset.select_columns([column]).with_format(None)[:][column]
-    given = [value for value in values if value is not None]
     own = getattr(dataset.features[column], "names", None)
-    if given and all(isinstance(value, str) for value in given):
-        names = names or sorted(set(given))
-        place = {name: label for label, name in enumerate(names)}
-        labels = np.array([place.get(value, -1) for value in values])
-        wrong = f"labels {sorted(set(given) - set(names))[:5]} are not among the classes {names[:5]} ..."
+    given = [value for value in values if value is not None]
+    flags = given and all(isinstance(value, bool) for value in given)
+    whole = given and all(isinstance(value, int) and not isinstance(value, bool) for value in given)
+    if not given or not (flags or whole or all(isinstance(value, str) for value in given)):
+        kind = sorted({type(value).__name__ for value in given})
+        raise ValueError(f"labels of {column!r} must be integers, strings or bools, got {', '.join(kind) or 'none'}")
+    if own is not None:
+        words: dict[Any, str] = dict(enumerate(own))
     else:
-        numbers = np.asarray(given)
-        if not given or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-            raise ValueError(f"labels must be integers or strings, got {numbers.dtype} of shape {numbers.shape}")
-        names = names or own or [str(label) for label in sorted(set(given)) if label >= 0]
-        places = {label: label for label in range(len(names))}
-        if own is None and all(name.isdecimal() for name in names):  # a plain column's numbers are the classes' names
-            places = {int(name): label for label, name in enumerate(names)}
-        labels = np.array([places.get(value, -1) for value in values])
-        wrong = f"labels must be among {sorted(places)[:5]} ..., got {numbers.min()} .. {numbers.max()}; drop unlabelled rows"
-    unfit = {
-        int(row): "has no label" if values[row] is None else f"has label {values[row]!r}, which is no class"
-        for row in np.flatnonzero(labels < 0)
-    }
+        words = {value: str(value) for value in given if not whole or value >= 0}
+        if whole and names is not None and not all(name.isdecimal() for name in names):
+            words = dict(enumerate(names))  # by place
+    names = names or list(own or sorted(set(words.values()), key=lambda name: (int(name), name) if whole else name))
+    place = {name: label for label, name in enumerate(names)}
+    labels = np.array([place.get(words.get(value, ""), -1) for value in values])
+    unfit = {}
+    for row in np.flatnonzero(labels < 0).tolist():
+        told = f"{values[row]!r}" + (f" ({words[values[row]]!r:.40})" if own and values[row] in words else "")
+        unfit[row] = "has no label" if values[row] is None else f"has label {told}, which is no class"
     if unfit and on_error == "raise":
         row, why = next(iter(unfit.items()))
-        raise BadRowError(row, why if values[row] is None else f"{why}: {wrong}")
-    return torch.from_numpy(labels.astype(np.int64)), list(names), unfit
+        known = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+        todo = f": labels must be among {known}; drop such rows, or on_error='skip'"
+        raise BadRowError(row, why if values[row] is None else why + todo)
+    return torch.from_numpy(labels.astype(np.int64)), names, unfit
 
 
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+def check_range(images: Tensor, low: float | None, high: float | None) -> None:
+    """Refuse arrays that would be cut off where they are stored.
+
+    Raises:
+        ValueError: values below `low` or above `high` (None: no bound).
+    """
+    if not images.is_floating_point():
+        return
+    least, most = (float(value) for value in images.aminmax())
+    if (low is not None and least < low - _NEAR) or (high is not None and most > high + _NEAR):
+        raise ValueError(
+            f"arrays hold values from {least:g} to {most:g}, of which clamp_low={low} to clamp_high={high} is kept: scale "
+            "them, cast the column to Image(), or give storage='float32' with clamp_low=None and clamp_high=None"
+        )
+
+
+def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, in chunks so that no float copy of the data set is made."""
     scale = 255 if images.dtype == torch.uint8 else 1
     total = squares = torch.zeros(images.shape[1], dtype=torch.float64)
@@ -211,31 +263,47 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_dataset(
-    images: Tensor, labels: Tensor, class_names: list[str], storage: str, columns: tuple[str, str], recipe: str
+    images: Tensor,
+    labels: Tensor,
+    class_names: list[str],
+    storage: str,
+    columns: tuple[str, str],
+    recipe: str,
+    soft_labels: list[Tensor] | None = None,
 ) -> Dataset:
-    """Condensed images as a plain data set: image (or array), label, and the recipe in the features.
+    """Condensed images as a plain data set: image (or array), label, the recipe of every row, and soft labels if given.
 
-    The recipe is the one name of a `ClassLabel` column of zeros: features travel with `save_to_disk`, parquet files and
-    the Hub, descriptions and other metadata do not.
+    Features, descriptions and other metadata get lost when sets are renamed, put together and exported; rows do not. Stored
+    images carry a mark in their files besides.
+
+    Args:
+        images: (n, C, H, W) stored values.
+        labels: (n,).
+        class_names: of the labels.
+        storage: `"uint8"`, `"float16"` or `"float32"`.
+        columns: names of images and labels.
+        recipe: `recipe_text` of all rows.
+        soft_labels: of every row (cells, classes), see `soft_labels_of`.
     """
-    from datasets import Array3D, ClassLabel, Dataset, Features, Image
+    from datasets import Array3D, ClassLabel, Dataset, Features, Image, List, Value
 
     image_column, label_column = columns
+    formation = formation_from(json.loads(recipe))
+    ways: list[Any] = [None] * len(labels)
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero()[:, 0].tolist()
+        for row, way in zip(rows, formation.ways(len(rows)), strict=True):
+            ways[row] = way
     stored: Any
     values: Any
     if storage == "uint8":
-        values, stored = to_images(images), Image()
+        values, stored = [marked(*pair) for pair in zip(to_images(images), ways, strict=True)], Image()
     else:
         values = list(images.to(getattr(torch, storage)).numpy())
         stored = Array3D(shape=tuple(images.shape[1:]), dtype=storage)
-    features = Features(
-        {
-            image_column: stored,
-            label_column: ClassLabel(names=class_names),
-            RECIPE_COLUMN: ClassLabel(names=[recipe]),
-        }
-    )
-    rows = {image_column: values, label_column: labels.tolist(), RECIPE_COLUMN: [0] * len(labels)}
-    dataset = Dataset.from_dict(rows, features=features)
-    dataset.info.description = f"Condensed with hf_dataopt (IDC). Decode recipe: {recipe}"
-    return dataset
+    kinds = {image_column: stored, label_column: ClassLabel(names=class_names), RECIPE_COLUMN: Value("string")}
+    found = {image_column: values, label_column: labels.tolist(), RECIPE_COLUMN: row_texts(recipe, ways)}
+    if soft_labels is not None:
+        kinds[SOFT_COLUMN] = List(List(Value("float16"), length=len(class_names)))
+        found[SOFT_COLUMN] = [shares.to(torch.float16).numpy() for shares in soft_labels]
+    return Dataset.from_dict(found, features=Features(kinds))

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
     from .config import IDCConfig
 
-HELP = "condense a labelled image data set to a few synthetic images per class (IDC)"
+HELP = "condense a labelled image data set to a few images per class (IDC, mosaics, RDED, DM, DSA, herding)"
 EXAMPLES = [
-    "hf-dataopt condense cifar10 --image-column img --preset cifar10 --images-per-class 10 --output-dir run1",
+    "hf-dataopt condense cifar10 --image-column img --preset cifar10 --method mosaic --images-per-class 10 --output-dir run1",
     "hf-dataopt condense ./my_images --factor 2 --width 32 --outer-iterations 20 --output-dir run2 --evaluate",
     "hf-dataopt condense ./train.parquet --test ./test.parquet --evaluate --output-dir run3 --json",
 ]
 
-_PRESETS = ("cifar10", "fashion_mnist", "imagenet_subset", "speech")
+_METHODS = ("idc", "idc-i", "mosaic", "rded", "dm", "dsa", "herding", "random")
+_PRESETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "imagenet_subset", "speech")
 # options that set a field of IDCConfig; None leaves the preset's value
 _FIELDS: dict[str, tuple[type, str]] = {
     "images_per_class": (int, "stored images per class"),
@@ -33,7 +34,7 @@ _FIELDS: dict[str, tuple[type, str]] = {
     "outer_iterations": (int, "network lives"),
     "inner_iterations": (int, "rounds over the classes in each"),
     "network_images": (int, "real images the network sees per round"),
-    "initialisation": (str, "random, herding, mix, mix_herding or noise"),
+    "initialisation": (str, "random, herding, mix, mix_herding, patches or noise"),
     "augmentation": (str, "of the match"),
     "storage": (str, "uint8, float16 or float32"),
     "evaluation_epochs": (int, "epochs of a scoring run"),
@@ -49,14 +50,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", default="image", help="column of images or arrays")
     parser.add_argument("--label-column", default="label", help="column of labels")
     parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
+    parser.add_argument("--method", choices=_METHODS, default="idc", help="mosaic and rded take seconds to minutes")
+    parser.add_argument(
+        "--teacher", default=None, help="trained image classifier (Hub name or folder) for rded and herding"
+    )
+    parser.add_argument(
+        "--soft-labels", action="store_true", help="add the teacher's class shares of every cell, float16"
+    )
     parser.add_argument("--preset", choices=_PRESETS, default=None, help="start from a setting of the dissertation")
     parser.add_argument(
         "--evaluate", action="store_true", help="train networks on the result and on random real images"
     )
+    parser.add_argument("--full-epochs", type=int, help="score the whole training set too, trained for so many epochs")
     parser.add_argument("--seeds", type=int, default=3, help="scoring runs")
     parser.add_argument(
         "--size", "--image-size", dest="image_size", type=int, help="side in pixels that all images are brought to"
     )
+    parser.add_argument(
+        "--mode", dest="image_mode", choices=["RGB", "L"], help="colour or grey, what images are brought to"
+    )
+    parser.add_argument("--background", help="colour under transparent pixels; default white")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     add_push_arguments(parser, "the result")
     parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
@@ -87,18 +100,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     test = load(args.test or args.dataset, "test") if args.evaluate else None
     from .condenser import DatasetCondenser
 
-    condenser = DatasetCondenser(config, device=args.device, on_error=args.on_error)
+    options = {"method": args.method, "teacher": args.teacher, "device": args.device, "on_error": args.on_error}
+    condenser = DatasetCondenser(config, **options)
     columns = {"image_column": args.image_column, "label_column": args.label_column}
     cost = condenser.estimate(train, **columns)
     args.console.print(str(cost))
     condensed = condenser.condense(train, output_dir=args.output_dir, **columns)
     result: dict[str, Any] = {
         "images": len(condensed),
-        "classes": len(condensed) // config.images_per_class,
-        "outer_iterations": config.outer_iterations,
+        "method": args.method,
+        "classes": len(set(condensed[args.label_column])),
+        "outer_iterations": condenser.config.outer_iterations,
         "losses": condenser.losses,
+        "short": {name: list(found) for name, found in condenser.short.items()},
         "skipped": dict(Counter(condenser.skipped.values())),
-        "config": config.to_json_string(),
+        "config": condenser.config.to_json_string(),
     }
     if not is_main_process():
         return result
@@ -106,11 +122,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from .saved import save_condensed
 
     if test is not None:
-        result["scores"] = scores_as_rows(condenser.evaluate(condensed, test, seeds=args.seeds))
+        result["scores"] = _rows(condenser.evaluate(condensed, test, seeds=args.seeds, full_epochs=args.full_epochs))
     folder = save_condensed(
         condensed,
         Path(args.output_dir) / "artifact",
-        config=config,
+        config=condenser.config,
         scores=result.get("scores", ()),
         source=None if Path(args.dataset).exists() else args.dataset,
         name=args.push_to_hub or Path(args.output_dir).name,
@@ -126,8 +142,11 @@ def config_from(args: argparse.Namespace) -> IDCConfig:
     from .config import IDCConfig
 
     changes = {name: getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}
-    if args.image_size is not None:
-        changes["image_size"] = args.image_size
+    if args.soft_labels:
+        changes["soft_labels"] = True
+    for name in ("image_size", "image_mode", "background"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
     make = getattr(IDCConfig, args.preset) if args.preset else IDCConfig
     config: IDCConfig = make(**changes, seed=args.seed)
     return config
@@ -159,21 +178,10 @@ def load(name: str, split: str) -> Dataset:
         raise ValueError(f"cannot load the split {split!r} of {name}: {error}") from error
 
 
-def scores_as_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """Scores as flat rows."""
-    return [
-        {
-            "trained on": name,
-            "network": one.network,
-            "images": one.images,
-            "epochs": one.epochs,
-            "accuracy": round(one.mean, 2),
-            "spread": round(one.spread, 2),
-            "seeds": len(one.accuracies),
-        }
-        for name, found in scores.items()
-        for one in found
-    ]
+def _rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    from .evaluation import scores_as_rows
+
+    return scores_as_rows(scores)
 
 
 def show(result: dict[str, Any], console: Any) -> None:
@@ -187,6 +195,8 @@ def show(result: dict[str, Any], console: Any) -> None:
             console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
     if result.get("skipped"):
         console.print(f"rows left out: {sum(result['skipped'].values())}")
+    if result.get("short"):
+        console.print(f"classes with fewer images than asked, all used: {escape(', '.join(result['short']))}")
     if result["losses"]:
         console.print(f"matching loss {result['losses'][0]:.4g} -> {result['losses'][-1]:.4g}")
     if result.get("scores"):
@@ -194,7 +204,7 @@ def show(result: dict[str, Any], console: Any) -> None:
         for column in result["scores"][0]:
             table.add_column(column)
         for row in result["scores"]:
-            table.add_row(*map(str, row.values()))
+            table.add_row(*("" if value is None else str(value) for value in row.values()))
         console.print(table)
 
 
@@ -265,7 +275,7 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
         "classes": 10,
         "losses": condenser.losses,
         "preview": str(output_dir / "condensation" / "preview.png"),
-        "scores": scores_as_rows(named),
+        "scores": _rows(named),
     }
     show(result, args.console)
     return {**result, "claims": _claims(result)}

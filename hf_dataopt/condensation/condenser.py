@@ -6,12 +6,10 @@ class by class, a step of the images, a step of the network. What comes out is a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from ..seeding import generator as seeded
 from ..settings import (
     brief,
     check_callable,
+    check_choice,
     check_config,
     check_dataset,
     check_device,
@@ -35,33 +34,43 @@ from ..settings import (
     check_text,
     optional,
 )
-from .baselines import random_rows
-from .columns import LabelledImages, read_images, to_dataset
+from .baselines import METHODS, method_config
+from .columns import LabelledImages, check_range, read_images, to_dataset
 from .config import IDCConfig
+from .decoded import decode
+from .devices import gather, own_device
 from .estimate import Estimate, estimate
-from .evaluation import Score, score
-from .initialise import initial_images
+from .evaluation import Score, ranked, score
+from .identity import checkpoint_key
+from .initialise import initial_images, kept_rows, resemblance, stored_counts
 from .loop import CondensationLoop, ImageState, formation_of
 from .memory import reused_memory
-from .multi_formation import MultiFormation, form, form_labels, read_recipe, recipe_text, stack
 from .networks import NetworkFactory, build, factory_of, layers_draw_from
 from .preview import save_preview
+from .recipe import recipe_text
+from .teacher import Teacher, soft_labels_of
+from .theta import NETWORK, Theta, trained
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-# settings that change neither the images nor their random numbers: a run may be continued with others
-_FREE = {"outer_iterations", "storage", "checkpoint_every"}
-_INITIAL, _NETWORK, _POOL, _LAYERS = 2**22, 2**22 + 1, 2**22 + 2, 2**22 + 3
+_DAY = 86_400
+_RANDOM, _INITIAL, _LAYERS = 2**21, 2**22, 2**22 + 3
 
 
 class DatasetCondenser:
-    """Condense a labelled image or spectrogram data set to a few synthetic elements per class.
+    """Condense a labelled image or spectrogram data set to a few elements per class.
 
     Args:
         config ([`IDCConfig`], optional): settings; default `IDCConfig()`.
+        method (`str`, default `"idc"`): `"idc"` runs for hours on a GPU; `"mosaic"` (herded images in multi-formation, as
+            they are) and `"rded"` (patches that a trained network is surest of) take seconds to minutes; `"idc-i"`, `"dm"`,
+            `"dsa"`, `"herding"`, `"random"` are what they are compared with. See `method_config`.
+        teacher ([`Teacher`], module or `str`, optional): a trained classifier (transformers, timm, any module, or the name of
+            one on the Hub): herding goes by its features, `"rded"` by its losses. None: herding goes by pixels, and for
+            `"rded"` a network like the configured one is trained on `teacher_images` images.
         network (`Callable`, optional): factory (channels, classes, (height, width)) -> classifier for the matching
             instead of the configured one; any module or transformers model that maps (n, C, H, W) to logits.
         device (`str`, optional): default the process's own: CUDA if there is one, else CPU.
@@ -82,24 +91,34 @@ class DatasetCondenser:
         self,
         config: IDCConfig | None = None,
         *,
+        method: str = "idc",
+        teacher: Any = None,
         network: NetworkFactory | None = None,
         device: str | None = None,
         on_error: OnError = "raise",
     ) -> None:
         check_on_error(on_error)
         self.on_error: OnError = on_error
-        self.config = check_config(config, IDCConfig)
+        self.method = check_choice("method", method, tuple(METHODS))
+        self.config = method_config(self.method, check_config(config, IDCConfig))
+        self.teacher = None if teacher is None else Teacher.of(teacher)
         todo = "give a function of (channels, classes, (height, width)) that makes a classifier"
         self.network = optional(check_callable, "network", network, todo) or factory_of(self.config)
         found = optional(check_device, "device", device, here=True)
-        self.device = torch.device(found) if found else _own_device()
+        self.device = torch.device(found) if found else own_device()
         self.losses: list[float] = []
         self._data: tuple[tuple[str, ...], LabelledImages] | None = None
+        self._trained: tuple[LabelledImages, Teacher] | None = None
 
     @property
     def skipped(self) -> dict[int, str]:
         """Reason by row, of the rows of the last training set that were left out."""
         return self._data[1].skipped if self._data else {}
+
+    @property
+    def short(self) -> dict[str, tuple[int, int]]:
+        """Rows, and elements stored, of the classes of the last training set that could not fill `images_per_class`."""
+        return self._short(self._data[1]) if self._data else {}
 
     def condense(
         self,
@@ -121,11 +140,12 @@ class DatasetCondenser:
             callback: called with the outer iteration and its mean matching loss.
 
         Returns:
-            A plain `datasets.Dataset`: the image column, the label column, and a column `formation` whose feature holds
-            the decode recipe. Under `accelerate launch` every process returns the whole set.
+            A plain `datasets.Dataset`: the image column, the label column, and a text column `formation` that says how each
+            row is formed. A class with too few images has fewer rows (`short`). Under `accelerate launch` every process
+            returns the whole set.
 
         Raises:
-            ValueError: columns, sizes or labels do not fit, or a class has too few images.
+            ValueError: columns, sizes or labels do not fit, or a class has no images.
             TypeError: not a `datasets.Dataset`, e.g. a dictionary of splits.
             FolderInUseError: another job writes to `output_dir`.
 
@@ -137,32 +157,36 @@ class DatasetCondenser:
         with nullcontext() if folder is None else locked(folder):
             data = self._read(dataset, image_column, label_column)
             classes = distributed.shard(len(data.class_names))
+            start = self._initial(data)
             with reused_memory(self.device.type == "cpu"):
-                images = self._optimise(data, list(classes), folder, callback)
-            images = _gather(images, list(classes), len(data.class_names))
+                images = self._optimise(data, start, list(classes), folder, callback)
+            images = gather(images, list(classes), len(data.class_names))
             low, high = self.config.clamp_low, self.config.clamp_high
             images = images.clamp_(float(data.images.min()) if low is None else low, high)
             if folder is not None and distributed.is_main_process():
                 save_preview(images, folder / "preview.png", self.config.images_per_class)
-        labels = torch.arange(len(data.class_names)).repeat_interleave(self.config.images_per_class)
-        return to_dataset(
-            images.flatten(0, 1),
-            labels,
-            data.class_names,
-            self.config.storage,
-            (image_column, label_column),
-            self._recipe(data, image_column, label_column),
-        )
+        found = images.flatten(0, 1)
+        return self._dataset(found, data, (image_column, label_column), resemblance(found, start))
 
     def initial(self, dataset: Dataset, *, image_column: str = "image", label_column: str = "label") -> Dataset:
         """The data set a run starts from (real images or mosaics of them): what the optimisation has to beat."""
         data = self._read(dataset, image_column, label_column)
-        labels = torch.arange(len(data.class_names)).repeat_interleave(self.config.images_per_class)
         low, high = self.config.clamp_low, self.config.clamp_high
         images = self._initial(data).clamp(float(data.images.min()) if low is None else low, high)
-        recipe = self._recipe(data, image_column, label_column)
-        columns = (image_column, label_column)
-        return to_dataset(images, labels, data.class_names, self.config.storage, columns, recipe)
+        return self._dataset(images, data, (image_column, label_column))
+
+    def _dataset(
+        self, images: Tensor, data: LabelledImages, columns: tuple[str, str], correlation: float = 1.0
+    ) -> Dataset:
+        """Images (classes * images_per_class, C, H, W) as a data set, without the places of classes that fill fewer."""
+        counts = stored_counts(data, self.config)
+        kept, labels = kept_rows(images, counts)
+        soft = None
+        if self.config.soft_labels:
+            ways = [way for count in counts for way in formation_of(self.config).ways(count)]
+            soft = soft_labels_of(kept, ways, self._teacher_for(data), data, self.config.soft_temperature)
+        recipe = self._recipe(data, columns, correlation)
+        return to_dataset(kept, labels, data.class_names, self.config.storage, columns, recipe, soft)
 
     def estimate(self, dataset: Dataset, *, image_column: str = "image", label_column: str = "label") -> Estimate:
         """Time and memory of `condense`, from one timed class step and one network step on throw-away copies."""
@@ -177,56 +201,64 @@ class DatasetCondenser:
         train: Dataset | None = None,
         networks: Mapping[str, NetworkFactory] | None = None,
         seeds: int = 3,
+        full_epochs: int | None = None,
     ) -> dict[str, list[Score]]:
         """Test accuracy of networks trained on the condensed set, and on random real images of the same storage.
 
         Args:
             condensed: result of `condense`, also when loaded again.
-            test: real images under the same column names.
-            train: the training set, for the random images; default the one last condensed.
+            test: real images under the same column names; labels are matched by name.
+            train: the training set, for the random images and the whole set; default the one last condensed.
             networks: test networks by name; default the configured one.
             seeds: training runs of each.
+            full_epochs: train on the whole training set too, for so many epochs; None: not.
 
         Returns:
-            Scores under `"condensed"` and, if a training set is known, `"random"`; one per network.
+            Scores under `"condensed"`, `"soft labels"` (the same images, if the set has them), and, if a training set is
+            known, `"random"` and `"full"`; one per network. The first two tell DD-Ranking's figures where they can.
 
         Raises:
             ValueError: the data set has no recipe, or sizes differ.
 
-        Source: section 6.5.
+        Source: section 6.5; Li et al. 2025 (DD-Ranking).
         """
         seeds = check_int("seeds", seeds, 1, 1000)
+        full_epochs = optional(check_int, "full_epochs", full_epochs, 1)
         check_dataset("test", test)
         optional(check_dataset, "train", train)
         for name, factory in (optional(check_kind, "networks", networks, Mapping) or {}).items():
             check_callable(f"networks[{brief(name)}]", factory)
-        recipe = read_recipe(condensed)
-        columns = (recipe["column"], recipe["label_column"])
-        stored = stack(condensed.with_format(None)[:][columns[0]])
-        labels = torch.tensor(condensed.with_format(None)[:][columns[1]])
-        known = LabelledImages(
-            images=stored,
-            labels=labels,
-            class_names=condensed.features[columns[1]].names,
-            mean=torch.tensor(recipe["mean"]),
-            std=torch.tensor(recipe["std"]),
+        found = decode(condensed)
+        size = found.formed.size[0] if found.recipe.get("image_size") is not None else None
+        mode, background = found.recipe.get("image_mode"), found.recipe.get("background", "white")
+        reading: dict[str, Any] = {"like": found.formed, "on_error": self.on_error, "size": size}
+        reading |= {"mode": mode, "background": background}
+        real = read_images(test, *found.columns, **reading)
+        data = (
+            read_images(train, *found.columns, **reading)
+            if train is not None
+            else self._data[1]
+            if self._data
+            else None
         )
-        reading: dict[str, Any] = {"like": known, "on_error": self.on_error}
-        if recipe.get("image_size") is not None:
-            reading["size"] = known.size[0]
-        real = read_images(test, *columns, **reading)
-        formation = MultiFormation.from_dataset(condensed).formation
-        factories = networks or {self.config.network: self.network}
-        sets = {"condensed": (form(stored, formation), form_labels(labels, formation))}
-        data = read_images(train, *columns, **reading) if train is not None else self._data[1] if self._data else None
+        sets = {"condensed": (found.formed.images, found.formed.labels)}
+        if found.soft_labels is not None:
+            sets["soft labels"] = (found.formed.images, found.soft_labels)
         if data is not None:
-            rows = random_rows(data, len(stored) // len(known.class_names), self.config.seed)
-            sets["random"] = (data.pixels(rows), data.labels[rows])
+            plain = replace(method_config("random", self.config), images_per_class=max(found.stored))
+            images = initial_images(data, plain, formation_of(plain), seeded(self.config.seed, worker=_RANDOM))
+            sets["random"] = kept_rows(images, stored_counts(data, plain))
+            if full_epochs is not None:
+                sets["full"] = (data.pixels(torch.arange(len(data.labels))), data.labels)
+        elif full_epochs is not None:
+            raise ValueError("full_epochs needs the training set; give train=")
+        factories = networks or {self.config.network: self.network}
+        scores = {}
         with reused_memory(self.device.type == "cpu"):
-            return {
-                name: score(images, targets, real, self.config, factories, seeds=seeds, device=self.device)
-                for name, (images, targets) in sets.items()
-            }
+            for name, (images, targets) in sets.items():
+                config = replace(self.config, evaluation_epochs=full_epochs) if name == "full" else self.config
+                scores[name] = score(images, targets, real, config, factories, seeds=seeds, device=self.device)
+        return ranked(scores)
 
     @staticmethod
     def _check_columns(dataset: Any, image_column: Any, label_column: Any) -> None:
@@ -239,10 +271,21 @@ class DatasetCondenser:
         self._check_columns(dataset, image_column, label_column)
         key = (dataset._fingerprint, image_column, label_column)
         if self._data is None or self._data[0] != key:
-            data = read_images(dataset, image_column, label_column, size=self.config.image_size, on_error=self.on_error)
+            data = read_images(
+                dataset,
+                image_column,
+                label_column,
+                size=self.config.image_size,
+                mode=self.config.image_mode,
+                background=self.config.background,
+                on_error=self.on_error,
+            )
             if data.skipped:
                 row, why = next(iter(data.skipped.items()))
                 logger.warning("%d rows are left out, the first: row %d %s", len(data.skipped), row, why)
+            for name, (rows, count) in self._short(data).items():
+                logger.warning("class %r has %d images, all are used: %d elements are stored of it", name, rows, count)
+            check_range(data.images, self.config.clamp_low, self.config.clamp_high)
             channels = data.images.shape[1]
             sides = data.size[1:] if self.config.axis == "time" else data.size
             if min(sides) < self.config.factor:
@@ -261,14 +304,43 @@ class DatasetCondenser:
             self._data = (key, data)
         return self._data[1]
 
+    def _short(self, data: LabelledImages) -> dict[str, tuple[int, int]]:
+        """Rows, and elements that are stored, of the classes that have too few rows for `images_per_class`."""
+        counts = stored_counts(data, self.config)
+        return {
+            name: (len(rows), count)
+            for name, rows, count in zip(data.class_names, data.rows_of_class, counts, strict=True)
+            if count < self.config.images_per_class
+        }
+
     def _initial(self, data: LabelledImages) -> Tensor:
-        return initial_images(data, self.config, formation_of(self.config), seeded(self.config.seed, worker=_INITIAL))
+        teacher = self._teacher_for(data) if self.config.initialisation == "patches" else self.teacher
+        own = seeded(self.config.seed, worker=_INITIAL)
+        return initial_images(data, self.config, formation_of(self.config), own, teacher)
+
+    def _teacher_for(self, data: LabelledImages) -> Teacher:
+        """The teacher that was given, or a network like the configured one, trained on the data once."""
+        if self.teacher is not None:
+            return self.teacher
+        if self._trained is None or self._trained[0] is not data:
+            loop = CondensationLoop(data, self.config, [], self.device)
+            own = seeded(self.config.seed, worker=_LAYERS)
+            with layers_draw_from(own, self.device), reused_memory(self.device.type == "cpu"):
+                network = trained(loop, lambda own: self._build(data, own), self.config.teacher_images)
+            shown = f"{self.config.teacher_images:,} images of the training data, seed {self.config.seed}"
+            self._trained = data, Teacher(network=network, name=f"{type(network).__name__} trained on {shown}")
+        return self._trained[1]
 
     def _estimate(self, data: LabelledImages, classes: int) -> Estimate:
         loop = CondensationLoop(data, self.config, range(min(1, classes)), self.device)
-        own = seeded(self.config.seed, worker=_NETWORK)
+        own = seeded(self.config.seed, worker=NETWORK)
         with layers_draw_from(own, self.device):
-            return estimate(loop, self._build(data, own), self._initial(data), classes)
+            return estimate(loop, self._build(data, own), classes, self._teacher_steps())
+
+    def _teacher_steps(self) -> int:
+        """Batches that a teacher of our own is trained on."""
+        needed = (self.config.initialisation == "patches" or self.config.soft_labels) and self.teacher is None
+        return -(-self.config.teacher_images // self.config.network_batch) if needed else 0
 
     def _build(self, data: LabelledImages, own: torch.Generator) -> nn.Module:
         shape = (int(data.images.shape[1]), *data.size)
@@ -277,6 +349,7 @@ class DatasetCondenser:
     def _optimise(
         self,
         data: LabelledImages,
+        start: Tensor,
         classes: list[int],
         folder: Path | None,
         callback: Callable[[int, float], None] | None,
@@ -286,8 +359,11 @@ class DatasetCondenser:
         path = None
         if folder is not None:
             path = folder / f"checkpoint-{distributed.rank()}-of-{distributed.world_size()}.safetensors"
-        checkpoint = PassCheckpoint(path, self._key(data))
-        whole = self._initial(data).unflatten(0, (-1, config.images_per_class))
+        network = self._build(data, seeded(config.seed, worker=NETWORK))
+        # the images that a run starts from hang on a teacher's weights
+        key = checkpoint_key(config, data, network, self.device, start if self.teacher is not None else None)
+        checkpoint = PassCheckpoint(path, key)
+        whole = start.unflatten(0, (-1, config.images_per_class))
         state, done = ImageState.start(whole[classes].clone()), 0
         self.losses = []
         kept: dict[str, Tensor] = {}
@@ -299,8 +375,15 @@ class DatasetCondenser:
             logger.info("continuing after %d outer iterations", done)
         loop = CondensationLoop(data, config, classes, self.device)
         if done < config.outer_iterations:
-            logger.info("%s", self._estimate(data, len(classes)))
-        theta = _Theta(self, loop, kept)
+            cost = self._estimate(data, len(classes))
+            logger.info("%s", cost)
+            if cost.total_seconds > _DAY:
+                logger.warning(
+                    "this run takes about %.1f days here; method='mosaic' or 'rded' takes seconds to minutes, and a smaller "
+                    "width or fewer outer_iterations less time",
+                    cost.total_seconds / _DAY,
+                )
+        theta = Theta(loop, lambda own: self._build(data, own), kept)
         with bar(config.outer_iterations, "Condensing", unit="outer") as progress:
             progress.update(done)
             for outer in range(done, config.outer_iterations):
@@ -319,33 +402,17 @@ class DatasetCondenser:
                     checkpoint.save(outer + 1, {**values, **theta.tensors(outer)}, force=True)
         return state.images
 
-    def _key(self, data: LabelledImages) -> dict[str, str]:
-        """What a checkpoint depends on: settings, data, split over processes, torch's arithmetic on this device."""
-        settings = {
-            name: value
-            for name, value in asdict(self.config).items()
-            if name not in _FREE and not name.startswith("evaluation_")
-        }
-        digest = hashlib.blake2b(json.dumps([list(data.images.shape), data.class_names]).encode(), digest_size=16)
-        for part in (data.images, data.labels, data.mean, data.std):
-            digest.update(part.contiguous().numpy().data)
-        network = self._build(data, seeded(self.config.seed, worker=_NETWORK))
-        parts = [(name, type(module).__name__) for name, module in network.named_modules()]
-        shapes = [(name, list(value.shape)) for name, value in network.state_dict().items()]
-        return {
-            "data": digest.hexdigest(),
-            "network": hashlib.blake2b(json.dumps([parts, shapes]).encode(), digest_size=16).hexdigest(),
-            "settings": json.dumps(settings, sort_keys=True),
-            "process": f"{distributed.rank()}-of-{distributed.world_size()}",
-            "device": self.device.type,
-        }
-
-    def _recipe(self, data: LabelledImages, image_column: str, label_column: str) -> str:
+    def _recipe(self, data: LabelledImages, columns: tuple[str, str], correlation: float) -> str:
         config = self.config
+        reading: dict[str, Any] = {"image_size": config.image_size, "image_mode": config.image_mode}
+        reading |= {"background": config.background if config.background != "white" else None}
+        used = config.initialisation == "patches" or config.initialisation.endswith("herding") or config.soft_labels
+        trained_here = self._trained[1] if self._trained and self._trained[0] is data else None
+        teacher = (self.teacher or trained_here) if used else None
         return recipe_text(
             formation_of(config),
-            image_column,
-            label_column=label_column,
+            columns[0],
+            label_column=columns[1],
             mean=[round(float(value), 6) for value in data.mean],
             std=[round(float(value), 6) or float(value) for value in data.std],  # 0 is refused where it is read
             match=config.match,
@@ -353,86 +420,10 @@ class DatasetCondenser:
             images_per_class=config.images_per_class,
             outer_iterations=config.outer_iterations,
             seed=config.seed,
-            method="IDC, chapter 6",
-            **({} if config.image_size is None else {"image_size": config.image_size}),
+            method=self.method,
+            start=config.initialisation,
+            start_correlation=round(correlation, 3),
+            **({"teacher": teacher.name} if teacher is not None else {}),
+            **({"soft_temperature": config.soft_temperature} if config.soft_labels else {}),
+            **{name: value for name, value in reading.items() if value is not None},
         )
-
-
-class _Theta:
-    """The networks of a run: a new one every `reinitialise_every` outer iterations, or drawn from a pretrained pool."""
-
-    def __init__(self, condenser: DatasetCondenser, loop: CondensationLoop, kept: dict[str, Tensor]) -> None:
-        self.condenser, self.loop, self.kept = condenser, loop, kept
-        self.current: tuple[nn.Module, torch.optim.SGD] | None = None
-        self.pool: list[dict[str, Tensor]] = []
-
-    def at(self, outer: int) -> tuple[nn.Module, torch.optim.SGD]:
-        """Network and optimiser for an outer iteration; everything follows from the seed and `outer`."""
-        config = self.condenser.config
-        born = outer - outer % config.reinitialise_every
-        if self.current is not None and born != outer:
-            return self.current
-        own = seeded(config.seed, epoch=born, worker=_NETWORK)
-        network = self.condenser._build(self.loop.data, own)
-        if config.pretrained_networks:
-            which = int(torch.randint(config.pretrained_networks, (), generator=own))
-            network.load_state_dict(self._pretrained()[which])
-        elif config.early_epochs and not (self.kept and born != outer):
-            self.loop.train_epochs(network, self.loop.optimiser(network), own, config.early_epochs)
-        optimiser = self.loop.optimiser(network)
-        if self.kept and born != outer:
-            _restore(network, optimiser, self.kept)
-        self.kept = {}
-        self.current = (network, optimiser)
-        return self.current
-
-    def _pretrained(self) -> list[dict[str, Tensor]]:
-        config = self.condenser.config
-        while len(self.pool) < config.pretrained_networks:
-            own = seeded(config.seed, epoch=len(self.pool), worker=_POOL)
-            network = self.condenser._build(self.loop.data, own)
-            self.loop.train_epochs(network, self.loop.optimiser(network), own, config.early_epochs)
-            self.pool.append({name: value.clone() for name, value in network.state_dict().items()})
-        return self.pool
-
-    def tensors(self, outer: int) -> dict[str, Tensor]:
-        """Network and momentum, if the next outer iteration goes on with them."""
-        if self.current is None or (outer + 1) % self.condenser.config.reinitialise_every == 0:
-            return {}
-        network, optimiser = self.current
-        values = {f"network.{name}": value.cpu().contiguous() for name, value in network.state_dict().items()}
-        for index, parameter in enumerate(network.parameters()):
-            momentum = optimiser.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                values[f"momentum.{index}"] = momentum.cpu().contiguous()
-        return values
-
-
-def _restore(network: nn.Module, optimiser: torch.optim.SGD, kept: dict[str, Tensor]) -> None:
-    prefix = "network."
-    network.load_state_dict({name[len(prefix) :]: value for name, value in kept.items() if name.startswith(prefix)})
-    for index, parameter in enumerate(network.parameters()):
-        if f"momentum.{index}" in kept:
-            optimiser.state[parameter]["momentum_buffer"] = kept[f"momentum.{index}"].to(parameter.device)
-
-
-def _own_device() -> torch.device:
-    if torch.cuda.is_available() and distributed.world_size() > 1:
-        from accelerate import PartialState
-
-        return PartialState().device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _gather(images: Tensor, classes: list[int], total: int) -> Tensor:
-    """All classes' images on every process, in the order of the classes."""
-    if distributed.world_size() == 1:
-        return images.clone()
-    import torch.distributed as group
-
-    if not group.is_initialized():
-        group.init_process_group("gloo")
-    parts: list[Any] = [None] * distributed.world_size()
-    group.all_gather_object(parts, list(zip(classes, images.cpu(), strict=True)))
-    whole = {label: value for part in parts for label, value in part}
-    return torch.stack([whole[label] for label in range(total)])

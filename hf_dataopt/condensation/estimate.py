@@ -48,22 +48,33 @@ class Estimate:
         )
 
 
-def estimate(loop: CondensationLoop, network: nn.Module, initial: Tensor, classes: int) -> Estimate:
+def estimate(loop: CondensationLoop, network: nn.Module, classes: int, teacher_steps: int = 0) -> Estimate:
     """Time one class step and one network update on throw-away state; memory from the outputs of every layer.
 
     Args:
         loop: of one class.
         network: changed; throw it away.
-        initial: images of all classes.
         classes: that the run updates in this process.
+        teacher_steps: batches that a teacher is trained on first.
     """
     config, data = loop.config, loop.data
-    state = ImageState.start(initial.unflatten(0, (-1, config.images_per_class))[:1].clone())
     stream = seeded(config.seed)
+    state = ImageState.start(torch.rand(1, config.images_per_class, *data.images.shape[1:], generator=stream))
     batches = [RealBatches(data.rows_of_class[0], config.real_batch, stream)]
     held = _activations(loop, network, batches)
     seconds = []
     optimiser = loop.optimiser(network)
+    if not config.outer_iterations:
+        early = _early_seconds(loop, network, stream, teacher_steps)
+        return Estimate(
+            class_step_seconds=0.0,
+            network_seconds=0.0,
+            outer_seconds=0.0,
+            early_seconds=early,
+            total_seconds=early,
+            data_bytes=data.images.nbytes,
+            network_bytes=held if early else 0,
+        )
     for action in (
         lambda: loop._round(state, network, batches, [stream]),
         lambda: loop._update_network(state, network, optimiser, stream),
@@ -74,7 +85,7 @@ def estimate(loop: CondensationLoop, network: nn.Module, initial: Tensor, classe
         _wait(loop.device)
         seconds.append(time.perf_counter() - start)
     outer = config.inner_iterations * (classes * seconds[0] + seconds[1])
-    early = _early_seconds(loop, network, stream)
+    early = _early_seconds(loop, network, stream, teacher_steps)
     return Estimate(
         class_step_seconds=seconds[0],
         network_seconds=seconds[1],
@@ -86,20 +97,21 @@ def estimate(loop: CondensationLoop, network: nn.Module, initial: Tensor, classe
     )
 
 
-def _early_seconds(loop: CondensationLoop, network: nn.Module, stream: torch.Generator) -> float:
-    """The epochs on real data of every network of the run, from a few of their batches."""
+def _early_seconds(loop: CondensationLoop, network: nn.Module, stream: torch.Generator, teacher_steps: int) -> float:
+    """The epochs on real data of every network of the run, and of a teacher, from a few of their batches."""
     config = loop.config
-    if not config.early_epochs or not config.outer_iterations:
-        return 0.0
+    epoch = -(-len(loop.data.labels) // config.network_batch)
     lives = config.pretrained_networks or -(-config.outer_iterations // config.reinitialise_every)
-    steps = -(-len(loop.data.labels) // config.network_batch)
+    steps = teacher_steps + (lives * config.early_epochs * epoch if config.outer_iterations else 0)
+    if not steps:
+        return 0.0
     timed = min(_TIMED_BATCHES, steps)
     optimiser = loop.optimiser(network)
-    loop.train_epochs(network, optimiser, stream, 1, most=1)
+    loop.train_steps(network, optimiser, stream, 1)
     start = time.perf_counter()
-    loop.train_epochs(network, optimiser, stream, 1, most=timed)
+    loop.train_steps(network, optimiser, stream, timed)
     _wait(loop.device)
-    return lives * config.early_epochs * steps * (time.perf_counter() - start) / timed
+    return steps * (time.perf_counter() - start) / timed
 
 
 def _wait(device: torch.device) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ from ..seeding import generator as seeded
 from ..settings import check_int
 from .columns import LabelledImages
 from .config import IDCConfig
-from .matching import logits_of
 from .networks import NetworkFactory, build, layers_draw_from
 from .training import accuracy, batches, compiled, sgd, train_step
 
 _TEST_BATCH = 500
+FIGURES = ("hard-label recovery", "improvement over random")  # DD-Ranking's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,16 @@ class Score:
         network: name of the test network.
         epochs: of training.
         images: training images after forming.
+        hard_label_recovery: points of accuracy that the whole training set is ahead by, with the same recipe; lower is better.
+        improvement_over_random: points ahead of random real images of the same storage.
     """
 
     accuracies: tuple[float, ...]
     network: str
     epochs: int
     images: int
+    hard_label_recovery: float | None = None
+    improvement_over_random: float | None = None
 
     @property
     def mean(self) -> float:
@@ -62,7 +67,7 @@ def score(
 
     Args:
         images: (n, C, H, W) training images in stored values, formed already.
-        labels: (n,).
+        labels: (n,) classes, or (n, classes) float shares.
         test: the test set; its mean and std normalise both.
         config: recipe (`evaluation_*`, network momentum and weight decay, `compile`).
         factories: test networks by name.
@@ -97,6 +102,23 @@ def score(
                 found.append(_run(network, train, test, config, epochs, own))
         results.append(Score(accuracies=tuple(found), network=name, epochs=epochs, images=len(images)))
     return results
+
+
+def ranked(scores: Mapping[str, list[Score]]) -> dict[str, list[Score]]:
+    """DD-Ranking's figures in the scores of condensed images, of the sets that they need.
+
+    Args:
+        scores: by what was trained on, one per network; `"full"` and `"random"` are compared with.
+
+    Source: Li et al. 2025 (DD-Ranking): HLR = full - condensed on hard labels, IOR = condensed - random.
+    """
+    found = {name: list(values) for name, values in scores.items()}
+    for name in ("condensed", "soft labels"):
+        for place, one in enumerate(found.get(name, ())):
+            behind = scores["full"][place].mean - one.mean if "full" in scores and name == "condensed" else None
+            ahead = one.mean - scores["random"][place].mean if "random" in scores else None
+            found[name][place] = replace(one, hard_label_recovery=behind, improvement_over_random=ahead)
+    return found
 
 
 def _run(
@@ -135,7 +157,24 @@ def _test_batches(test: LabelledImages, device: torch.device) -> Iterator[tuple[
         yield images.to(device), labels.to(device)
 
 
-def agreement(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images that a network gives its label, in per cent: a quick look at condensed data."""
-    with torch.no_grad():
-        return 100 * float((logits_of(network, images).argmax(1) == labels).float().mean())
+def scores_as_rows(scores: Mapping[str, list[Score]]) -> list[dict[str, Any]]:
+    """Scores as flat rows, for JSON and cards."""
+    return [
+        {
+            "trained on": name,
+            "network": one.network,
+            "images": one.images,
+            "epochs": one.epochs,
+            "accuracy": round(one.mean, 2),
+            "spread": round(one.spread, 2),
+            "seeds": len(one.accuracies),
+            "hard-label recovery": _rounded(one.hard_label_recovery),
+            "improvement over random": _rounded(one.improvement_over_random),
+        }
+        for name, found in scores.items()
+        for one in found
+    ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -16,8 +16,9 @@ from .augment import augment, draw
 from .class_gradients import ClassGradients
 from .columns import LabelledImages
 from .config import IDCConfig
+from .formation import Formation, form
+from .initialise import stored_counts
 from .matching import class_distance, match_features, matched_parameters
-from .multi_formation import Formation, form
 from .training import batches, compiled, network_augmentation, sgd, train_step
 
 # synthetic images of several classes go through the network together up to this many: below it, calls cost more than
@@ -87,6 +88,7 @@ class CondensationLoop:
     def __init__(self, data: LabelledImages, config: IDCConfig, classes: Sequence[int], device: torch.device) -> None:
         self.data, self.config, self.classes, self.device = data, config, list(classes), device
         self.formation = formation_of(config)
+        self.counts = stored_counts(data, config)
         self.rate = config.image_learning_rate(data.size[0])
         formed = min(self.formation.count(config.images_per_class), config.formed_batch)
         self._room = Room("groups of {} classes", most=max(1, TOGETHER.get(device.type, 64) // formed))
@@ -177,7 +179,7 @@ class CondensationLoop:
         leaf = images.to(self.device, copy=True).requires_grad_()
         for position, index in enumerate(chosen):
             rows, stream = real[index].next(), streams[index]
-            synthetic = form(leaf[position], self.formation)
+            synthetic = form(leaf[position, : self.counts[self.classes[index]]], self.formation)
             if len(synthetic) > config.formed_batch:
                 kept = torch.randperm(len(synthetic), generator=stream)[: config.formed_batch]
                 synthetic = synthetic[kept.to(self.device)]
@@ -197,7 +199,7 @@ class CondensationLoop:
             losses = torch.stack(labels)
         else:
             with self._autocast():
-                got = compute(torch.cat(formed), torch.cat(labels), len(chosen), differentiable=True)
+                got = _of_classes(compute, formed, labels)
             layers = zip(zip(*wanted, strict=True), got, strict=True)
             losses = torch.stack(
                 [class_distance(torch.cat(want).detach().float(), have.float(), config.metric) for want, have in layers]
@@ -221,11 +223,13 @@ class CondensationLoop:
         dtype = getattr(torch, config.dtype)
         network = self._trained(network)
         if config.train_network_on == "synthetic":
-            images = self.data.normalised(
-                torch.cat([form(one, self.formation) for one in state.images.detach()]).to(self.device)
-            )
-            per_class = len(images) // len(self.classes)
-            labels = torch.tensor(self.classes, device=self.device).repeat_interleave(per_class)
+            parts = [
+                form(one[: self.counts[label]], self.formation)
+                for one, label in zip(state.images.detach(), self.classes, strict=True)
+            ]
+            images = self.data.normalised(torch.cat(parts).to(self.device))
+            labels = torch.cat([torch.full((len(part),), k) for k, part in zip(self.classes, parts, strict=True)])
+            labels = labels.to(self.device)
             for rows in batches(len(images), config.network_batch, own):
                 picked = rows.to(self.device)
                 train_step(network, optimiser, (images[picked], labels[picked]), own, dtype=dtype, **options)  # type: ignore[arg-type]
@@ -246,28 +250,37 @@ class CondensationLoop:
         return self._compiled[1]
 
     def train_epochs(
-        self,
-        network: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        own: torch.Generator,
-        epochs: int,
-        most: int | None = None,
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, epochs: int
     ) -> None:
-        """Early phase: whole passes over the real data before the network is matched; `most` batches of each, if given."""
+        """Early phase: whole passes over the real data before the network is matched."""
+        self.train_steps(network, optimiser, own, epochs * -(-len(self.data.labels) // self.config.network_batch))
+
+    def train_steps(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, steps: int
+    ) -> None:
+        """Batches of the real data, pass after pass."""
         config = self.config
         augmentation = network_augmentation(config.augmentation, config.cutmix)
-        network = self._trained(network)
-        for _ in range(epochs):
-            for part in islice(batches(len(self.data.labels), config.network_batch, own), most):
+        network, dtype = self._trained(network), getattr(torch, config.dtype)
+        while steps > 0:
+            for part in islice(batches(len(self.data.labels), config.network_batch, own), steps):
                 images, labels = self.data.batch(part)
                 batch = (images.to(self.device), labels.to(self.device))
-                dtype = getattr(torch, config.dtype)
                 train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix, dtype=dtype)
+                steps -= 1
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """A fresh SGD for a network."""
         config = self.config
         return sgd(network, config.network_learning_rate, config.network_momentum, config.network_weight_decay)
+
+
+def _of_classes(compute: ClassGradients, images: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
+    """Gradients (classes, *shape) of formed images: together where all classes have as many."""
+    if len({len(part) for part in images}) == 1:
+        return compute(torch.cat(images), torch.cat(labels), len(images), differentiable=True)
+    found = [compute(part, target, 1, differentiable=True) for part, target in zip(images, labels, strict=True)]
+    return [torch.cat(values) for values in zip(*found, strict=True)]
 
 
 def formation_of(config: IDCConfig) -> Formation:

@@ -1,186 +1,48 @@
-"""Multi-formation (section 6.3.2): one stored image holds factor^2 training images, each upsampled from its cell."""
+"""Multi-formation (section 6.3.2) as a `map` callable: one stored image holds factor^2 training images."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, MutableMapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..decoding import is_picture, picture_size, read_array, read_image, read_rows
-from ..publishing.safe_files import MAX_VALUE, parse_json
-from ..settings import (
-    LARGEST,
-    brief,
-    check_choice,
-    check_dataset,
-    check_int,
-    check_kind,
-    check_tensor,
-    check_text,
-    settle,
-)
+from ..settings import brief, check_choice, check_kind, check_text
+from .formation import Formation as Formation
+from .formation import Way, form_rows
+from .formation import form as form
+from .formation import form_labels as form_labels
+from .recipe import MARK, RECIPE_COLUMN, SOFT_COLUMN, formation_from, mark_of, recipe_column, ways_of_texts
+from .recipe import read_recipe as read_recipe
+from .recipe import recipe_text as recipe_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-RECIPE_COLUMN = "formation"
-# a recipe may come from a stranger: cells a side, and how much larger than what is stored a batch may become
-_MOST_CELLS = 256
+# how much larger than what is stored a batch may become
 _MOST_RATIO, _LEAST_BYTES = 32, 2**30
 _MOST_PIXELS = 2**24
 # what the files of a batch's pictures may unpack to, and be formed into, for each of their bytes
 _PIXELS_PER_BYTE, _MOST_ENCODED, _LEAST_PIXELS = 256, 1024, 2**26
-_LEAST_STD = 1e-12
-Kind = Literal["single", "multi", "bound"]
-Axis = Literal["image", "time"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Formation:
-    """How stored elements are cut and resized: the deterministic function `f` of section 6.3.2.
-
-    Args:
-        factor (`int`, >= 1, default 2): cells along one axis; an image becomes `factor^2` images, a spectrogram `factor`.
-            1 is IDC-I: nothing is cut.
-        kind (`str`, default `"single"`): `"multi"` forms every factor 1 .. `factor`; `"bound"` forms `factor` for as many
-            elements as stay within `bound` formed ones, smaller factors for the rest.
-        axis (`str`, default `"image"`): `"image"` cuts height and width, `"time"` the last axis only.
-        pad_value (`float`, default 0.5): fills the right and bottom edge where a size is not a multiple of the factor
-            (0.5 for images in [0, 1], 0 for spectrograms).
-        bound (`int`, >= 1, default 128): most formed elements of `"bound"`.
-
-    Raises:
-        ValueError: a field is out of its range.
-
-    Source: section 6.3.2, Figure 6.3; padding, `"multi"` and `"bound"` from the reference code.
-
-    Example:
-        >>> Formation(factor=3).count(2)
-        18
-    """
-
-    factor: int = 2
-    kind: Kind = "single"
-    axis: Axis = "image"
-    pad_value: float = 0.5
-    bound: int = 128
-
-    def __post_init__(self) -> None:
-        settle(
-            self,
-            choices={"kind": ("single", "multi", "bound"), "axis": ("image", "time")},
-            numbers={"pad_value": (-LARGEST, LARGEST)},
-            counts={"factor": 1, "bound": 1},
-        )
-
-    def cells(self, factor: int) -> int:
-        """Formed elements of one stored element at `factor`."""
-        factor = check_int("factor", factor, 1)
-        return factor if self.axis == "time" else factor**2
-
-    def count(self, n: int) -> int:
-        """Formed elements of `n` stored ones."""
-        return sum(self.cells(factor) * (stop - start) for factor, start, stop in self.plan(n))
-
-    def plan(self, n: int) -> list[tuple[int, int, int]]:
-        """(factor, first element, end) of each group, in the order of the output."""
-        n = check_int("n", n, 0)
-        if self.kind == "single":
-            return [(self.factor, 0, n)]
-        if self.kind == "multi":
-            return [(factor, 0, n) for factor in range(1, self.factor + 1)]
-        groups, start, formed = [], 0, 0
-        for factor in range(self.factor, 0, -1):
-            left = n - start
-            room = self.bound - formed - left
-            take = left if factor == 1 else max(0, min(room // self.cells(factor), left))
-            if take:
-                groups.append((factor, start, start + take))
-                start, formed = start + take, formed + take * self.cells(factor)
-        return groups
-
-
-def form(images: Tensor, formation: Formation) -> Tensor:
-    """Cut every element into cells and upsample each to the stored size, differentiably.
-
-    Args:
-        images: (n, C, H, W), any float dtype.
-        formation: what to do.
-
-    Returns:
-        (`formation.count(n)`, C, H, W), cell-major: all n elements of cell (0, 0), then of (0, 1), ...
-
-    Raises:
-        ValueError: not of rank 4, or a side is shorter than the factor.
-
-    Source: section 6.3.2, `f(S)`.
-    Cost: one bilinear resize of the output.
-
-    Example:
-        >>> form(torch.rand(2, 3, 8, 8), Formation(factor=2)).shape
-        torch.Size([8, 3, 8, 8])
-    """
-    check_tensor("images", images, ("n", "C", "H", "W"))
-    check_kind("formation", formation, Formation)
-    return torch.cat(
-        [_form(images[start:stop], factor, formation) for factor, start, stop in formation.plan(len(images))]
-    )
-
-
-def form_labels(labels: Tensor, formation: Formation) -> Tensor:
-    """Labels (n,) repeated in the order of `form`'s output."""
-    check_tensor("labels", labels, ("n",), floating=False)
-    plan = check_kind("formation", formation, Formation).plan(len(labels))
-    return torch.cat([labels[start:stop].repeat(formation.cells(factor)) for factor, start, stop in plan])
-
-
-def grid(height: int, width: int, factor: int, axis: Axis = "image") -> list[tuple[slice, slice]]:
-    """Rows and columns of each cell, in the order of `form`; the last ones may reach past the edge (padding)."""
-    cell_width = -(-width // factor)
-    if axis == "time":
-        return [(slice(0, height), slice(j * cell_width, (j + 1) * cell_width)) for j in range(factor)]
-    cell_height = -(-height // factor)
-    return [
-        (slice(i * cell_height, (i + 1) * cell_height), slice(j * cell_width, (j + 1) * cell_width))
-        for i in range(factor)
-        for j in range(factor)
-    ]
-
-
-def _form(images: Tensor, factor: int, formation: Formation) -> Tensor:
-    if factor == 1:
-        return images
-    n, channels, height, width = images.shape
-    rows = 1 if formation.axis == "time" else factor
-    if height < rows or width < factor:
-        raise ValueError(f"cannot cut {height} x {width} into {factor} cells a side; use a smaller factor")
-    padding = (0, -width % factor, 0, -height % rows)
-    if any(padding):
-        images = F.pad(images, padding, value=formation.pad_value)
-    cell_height, cell_width = images.shape[2] // rows, images.shape[3] // factor
-    cells = images.reshape(n, channels, rows, cell_height, factor, cell_width).permute(2, 4, 0, 1, 3, 5)
-    return F.interpolate(
-        cells.reshape(-1, channels, cell_height, cell_width), size=(height, width), mode="bilinear", align_corners=False
-    )
 
 
 class MultiFormation:
     """Turns stored rows into training rows: a callable for `Dataset.map(batched=True)` and `set_transform`.
 
     Args:
-        formation: how elements were stored.
+        formation: how elements were stored, where the rows do not say it themselves.
         column: column of images (or float arrays).
         output (`str`, default `"stored"`): `"stored"` keeps the column's type, i.e. images become 8-bit images again;
             `"tensor"` gives float32 (C, H, W), images in [0, 1], for `set_transform` or a column of another name.
 
+    Every row is formed as its own recipe says, so that batches may be of any size, shuffled and put together of several
+    sets. A column `soft_label` of one distribution per cell gives each training row its own; other columns are repeated.
+
     Source: section 6.3.2 (evaluation stage, `f(S*)`).
-    Differs: row order within a `map` batch is cell-major, as the reference's; other columns are repeated along.
+    Differs: row order within a `map` batch is cell-major, as the reference's.
     Cost: one bilinear resize a row.
 
     Example:
@@ -194,53 +56,44 @@ class MultiFormation:
         self.output = check_choice("output", output, ("stored", "tensor"))
         self.formation = check_kind("formation", formation, Formation, "give Formation(factor=...)")
         self.column = check_text("column", column, empty=False)
+        self._recipes: str | None = None  # where the rows say how they are formed; None: made by hand
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, *, output: Literal["stored", "tensor"] = "stored") -> MultiFormation:
-        """The formation a condensed data set was made for, read from its own metadata.
+        """For the rows of a condensed data set, by its own recipes.
 
         Raises:
             ValueError: the data set carries no recipe (or was formed already).
         """
         recipe = read_recipe(dataset)
-        known = {field.name for field in fields(Formation)}
-        try:
-            formation = Formation(**{name: value for name, value in recipe["formation"].items() if name in known})
-        except TypeError as error:
-            raise ValueError(f"the recipe of this data set is damaged: {error}; get it again") from error
-        if formation.factor > _MOST_CELLS:
-            raise ValueError(f"the recipe cuts into {formation.factor} cells a side, at most {_MOST_CELLS} are formed")
-        if abs(formation.pad_value) > MAX_VALUE:
-            raise ValueError(f"the recipe pads with {formation.pad_value:g}; at most {MAX_VALUE:g} is used")
-        return cls(formation, column=recipe["column"], output=output)
-
-    def _check_size(self, stored: Tensor, encoded: int | None) -> None:
-        """Refuse, before anything is formed, what a small recipe would blow up."""
-        made = self.formation.count(len(stored)) * stored[0].numel() * 4
-        most = _MOST_RATIO * stored.numel() * 4
-        if encoded is not None:
-            most = min(most, _MOST_ENCODED * encoded)
-        if made > max(_LEAST_BYTES, most):
-            raise ValueError(
-                f"{len(stored)} stored elements would be formed into {made:,} bytes; if you trust the recipe, form fewer at a "
-                "time: map(..., batch_size=1)"
-            )
+        made = cls(formation_from(recipe), column=recipe["column"], output=output)
+        made._recipes = recipe_column(dataset) or MARK
+        return made
 
     def __call__(self, batch: MutableMapping[str, Any]) -> dict[str, Any]:
-        """Form one batch of rows; the recipe column is dropped."""
+        """Form one batch of rows; the recipe column is dropped.
+
+        Raises:
+            ValueError: rows that were formed already.
+        """
         check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True)")
         if self.column not in batch:
             raise ValueError(f"no column {self.column!r} among {sorted(batch)}; name the column of stored elements")
-        encoded = _check_pixels(_undecoded(batch, self.column))
+        cells = _undecoded(batch, self.column)
+        encoded = _check_pixels(cells)
         values = list(batch[self.column])
+        ways = self._ways(batch, cells)
         stored = stack(values)
-        self._check_size(stored, encoded)
-        formed = form(stored, self.formation)
-        order = form_labels(torch.arange(len(values)), self.formation).tolist()
+        _check_size(stored, ways, encoded)
+        formed, order, places = form_rows(stored, ways)
         # deleting in place is how a map callable drops a column
-        if RECIPE_COLUMN in batch:
-            del batch[RECIPE_COLUMN]
-        rows: dict[str, Any] = {name: _repeat(batch[name], order) for name in batch if name != self.column}
+        for name in {RECIPE_COLUMN, self._recipes or RECIPE_COLUMN} & set(batch):
+            del batch[name]
+        rows: dict[str, Any] = {
+            name: _repeat(batch[name], order) for name in batch if name not in (self.column, SOFT_COLUMN)
+        }
+        if SOFT_COLUMN in batch:
+            rows[SOFT_COLUMN] = _soft_labels(batch[SOFT_COLUMN], ways, order, places)
         if self.output == "tensor":
             rows[self.column] = list(formed)
         elif is_image(values[0]):
@@ -248,6 +101,55 @@ class MultiFormation:
         else:
             rows[self.column] = list(formed.numpy().astype(np.asarray(values[0]).dtype, copy=False))
         return rows
+
+    def _ways(self, batch: Mapping[str, Any], cells: list[Any]) -> list[Way]:
+        """How each row is formed: by its recipe, by the mark in its file, or, by hand, by what was given."""
+        texts = batch.get(self._recipes or RECIPE_COLUMN)
+        if texts is not None:
+            return ways_of_texts(list(texts))
+        marks = [mark_of(cell) for cell in cells]
+        if any(mark is not None for mark in marks):
+            return ways_of_texts(marks)
+        if self._recipes is not None:
+            raise ValueError(
+                f"these rows have no column {self._recipes!r} and no mark in their files: they were formed already, which "
+                "is done once, or the column was dropped; use the condensed set as it was loaded"
+            )
+        if self.formation.kind == "bound":
+            raise ValueError(
+                "a 'bound' formation counts the elements of a class, which a batch does not show; form rows that carry "
+                "their recipe, or each class with form()"
+            )
+        return self.formation.ways(1) * len(cells)
+
+
+def _check_size(stored: Tensor, ways: Sequence[Way], encoded: int | None) -> None:
+    """Refuse, before anything is formed, what a small recipe would blow up."""
+    count = sum(formation.cells(factor) for formation, factors in ways for factor in factors)
+    made = count * stored[0].numel() * 4
+    most = _MOST_RATIO * stored.numel() * 4
+    if encoded is not None:
+        most = min(most, _MOST_ENCODED * encoded)
+    if made > max(_LEAST_BYTES, most):
+        raise ValueError(
+            f"{len(stored)} stored elements would be formed into {made:,} bytes; if you trust the recipe, form fewer at a "
+            "time: map(..., batch_size=1)"
+        )
+
+
+def _soft_labels(given: Any, ways: Sequence[Way], order: list[int], places: list[int]) -> list[Any]:
+    """The distribution of each formed row's own cell; a row with a single one gives it to all."""
+    values = [np.asarray(value, np.float16) for value in given]
+    for row, (value, (formation, factors)) in enumerate(zip(values, ways, strict=True)):
+        count = sum(map(formation.cells, factors))
+        if value.ndim not in (1, 2) or (value.ndim == 2 and len(value) != count):
+            raise ValueError(
+                f"row {row} of the batch has soft labels of shape {value.shape} for {count} cells; give one row of class "
+                "shares per cell"
+            )
+    return [
+        values[row] if values[row].ndim == 1 else values[row][place] for row, place in zip(order, places, strict=True)
+    ]
 
 
 def _undecoded(batch: Any, column: str) -> list[Any]:
@@ -310,6 +212,10 @@ def read_element(value: Any) -> np.ndarray:
     array = read_array(value)
     if array.ndim not in (2, 3):
         raise ValueError(f"holds an array of shape {array.shape}; an element must have shape (C, H, W) or (H, W)")
+    if array.ndim == 3 and array.shape[0] not in (1, 3) and array.shape[2] in (1, 3):
+        raise ValueError(
+            f"holds an array of shape {array.shape}, which looks like (H, W, C); give (C, H, W), or cast the column to Image()"
+        )
     return array[None] if array.ndim == 2 else array
 
 
@@ -339,44 +245,3 @@ def to_images(images: Tensor) -> list[Any]:
         raise ValueError(f"only 1 or 3 channels can be stored as images, got {images.shape[1]}; use storage='float32'")
     pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
-
-
-def recipe_text(formation: Formation, column: str, **about: Any) -> str:
-    """The recipe as the one JSON line that is kept in the data set's features."""
-    return json.dumps({"formation": asdict(formation), "column": column, **about}, sort_keys=True)
-
-
-def read_recipe(dataset: Any) -> Mapping[str, Any]:
-    """The decode recipe of a condensed data set.
-
-    Args:
-        dataset: a `datasets.Dataset`, freshly condensed or loaded from disk, parquet or the Hub.
-
-    Returns:
-        The recipe: formation, column, and what the condenser recorded.
-
-    Raises:
-        ValueError: there is none.
-    """
-    feature = check_dataset("dataset", dataset).features.get(RECIPE_COLUMN)
-    names = getattr(feature, "names", None)
-    if not names:
-        raise ValueError(
-            f"this data set has no column {RECIPE_COLUMN!r} with a recipe: it was not condensed by hf_dataopt, was formed "
-            "already, or lost the column; load it again, or build MultiFormation(Formation(factor=...)) by hand"
-        )
-    recipe: Any = parse_json(names[0], "the recipe of this data set")
-    texts = ("column", "label_column")
-    if not isinstance(recipe.get("formation"), dict) or any(
-        recipe.get(key) not in dataset.features for key in texts if key in recipe or key == "column"
-    ):
-        raise ValueError(f"the recipe of this data set names no formation or other columns: {names[0]!r:.200}")
-    for name in ("mean", "std"):
-        values = recipe.get(name, [0.0])
-        numbers = isinstance(values, list) and all(
-            isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= MAX_VALUE for v in values
-        )
-        if not numbers or (name == "std" and not all(value >= _LEAST_STD for value in recipe.get(name, [1.0]))):
-            raise ValueError(f"the recipe of this data set has a {name} of {values!r:.80}; condense again")
-    found: Mapping[str, Any] = recipe
-    return found

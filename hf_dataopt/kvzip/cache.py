@@ -23,7 +23,6 @@ from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
 from ..settings import brief, check_config, check_flag, check_kind, check_tensor, check_tokenizer, optional
-from .attention import RaggedContext
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .gates import KVzipGates
@@ -31,6 +30,7 @@ from .images import build_context
 from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
 from .prefill import prefill
 from .prompt import KVzipPrompt, question_rows
+from .ragged import RaggedContext
 from .reading import USER, PrefilledContext, check_supported
 from .saved import load_cache, save_cache
 from .scoring import score_context

@@ -15,7 +15,7 @@ from ..publishing.kinds import MODEL
 from ..publishing.names import looks_like_repo
 from ..publishing.safe_files import read_tensors
 from ..publishing.writer import finish, replacing
-from ..settings import check_config, check_each, check_flag, check_tensor, check_text, check_tokenizer, optional
+from ..settings import brief, check_config, check_each, check_flag, check_tensor, check_text, check_tokenizer, optional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +59,8 @@ def head_scores(
     check_tokenizer("tokenizer", tokenizer)
     progress = check_flag("progress", progress)
     given = [text] if isinstance(text, str) else text
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"text must be a str or a list of them, got {brief(given)}")
     found = []
     for one in track(
         check_each("text", given, check_text, empty=False), "Texts", disable=not progress or len(given) == 1

@@ -10,9 +10,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .._compat import chunked_attention, copied_layer, text_config
 from ..routing.dispatch import tag
-from .attention import RaggedContext, attend, attend_ragged, merge
+from .attention import attend, merge, merged_output
+from .ragged import RaggedContext
+from .ragged_attention import attend_ragged
 from .reading import PrefilledContext
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
+from .tail import Tail
 
 
 class KVzipLayer(DynamicLayer):
@@ -26,17 +29,31 @@ class KVzipLayer(DynamicLayer):
     def __init__(self, context: RaggedContext, latent: bool = False) -> None:
         super().__init__()
         self.context, self.latent = context, latent
+        self.tail: Tail | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append to the tail and hand the tail to the model, marked so that attention comes back to `attend`."""
-        keys, values = super().update(key_states, value_states)
+        keys, values = self._append(key_states, value_states)
         if self.latent:
             batch = keys.shape[0]
             kept = (part[None, None].expand(batch, -1, -1, -1) for part in (self.context.keys, self.context.values))
             keys, values = (torch.cat([old, new], 2) for old, new in zip(kept, (keys, values), strict=True))
         return tag(keys, self), values
+
+    def _append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        n = self.n_tail
+        if n == 0 or (torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)):
+            # a question alone needs no room behind it, and what gradients go back through is not written into
+            self.tail = None
+            return super().update(keys, values)
+        old: Any = (self.keys, self.values)
+        if self.tail is None or not self.tail.claim(n, keys):
+            self.tail = Tail.of(old[0], old[1], keys.shape[2])
+            self.tail.claim(n, keys)
+        self.keys, self.values = self.tail.write(n, keys, values)
+        return self.keys, self.values
 
     def attend(
         self,
@@ -64,6 +81,8 @@ class KVzipLayer(DynamicLayer):
             else:
                 context = attend_ragged(query, self.context, **rules.options)
             tail = attend(query, key, value, mask=mask, causal=causal, **rules.options)
+            if rules.sinks is None:
+                return merged_output(context, tail).to(asked)
             return rules.with_sinks(merge(context, tail))[0].to(asked)
 
     @property
@@ -94,23 +113,34 @@ class KVzipLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget the tail; the compressed context stays."""
-        self.keys = self.values = None
+        self.keys = self.values = self.tail = None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder the tail's rows; the context is the same in all of them."""
         if self.n_tail:
             super().reorder_cache(beam_idx)
+            self.tail = None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat the tail's rows; the context is shared by all of them."""
         if self.n_tail:
             super().batch_repeat_interleave(repeats)
+            self.tail = None
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Select the tail's rows."""
         if self.n_tail:
             super().batch_select_indices(indices)
+            self.tail = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the tail's tokens, not its room."""
+        if not self.n_tail or self.tail is None:
+            return self.__dict__
+        keys: Any = self.keys
+        values: Any = self.values
+        return {**self.__dict__, "tail": None, "keys": keys.clone(), "values": values.clone()}
 
 
 @dataclass(frozen=True)

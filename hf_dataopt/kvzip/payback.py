@@ -19,6 +19,7 @@ from ..settings import (
     check_flag,
     check_int,
     check_kind,
+    check_number,
     check_text,
     check_tokenizer,
     optional,
@@ -149,7 +150,7 @@ def payback(
     optional(check_kind, "gates", gates, KVzipGates)
     check_text("question", question)
     steps = check_int("steps", steps, 1)
-    check_callable("clock", clock, "give one without arguments that gives seconds, such as time.process_time")
+    _check_clock(clock)
     if gates is not None:
         gates.check(model)
     prove(model)  # once per class, no part of compressing
@@ -175,6 +176,16 @@ def payback(
         token_whole=tokens["whole"],
         token_compressed=tokens["compressed"],
     )
+
+
+def _check_clock(clock: Any) -> None:
+    todo = "give one without arguments that gives seconds, such as time.process_time"
+    check_callable("clock", clock, todo)
+    try:
+        now = clock()
+    except TypeError as error:
+        raise TypeError(f"clock cannot be called without arguments ({error!s:.100}); {todo}") from error
+    check_number("what clock gives", now, todo=todo)
 
 
 class _Watch:

@@ -20,11 +20,11 @@ from ..publishing.record import check_version, known_settings
 from ..publishing.safe_files import MAX_VALUE, check_finite, read_tensors
 from ..publishing.writer import finish, replacing
 from ..settings import check_text, optional
-from .attention import RaggedContext
 from .config import KVzipConfig
 from .layers import KVzipLayer, KVzipSlidingLayer
 from .prompt import KVzipPrompt
 from .proof import Proof, prove
+from .ragged import RaggedContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,12 +14,13 @@ from transformers.cache_utils import DynamicCache
 
 from .._compat import chunked_attention, input_device, text_config
 from ..routing.attach import attach
-from .attention import RaggedContext, attend
+from .attention import attend
 from .config import KVzipConfig
 from .eviction import budget_ratio, first
 from .layers import KVzipLayer, kept_layer
 from .prompt import KVzipPrompt
 from .proof import Proof
+from .ragged import RaggedContext
 from .reading import USER, OwnCache, check_supported, hearing, read_text
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-_SETTLED = 1000  # outputs; the saliency of an untrained model may hardly mix at first
 _WRAPPED = ("data_collator", "collate_fn", "func", "__wrapped__", "base_dataloader")
 
 
@@ -60,8 +59,7 @@ class MixupCallback(TrainerCallback):
         if self._collator is None or logs is None or "loss" not in logs:
             return
         found = self._collator.tally.statistics(since_last=True)
-        if self._collator.tally.outputs >= _SETTLED:
-            self._collator.tally.warn()
+        self._collator.tally.warn()
         if found is None:
             return
         named = {f"mixup_{name}": value for name, value in asdict(found).items() if name != "outputs"}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 _SLACK = 1e-9
 _WORK = 1 << 18  # most states times cells of an exact search
-_STRIP_STATES = 256
+_STRIP_STATES = 512
 _MOVE_STATES = 1024  # two candidates per cell: 9 columns at once
 _MAX_ROUNDS = 10
 

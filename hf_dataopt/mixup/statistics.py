@@ -14,7 +14,9 @@ from .result import MixResult
 
 logger = logging.getLogger(__name__)
 _TOO_SINGLE = 0.9  # share of single-input outputs that is worth a word
-_ENOUGH = 50  # outputs seen before that word
+_ENOUGH = (
+    500  # outputs seen before that word: with an untrained model's saliency there may be hardly any mixing at first
+)
 
 
 def mixed_saliency(result: MixResult) -> Tensor:

@@ -126,8 +126,9 @@ class _Open:
         # `set_attn_implementation` after `attach`; most configs hold no others, and the way to the text's takes 14 us
         route(text_config(module) if module.config.sub_configs else module.config)
         cache = cache_in(args, kwargs, RoutedCache)
-        # whatever an interrupted call left in this thread; torch.compile knows no `set`, so not without need
-        if (cache is None or cache.opened_by is None) and PENDING.get() is not None:
+        # whatever an interrupted call left in this thread: no layer of this one has handed out keys yet; torch.compile knows
+        # no `set`, so not without need
+        if PENDING.get() is not None:
             PENDING.set(None)
         if self._outermost and CURRENT.get() is not None:
             CURRENT.set(None)

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from hf_dataopt import DatasetCondenser, IDCConfig, MultiFormation
 from hf_dataopt.condensation.augment import Draws, augment, draw
+from hf_dataopt.condensation.baselines import METHODS
 from hf_dataopt.condensation.matching import distance, match_gradients
 from hf_dataopt.condensation.multi_formation import Formation, form, form_labels
 from hf_dataopt.condensation.networks import ConvNet
@@ -110,7 +111,7 @@ SCORES = Argument(tuple, Kind(lambda value: None if hasattr(value, "__len__") el
 
 
 def _batch() -> dict[str, Any]:
-    return {"image": condensed()["image"][:2], "label": [0, 1], "formation": [0, 0]}
+    return {name: condensed()[:2][name] for name in condensed().column_names}
 
 
 BATCH = Kind(
@@ -123,6 +124,10 @@ def _labelled() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
 
 
+TEACHERS = Kind(
+    lambda value: None if isinstance(value, torch.nn.Module | str) else False,
+    [dict, list, lambda: torch.nn.Linear, lambda: "/nothing/there", lambda: torch.zeros(2)],
+)
 PAIRS = Kind(
     lambda value: False,
     [
@@ -156,6 +161,8 @@ def cases() -> dict[str, Case]:
             DatasetCondenser,
             _of(
                 config=Argument(lambda: CONFIG, NONE | instance(IDCConfig, near=[dict, lambda: IDCConfig])),
+                method=Argument(lambda: "mosaic", choice(*METHODS)),
+                teacher=Argument(lambda: None, NONE | TEACHERS),
                 network=Argument(lambda: None, NONE | CALLABLE),
                 device=Argument(lambda: "cpu", NONE | WORDS),
                 on_error=Argument(lambda: "raise", choice("raise", "skip")),
@@ -181,6 +188,7 @@ def cases() -> dict[str, Case]:
                 train=Argument(lambda: None, NONE | SETS),
                 networks=Argument(lambda: None, NONE | networks),
                 seeds=Argument(lambda: 1, count(1, 1000)),
+                full_epochs=Argument(lambda: None, NONE | count(1, 2)),
             ),
             rows,
         ),

@@ -5,6 +5,7 @@ Invariants: mosaic then form shows the images again; what is loaded decodes to w
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from datasets.fingerprint import Hasher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_dataopt.condensation.augment import augment, cutmix, draw, draw_cutmix
+from hf_dataopt.condensation.augment import Draws, augment, cutmix, draw, draw_cutmix
 from hf_dataopt.condensation.columns import read_images, to_dataset
 from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.config import IDCConfig
@@ -186,6 +187,19 @@ def test_augmentation_of_one_draw_equals_the_same_draw_per_image(strategy: str) 
         torch.testing.assert_close(augment(images, shared), augment(images, shared.repeat(torch.tensor(5))))
 
 
+@pytest.mark.parametrize("size", [(24, 8), (8, 24)])
+def test_every_shift_of_a_crop_moves_pixels_and_brings_in_zeros(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0)) + 1
+    reach = [side // 8 for side in size]
+    for down, right in itertools.product(*(range(-most, most + 1) for most in reach)):
+        moved = augment(images, Draws(picked="crop", first=torch.tensor([down]), second=torch.tensor([right])))
+        assert moved.shape == images.shape
+        for row, column in itertools.product(*map(range, size)):
+            inside = 0 <= row + down < size[0] and 0 <= column + right < size[1]
+            expected = images[:, :, row + down, column + right] if inside else torch.zeros(2, 1)
+            assert torch.equal(moved[:, :, row, column], expected), (down, right, row, column)
+
+
 def test_cutmix_ratio_is_the_area_kept() -> None:
     own = torch.Generator().manual_seed(0)
     images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 9, 7).contiguous()
@@ -237,8 +251,6 @@ def test_bad_data_is_refused(train: Dataset) -> None:
         condenser.condense(train.select([]))
     with pytest.raises(ValueError, match="no images of the classes"):
         condenser.condense(as_dataset(images[:2], labels[:2]))
-    with pytest.raises(ValueError, match="class 'across' has 2 images, the initialisation needs 8"):
-        condenser.condense(as_dataset(images, labels))
     arrays = Dataset.from_dict({"image": [[[0.0, float("nan")]]] * 4, "label": [0, 1, 0, 1]})
     with pytest.raises(ValueError, match="NaN"):
         condenser.condense(arrays)
@@ -259,10 +271,8 @@ def test_bad_data_is_refused(train: Dataset) -> None:
         DatasetCondenser(replace(SMALL, factor=13)).condense(train)
     with pytest.raises(TypeError, match="got DatasetDict; pick one split"):
         condenser.condense(DatasetDict(train=train))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="labels must be integers or strings"):
+    with pytest.raises(ValueError, match="labels of 'label' must be integers, strings or bools, got float"):
         condenser.condense(Dataset.from_dict({"image": [[[0.0, 1.0]]] * 2, "label": [0.5, 1.0]}))
-    with pytest.raises(ValueError, match="has 30 images, the initialisation needs 124"):
-        DatasetCondenser(replace(SMALL, images_per_class=31)).condense(train)
     with pytest.raises(ValueError, match="unknown backend 'fast'"):
         DatasetCondenser(replace(SMALL, compile="fast")).condense(train)
     with pytest.raises(ValueError, match="channels"):
@@ -277,7 +287,7 @@ def test_recipe_says_how_to_decode() -> None:
     )
     found = MultiFormation.from_dataset(dataset)
     assert found.formation == formation and found.column == "audio"
-    assert recipe in dataset.info.description
+    assert dataset["formation"][:] == [recipe] * 2
     assert len(dataset.map(found, batched=True)) == 6
 
 
@@ -299,7 +309,7 @@ def test_whole_numbers_that_start_elsewhere_are_classes() -> None:
     assert data.class_names == ["4", "7", "9"] and data.labels.tolist() == [1, 2, 0] * 3
     test = read_images(given([9] * 9), like=data)  # by name, not by place
     assert test.labels.tolist() == [2] * 9
-    with pytest.raises(BadRowError, match=r"row 8 has label 5, which is no class: labels must be among \[4, 7, 9\]"):
+    with pytest.raises(BadRowError, match=r"row 8 has label 5, which is no class: labels must be among 4, 7, 9"):
         read_images(given([4] * 8 + [5]), like=data)
 
 

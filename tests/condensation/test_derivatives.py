@@ -21,10 +21,10 @@ def plain(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 5), (4, 9), (2, 2)])
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", ["", "weight", "bias", "weight bias"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_pooled_norm_equals_pytorchs_layers_twice_differentiated(
-    size: tuple[int, int], trained: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], trained: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if compiled:
         pytest.importorskip("numba")
@@ -36,8 +36,8 @@ def test_pooled_norm_equals_pytorchs_layers_twice_differentiated(
         return torch.randn(shape, generator=own, dtype=torch.float64)
 
     images = numbers(3, 4, *size).requires_grad_()
-    weight, bias = numbers(4).requires_grad_(trained), numbers(4).requires_grad_(trained)
-    inputs = [images, weight, bias] if trained else [images]
+    weight, bias = (numbers(4).requires_grad_(name in trained) for name in ("weight", "bias"))
+    inputs = [one for one in (images, weight, bias) if one.requires_grad]
     seen, weights = numbers(3, 4, size[0] // 2, size[1] // 2), [numbers(*value.shape) for value in inputs]
     found = []
     for way in (plain, pooled_norm):

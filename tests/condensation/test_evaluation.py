@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_dataopt.condensation import evaluation
 from hf_dataopt.condensation.columns import LabelledImages
 from hf_dataopt.condensation.config import IDCConfig
-from hf_dataopt.condensation.evaluation import Score, agreement, score
+from hf_dataopt.condensation.evaluation import Score, score
 
 CLASSES = 3
 
@@ -112,10 +112,3 @@ def test_the_learning_rate_falls_to_a_fifth_after_two_thirds_and_five_sixths(mon
     whole = ((image_set(7).images - 0.25) / 0.5).sum()
     for first, second in zip(means[::2], means[1::2], strict=True):
         torch.testing.assert_close(first + second, whole)  # every image once an epoch
-
-
-def test_agreement_is_a_share_in_per_cent() -> None:
-    logits = torch.eye(4)
-    assert agreement(nn.Identity(), logits, torch.tensor([0, 1, 2, 0])) == 75.0
-    assert agreement(nn.Identity(), logits, torch.tensor([0, 1, 2, 3])) == 100.0
-    assert agreement(nn.Identity(), logits, torch.tensor([1, 2, 3, 0])) == 0.0

@@ -77,7 +77,9 @@ def test_info_tells_what_it_is_and_how_to_use_it(published: Published) -> None:
 
 def test_measured_figures_are_on_the_card_with_seed_hardware_and_versions(published: Published) -> None:
     card = published.hub.files("dataset", "me/shell-idc")["README.md"].decode()
-    assert re.search(r"^\| condensed \| convnet \| 12 \| 1 \| [\d.]+ \| [\d.]+ \| 1 \|$", card, re.MULTILINE), card
+    assert re.search(
+        r"^\| condensed \| convnet \| 12 \| 1 \| [\d.]+ \| [\d.]+ \| 1 \|  \| [-\d.]+ \|$", card, re.MULTILINE
+    ), card
     assert re.search(r"^\| random \| convnet \| 3 \|", card, re.MULTILINE)  # the baseline
     assert all(word in card for word in ("Hardware: ", "Seed 0", "torch "))
     assert "Nothing was measured" in published.hub.files("dataset", "me/idc-uint8")["README.md"].decode()

@@ -1,17 +1,14 @@
-"""Attention with log-sum-exp, in parts and over ragged heads, equals dense attention."""
+"""Attention with log-sum-exp, in parts, equals dense attention."""
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any
 
 import pytest
 import torch
 
-from hf_dataopt._compat import varlen_kernel
 from hf_dataopt.kvzip import attention
-from hf_dataopt.kvzip.attention import RaggedContext, attend, attend_ragged, merge
+from hf_dataopt.kvzip.attention import attend, merge
 
 from ..reference.kvzip import dense_attention
 
@@ -41,6 +38,15 @@ def test_attend_equals_dense(path: str, heads: int, kv_heads: int, rows: int, le
     query, key, value = tensors(2, heads, kv_heads, rows, length)
     output, lse = attend(query, key, value, scale=SCALE)
     expected, expected_lse = dense_attention(query, key, value, SCALE)
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
+
+
+def test_keys_of_one_context_serve_every_row_of_a_batch(path: str) -> None:
+    query, _, _ = tensors(3, 6, 2, 5, 12)
+    _, key, value = tensors(1, 6, 2, 5, 12)
+    output, lse = attend(query, key, value, scale=SCALE)
+    expected, expected_lse = dense_attention(query, key.repeat(3, 1, 1, 1), value.repeat(3, 1, 1, 1), SCALE)
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
 
@@ -82,74 +88,6 @@ def test_merge_of_parts_is_the_whole(path: str) -> None:
     # extreme logits stay finite
     hot = attend(query * 1e3, key, value, scale=SCALE)
     assert torch.isfinite(merge(hot, parts[0])[0]).all()
-
-
-def ragged_case(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, RaggedContext]:
-    query, key, value = tensors(3, 2 * len(lengths), len(lengths), 5, max(lengths))
-    keep = torch.tensor([[index < length for index in range(max(lengths))] for length in lengths])
-    keep = keep[:, torch.randperm(max(lengths), generator=torch.Generator().manual_seed(0))]
-    return query, key, value, keep, RaggedContext.evict(key[:1], value[:1], keep)
-
-
-@pytest.mark.parametrize("lengths", [[4, 9, 1], [6, 6], [12], [5, 0, 3]])
-def test_ragged_equals_masked_dense(path: str, lengths: list[int]) -> None:
-    query, key, value, keep, context = ragged_case(lengths)
-    assert context.lengths == lengths and context.n_tokens == max(lengths)
-    output, lse = attend_ragged(query, context, scale=SCALE)
-    visible = keep.repeat_interleave(2, 0)[None, :, None, :].expand(3, -1, 5, -1)
-    expected, expected_lse = dense_attention(
-        query, key[:1].expand(3, -1, -1, -1), value[:1].expand(3, -1, -1, -1), SCALE, visible
-    )
-    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=0)
-    seen = visible.any(-1)
-    torch.testing.assert_close(output.double()[seen], expected[seen], atol=1e-5, rtol=0)
-    assert torch.equal(output[~seen], torch.zeros_like(output[~seen]))
-
-
-def test_evicting_holds_memory_for_the_kept_pairs_only() -> None:
-    *_, context = ragged_case([4, 9, 1])
-    assert context.nbytes == 2 * 14 * 16 * 4
-
-
-def test_variable_length_kernel_is_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU in the tests: a stand-in with the kernel's signature and documented meaning checks what CUDA would be given."""
-    import torch.nn.attention.varlen as varlen
-
-    @functools.wraps(varlen.varlen_attn)
-    def stand_in(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seq_q: torch.Tensor,
-        cu_seq_k: torch.Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        return_aux: Any,
-        scale: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and return_aux.lse
-        assert max_q == cu_seq_q.diff().max() and max_k == cu_seq_k.diff().max()
-        output = torch.full_like(query, math.nan)  # rows the kernel does not write stay undefined
-        lse = torch.full((query.shape[1], query.shape[0]), math.nan)
-        spans = zip(cu_seq_q[:-1], cu_seq_q[1:], cu_seq_k[:-1], cu_seq_k[1:], strict=True)
-        for q0, q1, k0, k1 in spans:
-            if k1 == k0:
-                continue
-            part = [t.transpose(0, 1)[None] for t in (query[q0:q1], key[k0:k1], value[k0:k1])]
-            out, log = dense_attention(*part, scale)
-            output[q0:q1], lse[:, q0:q1] = out[0].transpose(0, 1).float(), log[0].float()
-        return output, lse
-
-    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
-    query, *_, context = ragged_case([5, 0, 3])
-    by_head = query.reshape(3, 3, 10, 16).transpose(0, 1).reshape(3, 30, 16)
-    output, lse = attention._varlen(varlen_kernel(), by_head, context, SCALE)
-    expected, expected_lse = attend_ragged(query, context, scale=SCALE)
-    output = output.reshape(3, 3, 10, 16).transpose(0, 1).reshape(expected.shape)
-    lse = lse.reshape(3, 3, 10).transpose(0, 1).reshape(expected_lse.shape)
-    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(lse, expected_lse, atol=1e-5, rtol=0)
 
 
 def test_gradients_flow_through_the_portable_path() -> None:

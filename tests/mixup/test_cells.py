@@ -33,6 +33,7 @@ def test_edges_and_finer_cuts_in_numbers() -> None:
     assert Axis(32, 4).finer(4) == Axis(32, 8) and Axis(32, 4).finer(None) == Axis(32, 4)
     assert Axis(32, 4).finer(8) == Axis(32, 4) and Axis(32, 4).finer(100) == Axis(32, 4)
     assert Axis(10, 4).finer(1) == Axis(10, 8), "runs of 2 pixels have no thirds"
+    assert Axis(7, 4).finer(1) == Axis(7, 4), "a run of 1 pixel has no halves, though runs have 1.75 pixels on the mean"
     assert Axis(12, 2).finer(5) == Axis(12, 2) and Axis(14, 2).finer(4) == Axis(14, 4)
 
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import multinomial
 
+from hf_dataopt.mixup import co_mixup as module
 from hf_dataopt.mixup import co_mixup_solver
 from hf_dataopt.mixup import co_mixup_sweeps as sweeps
 from hf_dataopt.mixup.co_mixup import co_mixup, compatibility, place_distances, prior_cost, salient_places
@@ -286,6 +288,35 @@ def test_strict_conventions() -> None:
         for strict, expected in ((True, in_text), (False, in_code)):
             config = CoMixupConfig(beta=2.0, gamma=0.0, strict=strict)
             assert sweeps.objective(parts, config)[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_cells_cost_their_saliency_and_the_prior_of_the_draw(strict: bool) -> None:
+    """-s + the negative logarithm of the prior's probability: in the text of z = n / 2, n ~ Multi(2, lambda)."""
+    config = CoMixupConfig(eta=0.7, alpha=0.5, strict=strict)
+    cells = np.random.default_rng(1).random((3, 2, 2))
+    layout = module._Layout(np.ones(3, bool), config)
+    parts = module._parts_of(cells, np.zeros((3, 2), int), layout, (2, 2), config, np.random.default_rng(0))
+    for j, draw in enumerate(np.random.default_rng(0).dirichlet([0.5] * 3, 3 if strict else 1)):
+        prior = parts.cost[0, j] + cells
+        np.testing.assert_allclose(prior, np.broadcast_to(prior[:, :1, :1], prior.shape))  # the same in every cell
+        for one, two in itertools.combinations_with_replacement(range(3), 2):
+            counts = np.bincount([one, two], minlength=3)
+            log_p = multinomial.logpmf(counts, 2, draw) if strict else np.log(draw + 1e-8)[[one, two]].mean()
+            found = (prior[one, 0, 0] + prior[two, 0, 0]) / 2 + parts.half_cost * (one != two)
+            assert found == pytest.approx(-0.7 / 4 * log_p)
+
+
+def test_an_input_that_the_prior_never_drew_costs_much_but_not_endlessly() -> None:
+    costs = prior_cost(np.array([0.0, 1.0]), 4, CoMixupConfig(eta=1.0))
+    np.testing.assert_allclose(costs, [8 * math.log(10) / 4, 0.0], atol=1e-8)
+    assert np.isfinite(prior_cost(np.array([0.0, 1.0]), 4, CoMixupConfig.dissertation(eta=1.0))).all()
+
+
+@pytest.mark.parametrize(("each", "outputs"), [(1, [1, 1, 1]), (2, [2, 2, 1]), (4, [4, 4, 2])])
+def test_a_shorter_last_part_gives_its_share_of_outputs_and_at_least_one(each: int, outputs: list[int]) -> None:
+    layout = module._Layout(np.ones(10, bool), CoMixupConfig(part_size=4, outputs_per_part=each))
+    assert [n for _, n in layout.members] == outputs
 
 
 def test_salient_places_of_window_and_pixel() -> None:

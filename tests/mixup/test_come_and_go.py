@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from hf_dataopt.mixup import statistics
 from hf_dataopt.mixup.callback import MixupCallback, collator_behind
 from hf_dataopt.mixup.co_mixup_config import CoMixupConfig
 from hf_dataopt.mixup.collators import DataCollatorForCoMixup, DataCollatorForMixup, DataCollatorForPuzzleMix
@@ -308,7 +309,10 @@ def test_logs_have_the_statistics_and_reports_get_them(tmp_path: Path) -> None:
     assert found.single_input == pytest.approx(sum(log["mixup_single_input"] for log in training) / 3)
 
 
-def test_hardly_any_mixing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hardly_any_mixing_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_ENOUGH", 64)
     model = make("vit")
     # smoothness above all: no output shows two inputs
     config = CoMixupConfig(grid=2, part_size=4, beta=100.0, distance_window=2)

@@ -77,6 +77,12 @@ def test_bad_labels_are_named(labels: torch.Tensor, message: str) -> None:
         soft_targets(labels, 4)
 
 
+def test_no_classes_and_one_class() -> None:
+    with pytest.raises(ValueError, match="num_labels must be at least 1"):
+        soft_targets(torch.tensor([0]), 0)
+    assert soft_targets(torch.tensor([0, 0]), 1).tolist() == [[1.0], [1.0]]
+
+
 def test_missing_labels_and_shapes_are_named() -> None:
     logits, targets = some()
     with pytest.raises(ValueError, match="no labels"):

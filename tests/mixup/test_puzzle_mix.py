@@ -154,6 +154,16 @@ def test_pixels_that_are_not_numbers_leave_their_pairs_unmixed() -> None:
     assert torch.isfinite(result.images[[0, 1, 3, 4, 5]]).all()
 
 
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+def test_without_data_smoothness_no_pixel_counts(name: str) -> None:
+    images, _, saliency = batch(3, 3, 12, 10)
+    config = PuzzleMixConfig(**{name: 0.0})
+    problems = [mask_problem(x, saliency, fixed(3, 4), config) for x in (images, torch.full_like(images, torch.nan))]
+    for one, two in zip(*(vars(problem).values() for problem in problems), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert np.isfinite(problems[1].show).all() and not problems[1].down.any() and not problems[1].right.any()
+
+
 def test_a_very_salient_cell_is_shown() -> None:
     """What the reference's overflow hides: a cell 1000 times the mean, in every sample, at 16 x 16 cells."""
     images, targets, saliency = batch(6, 3, 32, 32)

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_dataopt import MultiFormation, RelationCleaner, RelationReport
 from hf_dataopt.cli import _console, main
+from hf_dataopt.condensation import multi_formation
 from hf_dataopt.condensation.multi_formation import Formation, recipe_text
 from hf_dataopt.condensation.saved import load_condensed
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
@@ -241,6 +242,16 @@ def test_tables_do_not_unpack_to_more_than_they_may(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+def test_recipes_form_as_many_bytes_as_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Pictures.fromarray(np.zeros((8, 8), np.uint8))
+    monkeypatch.setattr(multi_formation, "_MOST_RATIO", 1)
+    monkeypatch.setattr(multi_formation, "_LEAST_BYTES", 4 * 8 * 8 * 4)  # 2 x 2 cells of 8 x 8 float32
+    formation = MultiFormation(Formation(factor=2))
+    assert len(formation({"image": [picture]})["image"]) == 4
+    with pytest.raises(ValueError, match="formed into 2,048 bytes"):
+        formation({"image": [picture] * 2})
+
+
 def test_recipes_do_not_blow_up(tmp_path: Path) -> None:
     formation = MultiFormation(Formation(factor=128))
     picture = Pictures.fromarray(np.zeros((256, 256), np.uint8))
@@ -280,6 +291,11 @@ def test_pictures_are_in_the_file_and_not_too_large(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"row 1 of 'image'.*{words}"):
             read_parquet(_with_pictures(tmp_path / name, [fine, cell]))
+    # white pages of a few bytes: 2^28 pixels in all, whatever the size of the file, and not one more
+    pages = [{"bytes": png(8_192), "path": None}] * 4
+    assert len(read_parquet(_with_pictures(tmp_path / "pages", pages))) == 4
+    with pytest.raises(ValueError, match="up to row 4 of 'image' have 268,435,520 pixels, at most 268,435,456"):
+        read_parquet(_with_pictures(tmp_path / "more", [*pages, fine]))
 
 
 def test_adapters_with_nan_or_of_other_sizes(tmp_path: Path) -> None:
@@ -300,10 +316,11 @@ def test_adapters_with_nan_or_of_other_sizes(tmp_path: Path) -> None:
 def test_condensed_sets_with_nan_or_labels_of_no_class(tmp_path: Path) -> None:
     def stored(value: float, label: int) -> Path:
         features = Features({"image": Array3D((1, 8, 8), "float32"), "label": Value("int64")})
-        features["formation"] = ClassLabel(names=[recipe_text(Formation(), "image", label_column="label")])
+        features["formation"], recipe = Value("string"), recipe_text(Formation(), "image", label_column="label")
         images = np.full((2, 1, 8, 8), value, np.float32)
-        rows = Dataset.from_dict({"image": images, "label": [0, label], "formation": [0, 0]}, features=features)
-        shown = dict.fromkeys(("name", "rows", "classes", "source", "recipe", "seed", "settings"), "x")
+        rows = Dataset.from_dict({"image": images, "label": [0, label], "formation": [recipe] * 2}, features=features)
+        shown = dict.fromkeys(("name", "rows", "classes", "source", "method", "recipe", "seed", "settings"), "x")
+        shown |= dict.fromkeys(("teacher", "soft_bytes", "plain_code", "start", "real", "correlation"))
         with replacing(tmp_path / f"{value} {label}", "condensed_dataset") as draft:
             features["label"] = ClassLabel(names=["a", "b"])
             table = rows.data.table.replace_schema_metadata(features.arrow_schema.metadata)

@@ -20,6 +20,7 @@ from hf_dataopt.metrics import average_precision
 from hf_dataopt.relation.cleaner import RelationCleaner
 from hf_dataopt.relation.config import RelationConfig
 from hf_dataopt.relation.pages import facts, flagging_rule
+from hf_dataopt.relation.relation_map import draw_relation_map, relation_values
 from hf_dataopt.relation.report import RelationReport
 from hf_dataopt.relation.tiles import LARGEST_TILE
 
@@ -108,6 +109,19 @@ def test_evidence_names_the_contradicting_rows(report: RelationReport) -> None:
 def test_relation_map_is_a_figure(report: RelationReport, tmp_path: Path) -> None:
     report.relation_map(17).savefig(tmp_path / "17.png")
     assert (tmp_path / "17.png").stat().st_size > 5_000
+
+
+def test_a_relation_map_shows_the_strongest_and_every_so_manieth_of_the_rest_once(report: RelationReport) -> None:
+    graphs, row, most = report._need_graphs(), 17, 40
+    mean = relation_values(graphs, row)[0]
+    (points,) = draw_relation_map(graphs, row, title="", max_points=most).axes[0].collections
+    shown = np.asarray(points.get_offsets())[:, 0]
+    ranked = np.delete(np.abs(mean), row)
+    ranked.sort()
+    strong, rest = ranked[-(most // 2) :], ranked[: -(most // 2)]
+    np.testing.assert_allclose(np.abs(shown[-(most // 2) :]), strong)  # last, so that nothing hides them
+    np.testing.assert_allclose(np.abs(shown[: -(most // 2)]), rest[:: -(-len(rest) // (most // 2))])
+    assert points.get_linewidths() == [0]  # no borders: at 3 points across they would be all there is to see
 
 
 def test_save_and_load_in_a_fresh_process(report: RelationReport, tmp_path: Path) -> None:

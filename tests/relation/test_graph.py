@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hf_dataopt.relation import graph as graph_module
 from hf_dataopt.relation.config import RelationConfig
 from hf_dataopt.relation.graph import RelationGraph
-from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise
+from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise, top_share
 from hf_dataopt.relation.outlier import outlier_scores
 from hf_dataopt.relation.rows import Rows, rows_of
 from hf_dataopt.relation.tiles import ExactSums
@@ -133,6 +133,15 @@ def test_the_noisy_set_is_bounded() -> None:
     initial = -graph.relation_sums(quiet=True)
     found = find_label_noise(initial, lambda rows: -graph.sums_against(rows, quiet=True), graph.config)
     assert 0 < found.noisy.sum() <= 90
+
+
+def test_the_cut_is_the_best_score_left_out_or_the_level_where_none_is() -> None:
+    scores = np.array([3.0, 1.0, 2.0, 2.0])
+    for share, count, cut in ((0.25, 1, 2.0), (0.5, 2, 2.0), (0.75, 3, 1.0), (1.0, 4, 0.5)):
+        noisy, level = top_share(scores, share, 0.5)
+        assert noisy.sum() == count and level == cut
+    assert top_share(scores, 0.5, 0.5)[0].tolist() == [True, False, True, False]  # of equal ones the first
+    assert top_share(scores, 1.0, 1.0)[0].tolist() == [True, False, True, True]  # none at the level
 
 
 def test_skipping_warns_and_keeps_the_initial_scores(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from hf_dataopt.kvzip.layers import KVzipLayer, KVzipSlidingLayer
+from hf_dataopt.routing.cache import RoutedCache
 
 from .shared import GREEDY, QUESTION, Served, compressed, logits, question_ids
 
@@ -85,6 +86,29 @@ def test_interrupts_inside_forwards_leave_model_and_settings(served: Served) -> 
     assert {kind: ask(1) for kind, ask in served.kinds.items()} == expected
     assert base.config.to_dict() | {"attention": base.config._attn_implementation} == settings
     assert {name: set(vars(module)) for name, module in base.named_modules()} == state
+
+
+def test_keys_that_an_interrupt_left_unanswered_answer_no_later_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache = compressed()
+    ids, update = question_ids(cache), RoutedCache.update
+    with torch.no_grad():
+        plain, behind = model(ids).logits, logits(model, cache.fork(), ids)
+    for number in range(len(model.model.layers)):
+
+        def stopped(*args: Any, number: int = number, **kwargs: Any) -> Any:
+            handed = update(*args, **kwargs)
+            if args[3] == number:
+                raise KeyboardInterrupt
+            return handed
+
+        fork = cache.fork()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+            patch.setattr(RoutedCache, "update", stopped)
+            logits(model, fork, ids)
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, plain), number
+        assert torch.equal(logits(model, fork, ids), behind), number
+        del caught  # what holds the layer whose keys were handed out
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

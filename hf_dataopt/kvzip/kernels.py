@@ -1,0 +1,111 @@
+"""Kernels for ragged heads on a GPU, behind one function: flash-attn where it is installed, torch's own otherwise.
+
+A piece of a KV head's keys plays a sequence, and the queries of that head are the tokens of that sequence; every query sees
+every key of its piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .._compat import flash_varlen, flex_varlen, varlen_kernel
+
+_HALF = (torch.float16, torch.bfloat16)
+_WIDEST = 256  # of flash attention's heads
+# (rows (N R, d), keys (n, d), values (n, v), bounds of rows and of keys (N + 1,) int32, longest of both, scale, soft cap) to
+# output (N R, v) and log-sum-exp (N R,) float32
+Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def takes_kernels(keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether a kernel of a GPU attends to these keys."""
+    return keys.is_cuda and keys.dtype in _HALF and values.dtype == keys.dtype
+
+
+def kernel_for(query: torch.Tensor, widths: tuple[int, int], softcap: float | None) -> Kernel:
+    """The first of flash-attn, torch's variable-length attention and FlexAttention that can do it.
+
+    Args:
+        query: says device, dtype and whether gradients are wanted.
+        widths: of keys and values.
+        softcap: of the logits, or None.
+    """
+    alike = widths[0] == widths[1] and widths[0] <= _WIDEST and widths[0] % 8 == 0
+    ampere = torch.cuda.get_device_capability(query.device) >= (8, 0) if query.is_cuda else True
+    plain = alike and ampere and query.dtype in _HALF and not (torch.is_grad_enabled() and query.requires_grad)
+    if plain and flash_varlen() is not None:
+        return _flash
+    if plain and softcap is None and varlen_kernel() is not None:
+        return _torch
+    return _flex
+
+
+def _flash(
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """flash-attn: log-sum-exp (heads, tokens), and a third result that without dropout is empty."""
+    kernel: Any = flash_varlen()
+    output, lse, _ = kernel(
+        rows[:, None],
+        keys[:, None],
+        values[:, None],
+        *bounds,
+        *longest,
+        softmax_scale=scale,
+        causal=False,
+        softcap=softcap or 0.0,
+        return_attn_probs=True,
+    )
+    return output[:, 0], lse[0].float()
+
+
+def _torch(
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch's variable-length attention: log-sum-exp (heads, tokens)."""
+    kernel: Any = varlen_kernel()
+    output, lse = kernel(rows[:, None], keys[:, None], values[:, None], *bounds, *longest, scale=scale)
+    return output[:, 0], lse[0].float()
+
+
+def _flex(
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """FlexAttention under a mask of which row belongs to which keys: any width, any dtype, soft caps, gradients."""
+    asks, holds = (
+        torch.bucketize(torch.arange(int(one[-1]), device=one.device), one[1:], right=True) for one in bounds
+    )
+
+    def same(batch: Any, head: Any, row: Any, key: Any) -> Any:
+        return asks[row] == holds[key]
+
+    cap = softcap or 1.0
+
+    def capped(score: Any, batch: Any, head: Any, row: Any, key: Any) -> Any:
+        return torch.tanh(score / cap) * cap
+
+    output, lse = flex_varlen(
+        rows[None, None], keys[None, None], values[None, None], same, None if softcap is None else capped, scale
+    )
+    return output[0, 0], lse[0, 0].float()

@@ -1,0 +1,92 @@
+"""Scores, levels, budgets and replays drawn at random, each cache against KVzip written out on a plain one.
+
+Invariants: the pairs that stay are those of the slow version, to the pair; the answers are those of the full cache with the
+other pairs hidden; a batch of questions is answered as its rows alone. `HF_DATAOPT_FAULTS=20` is the full size, 1,000 cases.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hf_dataopt import KVzipCache, KVzipConfig
+from hf_dataopt.kvzip.eviction import budget_ratio
+from hf_dataopt.kvzip.prefill import prefill
+from hf_dataopt.kvzip.prompt import build_prompt
+from hf_dataopt.kvzip.scores import NAMES
+from hf_dataopt.kvzip.scoring import score_context
+
+from ..counts import FAULTS
+from ..families.plain import prefilled as plain_cache
+from ..models import FAMILIES, byte_tokenizer, held, tiny_model
+from ..reference.kvzip import top_share, whole_heads
+from .conftest import CONTEXT
+from .oracle import masked_logits
+
+_WINDOW_SHARE = 16
+
+
+@lru_cache(maxsize=16)
+def model_of(family: str, kv_heads: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """One for the package, and one that it never sees."""
+    return tiny_model(family, num_key_value_heads=kv_heads), tiny_model(family, num_key_value_heads=kv_heads)
+
+
+def drawn(draw: random.Random, n_prefix: int, n: int) -> KVzipConfig:
+    budget: dict[str, Any] = {"keep_ratio": round(draw.uniform(0.02, 1.0), 3)}
+    if draw.random() < 0.3:
+        budget = {"max_kv_tokens": draw.randint(n_prefix + 1, n_prefix + n + 9)}
+    return KVzipConfig(
+        score=draw.choice(list(NAMES)),
+        level=draw.choice(["pair", "pair-uniform", "head"]),
+        chunk_size=draw.choice([7, 30, 64, 2000]),
+        overlap=draw.randint(0, 9),
+        replay=draw.choice(["local", "exact"]),
+        head_sinks=draw.choice([0, n_prefix + 2, n_prefix + 9]),
+        head_recent=draw.randint(0, 5),
+        prefill_chunk_size=draw.choice([50, 16_000]),
+        **budget,
+    )
+
+
+def slow_mask(scores: torch.Tensor, config: KVzipConfig, n_prefix: int) -> torch.Tensor:
+    n = scores.shape[-1]
+    ratio = budget_ratio(config, n, n_prefix)
+    if config.level == "pair":
+        return top_share(scores, ratio)
+    if config.level == "pair-uniform":
+        rows = [top_share(row, ratio) for row in scores.reshape(-1, n)]
+        return torch.stack(rows).reshape(scores.shape)
+    most = n // _WINDOW_SHARE
+    return whole_heads(scores, ratio, min(max(config.head_sinks - n_prefix, 0), most), min(config.head_recent, most))
+
+
+@pytest.mark.parametrize("seed", range(50 * FAULTS))
+def test_caches_equal_the_slow_version(seed: int) -> None:
+    draw = random.Random(seed)
+    family = draw.choice(list(FAMILIES))
+    model, untouched = model_of(family, draw.choice([1, 2, 4]))
+    text = "".join(draw.sample(CONTEXT, len(CONTEXT)))[: draw.randint(3, len(CONTEXT))]
+    plain = build_prompt(byte_tokenizer(), text, KVzipConfig())
+    n_prefix, n = plain.prefix_ids.numel(), plain.context_ids.numel()
+    config = drawn(draw, n_prefix, n)
+
+    prefilled = prefill(model, plain, config, progress=False)
+    scores = score_context(prefilled, config, progress=False)
+    cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=byte_tokenizer())
+    keep = slow_mask(scores, config, n_prefix)
+    assert torch.equal(torch.tensor(cache.stored_lengths), keep.sum(-1) + n_prefix), config
+
+    prefix = keep.new_ones(keep.shape[1], n_prefix)
+    kept = {index: torch.cat([prefix, rows], dim=1) for index, rows in zip(prefilled.scored_layers, keep, strict=True)}
+    ids = torch.randint(3, 200, (2, draw.randint(1, 12)), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        both = model(ids, **held(cache.fork())).logits
+    for row, logits in zip(ids, both, strict=True):
+        expected = masked_logits(untouched, plain_cache(untouched, plain.ids), row, kept)
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=0, msg=lambda text: f"{config}: {text}")
