@@ -13,6 +13,7 @@ from ..settings import brief, check_each, plain
 Index = NDArray[np.int64]
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+LEAST = 0.2
 
 
 def most_expected_f1(wrong: Vector) -> int:
@@ -22,10 +23,12 @@ def most_expected_f1(wrong: Vector) -> int:
         wrong: (n,) probabilities that labels are wrong; their sum is how many are expected to be.
 
     Returns:
-        A count; the rows in it have at least half of that F1 as their probability.
+        A count; the rows in it have at least half of that F1 as their probability, and at least `LEAST`: where nothing tells
+        wrong labels from right ones, flagging all would be best.
     """
     falling = np.cumsum(-np.sort(-wrong))
-    return int((2 * falling / (np.arange(1, len(wrong) + 1) + wrong.sum())).argmax()) + 1
+    best = int((2 * falling / (np.arange(1, len(wrong) + 1) + wrong.sum())).argmax()) + 1
+    return min(best, int((wrong >= LEAST).sum()))
 
 
 def flag(scores: Vector, labels: Index, rule: str, value: float) -> Mask:

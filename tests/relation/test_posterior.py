@@ -116,6 +116,19 @@ def test_two_checkpoints_are_heard_alike() -> None:
     assert (found.wrong != label_posterior(case.labels, 5, near[:1], probs[:1]).wrong).any()
 
 
+def test_the_model_of_copied_rows_is_not_believed() -> None:
+    case = make(n=200)
+    near = _nearest(case)
+    said = np.full((200, 5), 0.1, np.float32)
+    said[np.arange(200), case.labels] = 0.6  # a model that has learned the labels as they are
+    learned = label_posterior(case.labels, 5, [near], [rows_of(said, "p")])
+    group = near.group.copy()
+    wrong = np.flatnonzero(case.wrong)[0]
+    group[[wrong, wrong + 1]] = wrong
+    half = label_posterior(case.labels, 5, [Neighbours(near.rows, near.similarity, group)], [rows_of(said, "p")])
+    assert half.wrong[wrong] > learned.wrong[wrong]
+
+
 def test_the_cut_has_the_largest_expected_f1() -> None:
     wrong = np.random.default_rng(0).beta(0.3, 1, 50)
     falling = -np.sort(-wrong)
@@ -123,6 +136,7 @@ def test_the_cut_has_the_largest_expected_f1() -> None:
     count = most_expected_f1(wrong)
     assert count == int(np.argmax(expected)) + 1
     assert falling[count - 1] >= max(expected) / 2 > falling[count]
+    assert most_expected_f1(np.full(50, 0.05)) == 0 and most_expected_f1(np.full(50, 0.2)) == 50
 
 
 def test_flags_go_by_score_and_never_to_unlabelled_rows() -> None:
