@@ -134,11 +134,16 @@ def initial_images(
         elements past `stored_counts` are zeros.
 
     Raises:
-        ValueError: patches without a teacher.
+        ValueError: patches without a teacher, or a class without training images.
     """
     how, counts, each = config.initialisation, stored_counts(data, config), _cells_of(config)
     if how == "patches" and teacher is None:
         raise ValueError("initialisation='patches' needs a teacher that judges them; give DatasetCondenser one")
+    absent = [name for name, rows in zip(data.class_names, data.rows_of_class, strict=True) if not len(rows)]
+    if absent and how != "noise":
+        raise ValueError(
+            f"class {absent[0]!r:.80} has no training images ({len(absent)} such classes); give some of each"
+        )
     found = torch.zeros((len(counts), config.images_per_class, *data.images.shape[1:]))
     for label, (rows, count) in enumerate(zip(data.rows_of_class, counts, strict=True)):
         needed = count * each

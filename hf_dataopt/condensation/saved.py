@@ -59,6 +59,8 @@ def save_condensed(
     """
     optional(check_kind, "config", config, IDCConfig)
     if isinstance(scores, Mapping):
+        for on, found_on in scores.items():
+            check_each(f"scores[{on!r:.40}]", found_on, check_kind, Score, least=0)
         scores = scores_as_rows(scores)
     lacking = [row for row in check_each("scores", scores, check_kind, Mapping, least=0) if set(_SCORE) - set(row)]
     if lacking:

@@ -221,11 +221,18 @@ CCM = _arguments(
         NONE | WORDS | Kind(lambda value: None if isinstance(value, list | tuple | set) else False),
     ),
 )
+
+
+def _nothing(value: Any) -> bool | None:
+    """Only an empty dict may pass; arrays are not compared, which have no truth value."""
+    return None if isinstance(value, dict) and not value else False
+
+
 _SHARES = [lambda: {"cutmix": 2.0}, lambda: {"a": 0.1}, lambda: {1: 1}, lambda: {"cutmix": 0.6, "mixup": 0.6}]
 SCHEDULE = _arguments(
-    probabilities=({"cutmix": 0.5}, NONE | Kind(lambda value: None if value == {} else False, _SHARES)),
-    puzzle_mix=(None, NONE | Kind(lambda value: None if value == {} else False, [CoMixupConfig, lambda: {"a": 1}])),
-    co_mixup=(None, NONE | Kind(lambda value: None if value == {} else False, [PuzzleMixConfig, lambda: {"grid": -1}])),
+    probabilities=({"cutmix": 0.5}, NONE | Kind(_nothing, _SHARES)),
+    puzzle_mix=(None, NONE | Kind(_nothing, [CoMixupConfig, lambda: {"a": 1}])),
+    co_mixup=(None, NONE | Kind(_nothing, [PuzzleMixConfig, lambda: {"grid": -1}])),
     cutmix_alpha=(1.0, number(1e-3, 1e3)),
     mixup_alpha=(1.0, number(1e-3, 1e3)),
     clean_weight=(0.0, NONE | number(0, 1e3)),

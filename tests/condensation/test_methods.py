@@ -89,6 +89,15 @@ def test_herding_equals_the_rule_written_down(n: int, d: int, seed: int) -> None
     assert herding(features, n).tolist() == chosen
 
 
+@pytest.mark.parametrize("how", ["random", "herding"])
+def test_a_class_without_training_images_is_named(data: LabelledImages, how: str) -> None:
+    kept = data.labels != 1
+    less = replace(data, images=data.images[kept], labels=data.labels[kept])
+    config = replace(SMALL, initialisation=how, factor=1)
+    with pytest.raises(ValueError, match=f"class {data.class_names[1]!r} has no training images"):
+        initial_images(less, config, Formation(factor=1), torch.Generator())
+
+
 def test_herding_goes_by_a_teachers_features(data: LabelledImages) -> None:
     teacher = Teacher.of(network())
     config = replace(SMALL, initialisation="herding", factor=1)

@@ -57,6 +57,8 @@ def test_soft_labels_are_saved_counted_and_scored(train: Dataset, test_split: Da
     card = (folder / "README.md").read_text()
     assert f"float16, {24 * 3 * 2} bytes in all" in card and "hard-label recovery" in card
     assert f"| {round(hard.hard_label_recovery or 0, 2)} |" in card
+    with pytest.raises(TypeError, match=r"scores\['condensed'\]"):
+        save_condensed(condensed, tmp_path / "other", scores={"condensed": 1})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="full_epochs needs the training set"):
         DatasetCondenser(config).evaluate(condensed, test_split, seeds=1, full_epochs=1)
 
