@@ -11,7 +11,9 @@ import errno
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -65,6 +67,32 @@ def check_target(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()
 
 
 @contextmanager
+def _heard() -> Iterator[None]:
+    """A Ctrl-C ends as one, though a library's native code calls it something else, or nothing (safetensors, pyarrow)."""
+    default, pressed = signal.default_int_handler, False
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
+        yield
+        return
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        default(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, default)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def replacing(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()) -> Iterator[Path]:
     """A new folder to write an artifact into, ended by `finish`; it takes the place of `folder` when the block ends well.
 
@@ -84,7 +112,8 @@ def replacing(folder: str | Path, kind: str, *, besides: tuple[str, ...] = ()) -
     draft, lock = target.with_name(draft_of(target.name, "new")), -1
     try:
         lock = _draft(draft)
-        yield draft
+        with _heard():
+            yield draft
         if not (draft / ABOUT).is_file():
             raise RuntimeError(f"a save of a {kind} has written no record")
         _swap(draft, target)

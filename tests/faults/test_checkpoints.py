@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,11 +69,16 @@ class Killed(BaseException):
     """Stands for a kill between two writes."""
 
 
-def relation(folder: Path | None, *, other: bool = False) -> bytes:
+def relation(folder: Path | None, *, other: bool = False, **settings: Any) -> bytes:
     """Every number of a fit."""
-    report = RelationCleaner().fit(rows(int(other)), output_dir=folder, quiet=True)
+    report = RelationCleaner(**settings).fit(rows(int(other)), output_dir=folder, quiet=True)
     arrays = [getattr(report, name) for name in ARRAYS] + list(report.parts.values())
     return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+
+
+def dissertation(folder: Path | None, *, other: bool = False) -> bytes:
+    """The same of the dissertation's score and set, whose passes depend on one another."""
+    return relation(folder, other=other, score="label_noise", cut="algorithm4")
 
 
 def condensation(folder: Path | None, *, other: bool = False) -> bytes:
@@ -84,6 +90,7 @@ def condensation(folder: Path | None, *, other: bool = False) -> bytes:
 
 JOBS: dict[str, tuple[Callable[..., bytes], int]] = {  # the job, and after which write it is killed
     "relation": (relation, 17),
+    "relation dissertation": (dissertation, 17),
     "condensation": (condensation, 2),
 }
 

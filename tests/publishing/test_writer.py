@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -52,6 +53,23 @@ def test_targets_that_cannot_be_replaced(how: str, tmp_path: Path, monkeypatch: 
     places = {"file": tmp_path / "file", "working folder": Path(), "above it": tmp_path / "a"}
     with pytest.raises(ValueError, match="name a"):
         check_target(places.get(how, tmp_path / "file" / "below"), "head_scores")
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_is_one_whatever_a_library_makes_of_it(swallowed: bool, tmp_path: Path) -> None:
+    folder, before = save(tmp_path / "scores"), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), replacing(folder, "head_scores") as draft:
+        assert draft.is_dir()
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if not swallowed:
+                raise ValueError("could not determine the shape") from None
+    assert signal.getsignal(signal.SIGINT) is before and load_head_scores(folder)[0][0, 0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+    with pytest.raises(ValueError, match="its own"), replacing(folder, "head_scores"):
+        raise ValueError("its own")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_long_work_does_not_begin_for_a_folder_that_is_refused(
