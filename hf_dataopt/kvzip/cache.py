@@ -30,7 +30,7 @@ from .images import build_context
 from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
 from .prefill import prefill
 from .prompt import KVzipPrompt, question_rows
-from .ragged import RaggedContext
+from .ragged import Ragged
 from .reading import USER, PrefilledContext, check_supported
 from .saved import load_cache, save_cache
 from .scoring import score_context
@@ -200,7 +200,8 @@ class KVzipCache(RoutedCache):
             )
         keep = keep_mask(scores, config, prefilled.n_prefix)
         always = keep.new_ones(*keep.shape[:2], prefilled.n_prefix)
-        layers = compressed_layers(prefilled, torch.cat([always, keep], dim=2), free=free)
+        keep = torch.cat([always, keep], dim=2)
+        layers = compressed_layers(prefilled, keep, storage=config.storage, free=free)
         return cls._of(layers, prefilled.prompt, config, tokenizer, prefilled.model)
 
     @classmethod
@@ -384,7 +385,7 @@ class KVzipCache(RoutedCache):
     @property
     def device(self) -> torch.device:
         """Where the kept pairs are."""
-        return self._contexts()[0].keys.device
+        return self._contexts()[0].device
 
     @property
     def scored_layers(self) -> list[int]:
@@ -398,17 +399,13 @@ class KVzipCache(RoutedCache):
 
     @property
     def context_nbytes(self) -> int:
-        """Bytes of the compressed context in the scored layers, prefix included."""
+        """Bytes of the compressed context in the scored layers, prefix, scales and zeros included."""
         return sum(context.nbytes for context in self._contexts())
 
     @property
     def full_context_nbytes(self) -> int:
-        """Bytes the same layers held before eviction."""
-        return sum(
-            context.n_tokens * len(context.lengths) * part.shape[1] * part.element_size()
-            for context in self._contexts()
-            for part in (context.keys, context.values)
-        )
+        """Bytes the same layers held before eviction, in the model's dtype."""
+        return sum(context.full_nbytes for context in self._contexts())
 
     @property
     def nbytes(self) -> int:
@@ -421,5 +418,5 @@ class KVzipCache(RoutedCache):
         """`nbytes` had nothing been evicted."""
         return self.nbytes - self.context_nbytes + self.full_context_nbytes
 
-    def _contexts(self) -> list[RaggedContext]:
+    def _contexts(self) -> list[Ragged]:
         return [layer.context for layer in self._pristine if isinstance(layer, KVzipLayer)]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from ..settings import Settings, check_callable, check_choice, check_number, settle
 from ..text.chat import ChatFormat
+from .quantised import BITS, Storage
 from .scores import NAMES
 
 TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
@@ -19,6 +20,7 @@ _CHOICES = {
     "replay": ("exact", "local"),
     "softmax_keys": ("chunk", "all"),
     "ties": ("position", "reference"),
+    "storage": ("model", *BITS),
 }
 _COUNTS = {
     "chunk_size": 1,
@@ -60,6 +62,9 @@ class KVzipConfig(Settings):
             code), or `"all"` keys (Eq. 8.2 read literally; needs `replay="exact"`).
         ties (`str`, default `"position"`): `"position"` keeps exactly floor(N * keep_ratio) pairs, earlier positions
             first among equals; `"reference"` is the reference code's strict threshold, which keeps fewer.
+        storage (`str`, default `"model"`): how kept pairs are held: in the model's dtype, or in `"int8"` or `"int4"` with a
+            16-bit scale and zero for every 64 numbers (8.5 and 4.5 bits a number, see `quantised.py`). They are opened layer by
+            layer when a token looks at them. What is scored is not quantised, nor what comes after the context.
         prefill_chunk_size (`int`, tokens, >= 1, default 16000): context tokens per forward while prefilling;
             a context with images is read in one.
         task_line (`str`): instruction put before the context, as the reference code does.
@@ -94,6 +99,7 @@ class KVzipConfig(Settings):
     replay: Literal["exact", "local"] = "local"
     softmax_keys: Literal["chunk", "all"] = "chunk"
     ties: Literal["position", "reference"] = "position"
+    storage: Storage = "model"
     prefill_chunk_size: int = 16_000
     task_line: str = TASK_LINE
     system: str | None = None

@@ -11,7 +11,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from .._compat import chunked_attention, copied_layer, text_config
 from ..routing.dispatch import tag
 from .attention import attend, merge, merged_output
-from .ragged import RaggedContext
+from .quantised import Storage
+from .ragged import Ragged, RaggedContext
 from .ragged_attention import attend_ragged
 from .reading import PrefilledContext
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
@@ -26,7 +27,7 @@ class KVzipLayer(DynamicLayer):
         latent: the model expands what is cached to keys and values of all heads (MLA), so it is handed all of it.
     """
 
-    def __init__(self, context: RaggedContext, latent: bool = False) -> None:
+    def __init__(self, context: Ragged, latent: bool = False) -> None:
         super().__init__()
         self.context, self.latent = context, latent
         self.tail: Tail | None = None
@@ -38,7 +39,7 @@ class KVzipLayer(DynamicLayer):
         keys, values = self._append(key_states, value_states)
         if self.latent:
             batch = keys.shape[0]
-            kept = (part[None, None].expand(batch, -1, -1, -1) for part in (self.context.keys, self.context.values))
+            kept = (part[None, None].expand(batch, -1, -1, -1) for part in self.context.opened())
             keys, values = (torch.cat([old, new], 2) for old, new in zip(kept, (keys, values), strict=True))
         return tag(keys, self), values
 
@@ -250,12 +251,15 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
             return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0].to(asked)
 
 
-def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: bool = False) -> list[Any]:
+def compressed_layers(
+    prefilled: PrefilledContext, keep: torch.Tensor, *, storage: Storage = "model", free: bool = False
+) -> list[Any]:
     """One cache layer per layer of the model, evicted where it attends globally.
 
     Args:
         prefilled: the full cache.
         keep: (scored layers, KV heads, prefix and context tokens) bool, True = stays.
+        storage: see `KVzipConfig`.
         free: release each layer of the full cache as soon as it is compressed.
 
     Returns:
@@ -269,7 +273,8 @@ def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: 
             layers.append(kept_layer(layer, chunked))
             continue
         kept = keep[prefilled.scored_layers.index(index)]
-        layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))
+        context = RaggedContext.evict(layer.keys, layer.values, kept).stored(storage)
+        layers.append(KVzipLayer(context, prefilled.latent))
         if free:
             layer.keys = layer.values = None
     return layers
