@@ -60,9 +60,11 @@ CALLS = {
     "clean lines of JSON from a pipe": Call(
         f"clean - {GRAPH} --output-dir {{out}}", says="120 rows", stdin="rows.jsonl"
     ),
-    "clean a table with a model": Call(f"clean {{here}}/text.csv {MODEL} --output-dir {{out}}", says="40 rows"),
+    "clean a table with a model": Call(
+        f"clean {{here}}/text.csv {MODEL} --noise-rate 0.1 --output-dir {{out}}", says="40 rows"
+    ),
     "clean csv from a pipe with a model": Call(
-        f"clean - {MODEL} --output-dir {{out}}", says="40 rows", stdin="text.csv"
+        f"clean - {MODEL} --noise-rate 0.1 --output-dir {{out}}", says="40 rows", stdin="text.csv"
     ),
     "clean by the dissertation": Call(
         "clean {here}/saved --score label_noise --cut algorithm4 --output-dir {out}", says="kept"
@@ -246,6 +248,7 @@ def _models(folder: Path) -> None:
     tokenizer = byte_tokenizer()
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
     bert = tf.BertConfig(vocab_size=len(tokenizer), **small)
+    torch.manual_seed(0)
     tf.BertForSequenceClassification(bert).save_pretrained(folder / "bert")
     resnet = tf.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=2)
     tf.ResNetForImageClassification(resnet).save_pretrained(folder / "resnet")
