@@ -62,9 +62,9 @@ class KVzipConfig(Settings):
             code), or `"all"` keys (Eq. 8.2 read literally; needs `replay="exact"`).
         ties (`str`, default `"position"`): `"position"` keeps exactly floor(N * keep_ratio) pairs, earlier positions
             first among equals; `"reference"` is the reference code's strict threshold, which keeps fewer.
-        storage (`str`, default `"model"`): how kept pairs are held: in the model's dtype, or in `"int8"` or `"int4"` with a
-            16-bit scale and zero for every 64 numbers (8.5 and 4.5 bits a number, see `quantised.py`). They are opened layer by
-            layer when a token looks at them. What is scored is not quantised, nor what comes after the context.
+        storage (`str`, default `"model"`): how kept pairs are held: in the model's dtype, or in `"int8"` or `"int4"`, with
+            scales 8.4 and 4.4 bits a number (`quantised.py`), opened head by head or layer by layer when a token looks at
+            them. Pairs are scored before they are quantised; what comes after the context is not.
         prefill_chunk_size (`int`, tokens, >= 1, default 16000): context tokens per forward while prefilling;
             a context with images is read in one.
         task_line (`str`): instruction put before the context, as the reference code does.

@@ -74,8 +74,13 @@ class Ragged(ABC):
 
     @property
     @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is held, by name."""
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the kept keys and values."""
+        """Bytes of all that is held."""
+        return sum(one.untyped_storage().nbytes() for one in self.tensors.values())
 
     @property
     @abstractmethod
@@ -170,9 +175,9 @@ class RaggedContext(Ragged):
         return RaggedContext(self.keys.to(device), self.values.to(device), self.lengths, self.n_tokens)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the kept keys and values."""
-        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Keys and values."""
+        return {"keys": self.keys, "values": self.values}
 
     @property
     def device(self) -> torch.device:
@@ -219,9 +224,10 @@ class QuantisedContext(Ragged):
         return QuantisedContext(self.keys.to(device), self.values.to(device), self.lengths, self.n_tokens)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of codes, scales and zeros."""
-        return self.keys.nbytes + self.values.nbytes
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What keys and values are made of."""
+        parts = {"keys": self.keys, "values": self.values}
+        return {f"{part}.{name}": one for part, rows in parts.items() for name, one in rows.tensors.items()}
 
     @property
     def device(self) -> torch.device:
