@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -19,6 +19,11 @@ from .cache import CompressingCache, MemoryCache, read_behind
 from .proof import prove
 from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import answer_prompt, awaits_answer, encode_turn, left_padded
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from ..publishing.hub import HubOptions, PushOptions
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _MOST_USERS = 2**16
@@ -363,7 +368,7 @@ class CompressedContextMemory:
 
     @classmethod
     def from_pretrained(
-        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Any
+        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Unpack[HubOptions]
     ) -> CompressedContextMemory:
         """Read what `save_pretrained` wrote, from a folder or the Hub.
 
@@ -394,7 +399,7 @@ class CompressedContextMemory:
         ]
         return memory
 
-    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Unpack[PushOptions]) -> CommitInfo:
         """Upload the memory in one commit; options as `publishing.artifacts.push_folder`."""
         return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch.nn import functional
@@ -30,6 +30,11 @@ from .memory import CompressedContextMemory
 from .proof import prove
 from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import encode_turn, is_said
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from ..publishing.hub import HubOptions, PushOptions
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _SIZES = ("max_kv", "compress_tokens", "memory_size", "sink", "compress")
@@ -118,7 +123,7 @@ class StreamingContextMemory:
 
     @classmethod
     def from_pretrained(
-        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Any
+        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Unpack[HubOptions]
     ) -> StreamingContextMemory:
         """Read what `save_pretrained` wrote, from a folder or the Hub; the stream goes on where it stood.
 
@@ -155,7 +160,7 @@ class StreamingContextMemory:
             raise ValueError(f"{source} holds {stream.size} slots, which do not fit its sizes; save it again")
         return stream
 
-    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Unpack[PushOptions]) -> CommitInfo:
         """Upload the stream in one commit; options as `publishing.artifacts.push_folder`."""
         return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
 

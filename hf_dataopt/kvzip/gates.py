@@ -11,7 +11,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from safetensors.torch import save_file
@@ -51,7 +51,10 @@ from .streaming import read_within_budget
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..publishing.hub import PushOptions
 
 _FILE = "gates.safetensors"
 _ABOUT = ("texts", "tokens", "held_texts", "held_tokens", "texts_hash", "loss", "agreement", "source")
@@ -309,7 +312,7 @@ class KVzipGates:
             ) from error
         return cls(weights, config, made_by, fit)
 
-    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Unpack[PushOptions]) -> CommitInfo:
         """Upload the gates in one commit; options as `publishing.artifacts.push_folder`."""
         return push_saved(lambda folder: self.save_pretrained(folder, license=license), repo_id, **options)
 

@@ -191,7 +191,7 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
         save_cleaned(cleaned, report, draft, args)
     paths = {name: str(out / path) for name, path in paths.items()}
     if args.push_to_hub:
-        paths["repository"] = push_folder(out, args.push_to_hub, **push_options(args))
+        paths["repository"] = str(push_folder(out, args.push_to_hub, **push_options(args)))
     return paths
 
 
