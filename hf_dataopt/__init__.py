@@ -59,7 +59,7 @@ _MOVED = {
     "hf_dataopt.info": "hf_dataopt.publishing.info",
     "hf_dataopt.plain_text": "hf_dataopt.text.plain_text",
     "hf_dataopt.positions": "hf_dataopt.text.positions",
-    "hf_dataopt.push": "hf_dataopt.publishing.push",
+    "hf_dataopt.push": "hf_dataopt.shell.push",
     "hf_dataopt.safe_files": "hf_dataopt.publishing.safe_files",
 }
 

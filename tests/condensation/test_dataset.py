@@ -333,7 +333,7 @@ def test_command_condenses_a_parquet_file(train: Dataset, test_split: Dataset, t
     assert result["images"] == 6 and [row["trained on"] for row in result["scores"]] == ["condensed", "random"]
     assert len(load_condensed(result["folder"])) == 6
     assert str(REPO) not in result["config"]
-    assert main(["condense", str(tmp_path / "none.parquet"), "--output-dir", str(tmp_path / "run")]) == 1
+    assert main(["condense", str(tmp_path / "none.parquet"), "--output-dir", str(tmp_path / "run")]) == 2
 
 
 def test_demo_section_claims_what_it_scored(
