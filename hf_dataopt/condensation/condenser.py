@@ -206,7 +206,7 @@ class DatasetCondenser:
         Returns:
             The estimate; reading is not in it.
 
-        Cost: seconds, or two outer iterations' longest steps where those take longer.
+        Cost: two to four steps of every kind; of the first images two classes' share.
         """
         check_callable("clock", clock)
         data = self._read(dataset, image_column, label_column)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .config import IDCConfig
 
 _TIMED_BATCHES = 8
-# calls of a short action, the seconds after which there are no more, and what makes an action too long to time twice
-_CALLS, _ENOUGH, _LONG = 3, 0.05, 2.0
+# calls of an action after the first, and the seconds after which there are no more
+_CALLS, _ENOUGH = 3, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def estimate(
         classes: that the run updates in this process.
         clock: counts seconds.
 
-    Cost: a first call of every kind of step and a twentieth of a second of further ones, or one call of a long one.
+    Cost: a first call of every kind of step and a twentieth of a second of further ones.
     """
     together = CondensationLoop(data, config, [], device).chunk
     loop = CondensationLoop(data, config, range(min(together, classes)), device)
@@ -93,9 +93,7 @@ def estimate(
             action()
             _wait(device)
             found.append(clock() - begun)
-            if found[0] > _LONG:
-                return found[0]
-        return statistics.median(found[1:])  # the first call prepares kernels
+        return statistics.median(found[1:])  # the first call prepares kernels, or compiles them
 
     one, share = _start(data, config, teacher, network)
     start = seconds(one) * share
