@@ -63,11 +63,10 @@ class KVzipCache(RoutedCache):
     Cost: memory of `nbytes`; a decoded token attends to the kept pairs only.
 
     Example:
-        ```python
-        cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3)
-        for question in questions:
-            output = model.generate(**cache.inputs(question), max_new_tokens=32)
-        ```
+        >>> cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, progress=False)
+        >>> output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=4)
+        >>> cache.nbytes < cache.full_nbytes
+        True
     """
 
     counts_positions = True
