@@ -199,7 +199,7 @@ def summarise(contexts: list[dict]) -> list[dict]:
 
 
 def by_storage(contexts: list[dict]) -> list[dict]:
-    """One row per storage and ratio, beside pairs as the model makes them; bytes are over a cache of 16 bits, not the 32 of here."""
+    """One row per storage and ratio, beside pairs as the model makes them; bytes are over a cache of 16 bits, here 32."""
     found: dict[tuple[str, float], list[dict]] = defaultdict(list)
     for context in contexts:
         for row in context["rows"]:

@@ -27,7 +27,7 @@ from .config import KVzipConfig
 from .eviction import keep_mask
 from .gates import KVzipGates
 from .images import build_context
-from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
+from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers, mover
 from .prefill import prefill
 from .prompt import KVzipPrompt, question_rows
 from .ragged import Ragged
@@ -315,6 +315,28 @@ class KVzipCache(RoutedCache):
         """A cache for one request: the compressed context shared, not copied; what follows it starts empty."""
         other = copy.copy(self)
         other.reset()
+        return other
+
+    def to(self, where: str | torch.device | PreTrainedModel) -> KVzipCache:
+        """A copy elsewhere, with what was read since: into the host's memory between requests, and back before the next.
+
+        Args:
+            where: a device, or the model, each of whose layers then finds its part where it computes.
+
+        Returns:
+            Another cache, sharing what is there already. Drop this one to free what it holds.
+
+        Raises:
+            TypeError, ValueError: neither a device nor a language model, or a device that is not there.
+
+        Example:
+            ```python
+            cache = cache.to("cpu")  # the accelerator is free
+            output = model.generate(**cache.to(model).inputs(question))
+            ```
+        """
+        other, move = copy.copy(self), mover(where)
+        other._pristine, other.layers = move(self._pristine), move(self.layers)
         return other
 
     def inputs(self, question: Question) -> CallInputs:
