@@ -9,9 +9,10 @@ python=${PYTHON:-python3}
 failed=()
 part() {
   echo "== $*"
-  "$python" "$@" || failed+=("$1")
+  "$python" "$@" || failed+=("$*")
 }
 smoke=("$@")
+part -m pytest -q -n 0 tests/kvzip/test_cuda.py
 part benchmarks/kvzip_gpu.py "${smoke[@]}"
 part benchmarks/mixup_step.py "${smoke[@]}"
 part benchmarks/condensation_gpu.py --hours-only "${smoke[@]}"
