@@ -53,8 +53,12 @@ def write(name: str, rows: list[dict[str, Any]], quiet: bool = False, **about: A
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows (all with the same keys) as a table."""
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:  # a bare image with torch and transformers
+        print(title, *(", ".join(f"{key}: {_cell(value)}" for key, value in row.items()) for row in rows), sep="\n")
+        return
 
     table = Table(title=title)
     for column in rows[0]:
