@@ -30,6 +30,10 @@ def text_of(page: str) -> str:
     return (REPO / page).read_text(encoding="utf-8")
 
 
+# the functions of the map of equations
+MAPPED = re.findall(r"\| `(hf_dataopt\.[\w.]+)` \|", text_of("docs/equations.md"))
+
+
 def blocks(page: str, language: str = "python") -> list[str]:
     """The fenced blocks of a page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)

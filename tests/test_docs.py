@@ -16,12 +16,11 @@ from hf_dataopt.cli import build_parser
 from hf_dataopt.text import demo_model
 
 from .conftest import REPO
-from .pages import DOCS, README, anchors, blocks, needs_hub, run, scripts, small_demo_model, text_of
+from .pages import DOCS, MAPPED, README, anchors, blocks, needs_hub, run, scripts, small_demo_model, text_of
 
 SCRIPTS = scripts()
 OFFLINE = {name: script for name, script in SCRIPTS.items() if not needs_hub(script)}
 PAGES = [README, *DOCS, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md"]
-MAPPED = re.findall(r"\| `(hf_dataopt\.[\w.]+)` \|", text_of("docs/equations.md"))
 SHELL = [(page, line) for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
 EXTRAS = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
 

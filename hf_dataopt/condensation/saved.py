@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..publishing.artifacts import fetch, push_saved
+from ..publishing.cards import size_category
 from ..publishing.dataset_files import read_parquet, write_parquet
 from ..publishing.writer import finish, replacing
 from ..settings import check_each, check_kind, check_text, optional
@@ -102,6 +103,8 @@ def save_condensed(
                 "license": license,
                 "tags": ["dataset-condensation", "idc", "synthetic"],
                 "source_datasets": [source] if source else None,
+                "task_categories": ["image-classification" if recipe.get("axis") != "time" else "audio-classification"],
+                "size_categories": [size_category(len(condensed))],
                 **metadata,
             },
             origin=("dataset", source) if source else None,
