@@ -17,7 +17,7 @@ SMALLER = {
     "max_new_tokens=32": "max_new_tokens=3",
     "num_train_epochs=5": "max_steps=2",
     "max_steps=200": "max_steps=2",
-    "max_iter=1000": "max_iter=50",
+    "max_iter=1000": "max_iter=10",
     "rows[:256], batch_size=64": "rows[:32], batch_size=16",
     "evaluation_epochs=100": "evaluation_epochs=2",
     "evaluation_epochs=30": "evaluation_epochs=2",
