@@ -24,11 +24,12 @@ class KVzipLayer(DynamicLayer):
     Args:
         context: what was kept.
         latent: the model expands what is cached to keys and values of all heads (MLA), so it is handed all of it.
+        scores: of the kept pairs, by head, inf for the prefix; what another compression needs. They stay in main memory.
     """
 
-    def __init__(self, context: RaggedContext, latent: bool = False) -> None:
+    def __init__(self, context: RaggedContext, latent: bool = False, scores: list[torch.Tensor] | None = None) -> None:
         super().__init__()
-        self.context, self.latent = context, latent
+        self.context, self.latent, self.scores = context, latent, scores
         self.tail: Tail | None = None
 
     def update(
@@ -250,12 +251,15 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
             return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0].to(asked)
 
 
-def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: bool = False) -> list[Any]:
+def compressed_layers(
+    prefilled: PrefilledContext, keep: torch.Tensor, *, scores: torch.Tensor | None = None, free: bool = False
+) -> list[Any]:
     """One cache layer per layer of the model, evicted where it attends globally.
 
     Args:
         prefilled: the full cache.
         keep: (scored layers, KV heads, prefix and context tokens) bool, True = stays.
+        scores: as `keep`, float: what the layers are to remember of what stays.
         free: release each layer of the full cache as soon as it is compressed.
 
     Returns:
@@ -268,8 +272,11 @@ def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: 
         if index not in prefilled.scored_layers:
             layers.append(kept_layer(layer, chunked))
             continue
-        kept = keep[prefilled.scored_layers.index(index)]
-        layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))
+        place = prefilled.scored_layers.index(index)
+        kept, held = keep[place], None
+        if scores is not None:
+            held = [row[stays] for row, stays in zip(scores[place].cpu(), kept.cpu(), strict=True)]
+        layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent, held))
         if free:
             layer.keys = layer.values = None
     return layers

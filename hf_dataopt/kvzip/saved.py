@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FILE = "cache.safetensors"
+_TURNS = "turn_ids"  # where the cache was compressed again
 _IDS = ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
 
 
@@ -52,6 +53,8 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
     layers: list[Any] = cache.pristine_layers
     tensors: dict[str, Tensor] = {name: getattr(cache.prompt, name).contiguous() for name in _IDS}
+    if cache.prompt.turn_ids.numel():
+        tensors[_TURNS] = cache.prompt.turn_ids
     windows: dict[str, Any] = {}
     for index, layer in enumerate(layers):
         if isinstance(layer, KVzipLayer):
@@ -61,6 +64,10 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
                 f"layer.{index}.values": context.values.contiguous(),
                 f"layer.{index}.lengths": torch.tensor(context.lengths),
             }
+            # gates are not saved along, and other scores cannot be held against theirs
+            if layer.scores is not None and cache.gates is None:
+                n_prefix = cache.prompt.prefix_ids.numel()
+                tensors[f"layer.{index}.scores"] = torch.cat([row[n_prefix:] for row in layer.scores])
         elif hasattr(layer, "sliding_window"):
             tensors |= {
                 f"window.{index}.keys": layer.keys.contiguous(),
@@ -129,14 +136,15 @@ def load_cache(
         config = KVzipConfig.from_json_string(
             known_settings(about["config"], (one.name for one in fields(KVzipConfig)), newer)
         )
-        prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
-        ids = torch.cat([tensors[name] for name in _IDS])
+        names = (*_IDS, _TURNS) if _TURNS in tensors else _IDS
+        prompt = KVzipPrompt(*(tensors[name] for name in names))
+        ids = torch.cat([tensors[name] for name in names])
         picture = getattr(model.config, "image_token_id", None)  # may lie outside the vocabulary
         ids = ids if picture is None else ids[ids != picture]
         if bool((ids < 0).any() | (ids >= text_config(model).vocab_size).any()):
             raise ValueError("token ids outside the vocabulary")
         layers = [
-            _layer(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])
+            _layer(tensors, index, kind, model, proof, prompt, about["windows"])
             for index, kind in enumerate(layer_kinds(text_config(model)))
         ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -152,11 +160,14 @@ def _layer(
     kind: str,
     model: PreTrainedModel,
     proof: Proof,
-    n_tokens: int,
+    prompt: KVzipPrompt,
     windows: dict[str, int],
 ) -> Any:
+    n_tokens = prompt.ids.numel()
     if kind == "full":
-        return _ragged(tensors, index, model, proof, n_tokens)
+        layer = _ragged(tensors, index, model, proof, n_tokens)
+        layer.scores = _scores(tensors, index, layer.context.lengths, prompt.prefix_ids.numel())
+        return layer
     if kind == "sliding":
         return _window(tensors, index, model, proof.shapes[index], n_tokens, int(windows[str(index)]))
     states = {
@@ -182,6 +193,17 @@ def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proo
     _check_values(index, model, values, (sum(counts), value_width))
     device = layer_device(model, index)
     return KVzipLayer(RaggedContext(keys.to(device), values.to(device), counts, n_tokens), proof.latent)
+
+
+def _scores(tensors: dict[str, Tensor], index: int, lengths: list[int], n_prefix: int) -> list[Tensor] | None:
+    """Scores of the kept pairs, by head, inf for the prefix; None where the file has none."""
+    found = tensors.get(f"layer.{index}.scores")
+    if found is None:
+        return None
+    counts = [length - n_prefix for length in lengths]
+    if tuple(found.shape) != (sum(counts),) or min(counts) < 0 or not found.is_floating_point():
+        raise ValueError(f"layer {index} has scores {found.dtype} {tuple(found.shape)} for {sum(counts)} pairs")
+    return [torch.cat([row.new_full((n_prefix,), torch.inf), row]) for row in found.split(counts)]
 
 
 def _window(
