@@ -22,19 +22,16 @@ from ..publishing.identity import check_identity, identity
 from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
-from ..settings import brief, check_config, check_flag, check_kind, check_tensor, check_tokenizer, optional
+from ..settings import brief, check_config, check_kind, check_tokenizer, optional
 from .config import KVzipConfig
-from .eviction import keep_mask
 from .gates import KVzipGates
-from .images import build_context
-from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
-from .prefill import prefill
+from .layers import KVzipLayer, KVzipSlidingLayer, Padding, mover
+from .making import compress, evict
 from .prompt import KVzipPrompt
 from .questions import ids_of_questions, padded_behind
-from .ragged import RaggedContext
+from .ragged import Ragged
 from .reading import USER, PrefilledContext, check_supported
 from .saved import load_cache, save_cache
-from .scoring import score_context
 from .turns import compress_again
 
 if TYPE_CHECKING:
@@ -138,34 +135,15 @@ class KVzipCache(RoutedCache):
 
         Cost: about two prefills (`replay="exact"`: two to three; `gates`: one).
         """
-        config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
+        config = check_config(config, KVzipConfig)
         if keep_ratio is not None:
             config = replace(config, keep_ratio=keep_ratio)
         if head_scores is not None:
-            if gates is not None:
-                raise ValueError("head_scores and gates are two ways to score; give one of them")
             config = replace(config, level="head")
-        scored = check_supported(model)
-        check_tokenizer("tokenizer", tokenizer)
-        optional(check_kind, "gates", gates, KVzipGates)
-        if head_scores is not None:
-            todo = "layers that attend globally, and their KV heads"
-            check_tensor("head_scores", head_scores, (len(scored), "heads"), finite=True, todo=todo)
-        prompt, images = build_context(tokenizer, context, config)
-        if gates is not None and images is None and config.level != "head":
-            cache = cls._of(gates.read(model, prompt, config, progress=progress), prompt, config, tokenizer, model)
-        else:
-            if gates is not None:
-                prefilled, scores = gates.prefill(model, prompt, config, images=images, progress=progress)
-            else:
-                prefilled = prefill(model, prompt, config, images=images, progress=progress)
-                if head_scores is None:
-                    scores = score_context(prefilled, config, progress=progress)
-                else:
-                    scores = head_scores[..., None].expand(*head_scores.shape, prefilled.n_context)
-            cache = cls.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
-        cache.gates = gates
-        return cache
+        layers, prompt = compress(
+            model, tokenizer, context, config, head_scores=head_scores, gates=gates, progress=progress
+        )
+        return cls._of(layers, prompt, config, tokenizer, model, gates)
 
     @classmethod
     def from_scores(
@@ -193,31 +171,18 @@ class KVzipCache(RoutedCache):
         Raises:
             ValueError: scores that do not fit the cache, or a cache that was used up.
         """
-        check_kind("prefilled", prefilled, PrefilledContext, "give what prefill returned")
-        config, free = check_config(config, KVzipConfig), check_flag("free", free)
-        check_tensor("scores", scores)
+        config = check_config(config, KVzipConfig)
         optional(check_tokenizer, "tokenizer", tokenizer)
-        full: list[Any] = prefilled.cache.layers
-        first = full[prefilled.scored_layers[0]]
-        if first.keys is None:
-            raise ValueError("this prefilled context was used up by an earlier free=True; prefill again")
-        expected = (len(prefilled.scored_layers), first.keys.shape[1], prefilled.n_context)
-        if tuple(scores.shape) != expected:
-            raise ValueError(
-                f"scores must be (scored layers, KV heads, context tokens) = {expected}, got {tuple(scores.shape)}"
-            )
-        keep = keep_mask(scores, config, prefilled.n_prefix)
-        always = keep.new_ones(*keep.shape[:2], prefilled.n_prefix)
-        if config.level == "head":
-            scores = scores.amax(-1, keepdim=True).expand_as(scores)
-        scores = torch.cat([scores.new_full(always.shape, torch.inf), scores], dim=2)
-        layers = compressed_layers(prefilled, torch.cat([always, keep], dim=2), scores=scores, free=free)
+        layers = evict(prefilled, scores, config, free=free)
         return cls._of(layers, prefilled.prompt, config, tokenizer, prefilled.model)
 
     @classmethod
-    def _of(cls, layers: list[Any], prompt: KVzipPrompt, config: KVzipConfig, tokenizer: Any, model: Any) -> KVzipCache:
+    def _of(
+        cls, layers: list[Any], prompt: KVzipPrompt, config: KVzipConfig, tokenizer: Any, model: Any, gates: Any = None
+    ) -> KVzipCache:
         cache = cls(layers, prompt, config, tokenizer, identity(model))
         cache._prepare(model)
+        cache.gates = gates
         return cache
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
@@ -327,6 +292,28 @@ class KVzipCache(RoutedCache):
         other.reset()
         return other
 
+    def to(self, where: str | torch.device | PreTrainedModel) -> KVzipCache:
+        """A copy elsewhere, with what was read since: into the host's memory between requests, and back before the next.
+
+        Args:
+            where: a device, or the model, each of whose layers then finds its part where it computes.
+
+        Returns:
+            Another cache, sharing what is there already. Drop this one to free what it holds.
+
+        Raises:
+            TypeError, ValueError: neither a device nor a language model, or a device that is not there.
+
+        Example:
+            ```python
+            cache = cache.to("cpu")  # the accelerator is free
+            output = model.generate(**cache.to(model).inputs(question))
+            ```
+        """
+        other, move = copy.copy(self), mover(where)
+        other._pristine, other.layers = move(self._pristine), move(self.layers)
+        return other
+
     def inputs(self, question: Question) -> CallInputs:
         """Everything `generate` needs for questions about the context: `model.generate(**cache.inputs(question))`.
 
@@ -409,7 +396,7 @@ class KVzipCache(RoutedCache):
     @property
     def device(self) -> torch.device:
         """Where the kept pairs are."""
-        return self._contexts()[0].keys.device
+        return self._contexts()[0].device
 
     @property
     def scored_layers(self) -> list[int]:
@@ -423,17 +410,13 @@ class KVzipCache(RoutedCache):
 
     @property
     def context_nbytes(self) -> int:
-        """Bytes of the compressed context in the scored layers, prefix included."""
+        """Bytes of the compressed context in the scored layers, prefix, scales and zeros included."""
         return sum(context.nbytes for context in self._contexts())
 
     @property
     def full_context_nbytes(self) -> int:
-        """Bytes the same layers held before eviction."""
-        return sum(
-            context.n_tokens * len(context.lengths) * part.shape[1] * part.element_size()
-            for context in self._contexts()
-            for part in (context.keys, context.values)
-        )
+        """Bytes the same layers held before eviction, in the model's dtype."""
+        return sum(context.full_nbytes for context in self._contexts())
 
     @property
     def nbytes(self) -> int:
@@ -446,5 +429,5 @@ class KVzipCache(RoutedCache):
         """`nbytes` had nothing been evicted."""
         return self.nbytes - self.context_nbytes + self.full_context_nbytes
 
-    def _contexts(self) -> list[RaggedContext]:
+    def _contexts(self) -> list[Ragged]:
         return [layer.context for layer in self._pristine if isinstance(layer, KVzipLayer)]

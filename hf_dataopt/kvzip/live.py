@@ -9,7 +9,7 @@ import torch
 
 from .config import KVzipConfig
 from .eviction import budget_ratio, first, windows
-from .ragged import RaggedContext
+from .ragged import Ragged, RaggedContext
 
 # by layer and head, one of each for every pair that is held, in order of position
 Scores = list[list[torch.Tensor]]
@@ -106,7 +106,7 @@ def _whole_heads(scores: Scores, config: KVzipConfig, n: int, n_prefix: int) -> 
 
 
 def folded(
-    context: RaggedContext, tail: tuple[torch.Tensor, torch.Tensor] | None, keep: list[torch.Tensor], n_tokens: int
+    context: Ragged, tail: tuple[torch.Tensor, torch.Tensor] | None, keep: list[torch.Tensor], n_tokens: int
 ) -> RaggedContext:
     """What stays of a context and of the dense tokens behind it.
 
@@ -116,11 +116,11 @@ def folded(
         keep: by head, (pairs held + n,) bool, in order of position.
         n_tokens: tokens ever read, these included.
     """
-    lengths, keep = [int(kept.sum()) for kept in keep], [kept.to(context.keys.device) for kept in keep]
+    lengths, keep = [int(kept.sum()) for kept in keep], [kept.to(context.device) for kept in keep]
     pieces = (None, None) if tail is None else tail
     made = [
         kept_rows(old, context.lengths, piece, keep, lengths)
-        for old, piece in zip((context.keys, context.values), pieces, strict=True)
+        for old, piece in zip(context.opened(), pieces, strict=True)
     ]
     return RaggedContext(made[0], made[1], lengths, n_tokens)
 

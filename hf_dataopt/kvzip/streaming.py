@@ -20,6 +20,7 @@ from .layers import KVzipLayer, kept_layer
 from .live import Budget, Keep, keep_live, kept_rows
 from .prompt import KVzipPrompt
 from .proof import Proof
+from .quantised import Storage
 from .ragged import RaggedContext
 from .reading import USER, OwnCache, check_supported, hearing, read_text
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
@@ -94,7 +95,9 @@ def read_within_budget(
     if config.ties == "reference":
         fold(keep_live([stream.scores for stream in streams], config, n - n_prefix, n_prefix))
     chunked = chunked_attention(text_config(model))
-    return [layer.done() if isinstance(layer, _Stream) else kept_layer(layer, chunked) for layer in layers]
+    return [
+        layer.done(config.storage) if isinstance(layer, _Stream) else kept_layer(layer, chunked) for layer in layers
+    ]
 
 
 class _Stream(KVzipLayer):
@@ -104,6 +107,8 @@ class _Stream(KVzipLayer):
         shape: heads, key width, value width.
         latent: see `KVzipLayer`.
     """
+
+    context: RaggedContext  # what a piece brings is cut before anything is quantised
 
     def __init__(self, shape: tuple[int, int, int], latent: bool) -> None:
         heads, keys, values = shape
@@ -157,6 +162,12 @@ class _Stream(KVzipLayer):
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[:, :, :n], self.values[:, :, :n]
 
+    def done(self, storage: Storage) -> KVzipLayer:
+        """The layer of a compressed cache, once everything is read; this one is used up."""
+        context, scores = self.context.stored(storage), [row.cpu() for row in self.scores]
+        del self.context, self.scores
+        return KVzipLayer(context, self.latent, scores)
+
     def fold(self, keep: list[torch.Tensor]) -> None:
         """Make what stays of context and piece the context; `keep` (pairs,) bool per head, in order of position."""
         n_tokens, before, device = self.get_seq_length(), self.context.lengths, self.context.keys.device
@@ -170,7 +181,3 @@ class _Stream(KVzipLayer):
         # old keys are gone before values are copied: half a layer exists twice, never a whole one
         made = {name: kept_rows(old.pop(name), before, piece.pop(name), keep, lengths) for name in ("keys", "values")}
         self.context = RaggedContext(**made, lengths=lengths, n_tokens=n_tokens)
-
-    def done(self) -> KVzipLayer:
-        """As a layer that is asked."""
-        return KVzipLayer(self.context, self.latent, [scores.cpu() for scores in self.scores])

@@ -51,7 +51,7 @@ class HeldLayer:
     def of(cls, layer: Any, n_prefix: int) -> HeldLayer:
         """From a layer of a cache, `n_prefix` pairs of every head being the prefix."""
         context, parts = layer.context, []
-        for rows, tail in ((context.keys, layer.keys), (context.values, layer.values)):
+        for rows, tail in zip(context.opened(), (layer.keys, layer.values), strict=True):
             heads = rows.split(context.lengths)
             dense = torch.stack([head[:n_prefix] for head in heads])[None].to(tail.dtype)
             left = torch.cat([head[n_prefix:] for head in heads])
@@ -113,7 +113,10 @@ def compress_turns(
         kept, rows = keep.pop(0), scores.pop(0)
         tail: Any = (layer.keys, layer.values) if n_turns else None
         left = [row[stays] for row, stays in zip(rows, kept, strict=True)]
-        made.append(KVzipLayer(folded(layer.context, tail, kept, n), layer.latent, left))
+        context = layer.context  # quantised pairs of which none goes are not quantised again
+        if n_turns or not all(bool(stays.all()) for stays in kept):
+            context = folded(context, tail, kept, n).stored(config.storage)
+        made.append(KVzipLayer(context, layer.latent, left))
     return made
 
 

@@ -270,6 +270,9 @@ def cases() -> dict[str, Case]:
                 progress=Argument(lambda: False, FLAG),
             ),
         ),
+        "KVzipCache.to": Case(
+            lambda where: cache().to(where), _of(where=Argument(lambda: "cpu", WORDS | instance(torch.device)))
+        ),
         "KVzipCache.attach": Case(lambda model: cache().attach(model), _of(model=MODEL)),
         "KVzipCache.save_pretrained": Case(
             lambda **a: cache().save_pretrained(**a), _of(folder=FOLDER, license=LICENCE)

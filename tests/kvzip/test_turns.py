@@ -204,6 +204,32 @@ def test_a_conversation_that_stays_within_a_budget() -> None:
     assert talk.get_seq_length() > 2 * 120
 
 
+@pytest.mark.parametrize(("storage", "step"), [("int8", 1 / 255), ("int4", 1 / 3)])
+def test_quantised_pairs_are_opened_cut_and_quantised_again(storage: Any, step: float) -> None:
+    model = tiny_model("qwen3")
+    cache, plain = made(model, replace(CONFIG, storage=storage)), made(model)
+    cache.compress_again(0.4)
+    plain.compress_again(0.4)
+    assert cache.stored_lengths == plain.stored_lengths and cache.context_nbytes < plain.context_nbytes / 2
+    for one, other in zip(cache.pristine_layers, plain.pristine_layers, strict=True):
+        for rows, exact in zip(one.context.opened(), other.context.opened(), strict=True):
+            assert 0 < (rows - exact).abs().max() <= 2 * step * exact.abs().max()  # quantised twice
+    contexts = [layer.context for layer in cache.pristine_layers]
+    cache.compress_again(1.0)  # nothing goes: nothing is quantised again
+    assert all(layer.context is context for layer, context in zip(cache.pristine_layers, contexts, strict=True))
+    talk, n_prefix = talked(model, cache), cache.prompt.prefix_ids.numel()
+    tail = [layer.keys for layer in talk.layers]
+    talk.compress_again(1.0, progress=False)
+    for layer, new, old in zip(talk.pristine_layers, tail, cache.pristine_layers, strict=True):
+        rows = layer.context.opened()[0].split(layer.context.lengths)
+        assert layer.context.lengths == [length + new.shape[2] for length in old.context.lengths]
+        for row, more in zip(rows, new[0], strict=True):
+            assert (row[-len(more) :] - more).abs().max() <= step * new.abs().max()
+    talk.compress_again(0.2)
+    n = talk.get_seq_length() - n_prefix
+    assert sum(map(sum, talk.stored_lengths)) == int(6 * n * 0.2) + 6 * n_prefix
+
+
 # -- what follows
 
 
