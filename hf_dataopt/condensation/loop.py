@@ -24,6 +24,7 @@ from .training import batches, compiled, network_augmentation, sgd, train_step
 # synthetic images of several classes go through the network together up to this many: below it, calls cost more than
 # arithmetic, above it, caches overflow (measured on a CPU: benchmarks/condensation_speed.py)
 TOGETHER = {"cpu": 24, "cuda": 512}
+_LEAST_SLOPE = 1e-12  # where nothing is left to match, nothing moves
 
 
 @dataclass
@@ -207,6 +208,9 @@ class CondensationLoop:
         (slope,) = torch.autograd.grad(losses.sum(), leaf)
         if config.learning_rate_space == "normalised":
             slope = slope * self.data.std.to(slope).reshape(-1, 1, 1) ** 2
+        if config.learning_rate_space == "rms":
+            size_of = slope.flatten(1).square().mean(1).sqrt().clamp(min=_LEAST_SLOPE)
+            slope = slope / size_of.reshape(-1, *[1] * (slope.ndim - 1))
         return losses.detach(), slope.to(images.device)
 
     def _autocast(self) -> torch.autocast:
