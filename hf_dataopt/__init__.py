@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ccm.plugin import install as _install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # public name -> module that defines it
 _PUBLIC = {

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         memory.save_pretrained(args.output_dir, adapter=args.adapter)
         result["folder"] = args.output_dir
     if args.push_to_hub:
-        result["repository"] = memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args))
+        result["repository"] = str(memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args)))
     return result
 
 

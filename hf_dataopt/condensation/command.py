@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     result |= {"folder": str(folder), "preview": str(folder / "preview.png")}
     if args.push_to_hub:
-        result["repository"] = push_folder(folder, args.push_to_hub, **push_options(args))
+        result["repository"] = str(push_folder(folder, args.push_to_hub, **push_options(args)))
     return result
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from ..settings import LARGEST, MOST_SEED, Settings, brief, check_each, check_int, check_number, plain, settle
+
+if TYPE_CHECKING:
+    from .fields import IDCFields
 
 _CHOICES = {
     "formation": ("single", "multi", "bound"),
@@ -251,24 +254,24 @@ class IDCConfig(Settings):
         return evaluation_epochs_of(formation.count(self.images_per_class), classes)
 
     @classmethod
-    def cifar10(cls, **changes: Any) -> IDCConfig:
+    def cifar10(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """CIFAR-10 (Table 6.1)."""
         return cls(**{**_SMALL, "network_images": 2000, **_CIFAR, **changes})
 
     @classmethod
-    def cifar100(cls, **changes: Any) -> IDCConfig:
+    def cifar100(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """CIFAR-100: the settings of CIFAR-10, means and deviations included, as the reference code has them."""
         return cls.cifar10(**changes)
 
     @classmethod
-    def svhn(cls, **changes: Any) -> IDCConfig:
+    def svhn(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """SVHN: digits, so that scoring does not flip; at factor 1 and 1 a class the scoring runs do without CutMix."""
         made = cls(**{**_SMALL, **_DIGITS, **changes})
         single = made.factor == 1 and made.images_per_class == 1 and "evaluation_cutmix" not in changes
         return replace(made, evaluation_cutmix=0.0) if single else made
 
     @classmethod
-    def mnist(cls, **changes: Any) -> IDCConfig:
+    def mnist(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """MNIST: L1, learning rate 1e-4 at base size 28, no flips; with multi-formation neither cutout nor CutMix."""
         made = cls(**{**_SMALL, **_DIGITS, "metric": "l1", "learning_rate": 1e-4, "learning_rate_size": 28, **changes})
         if made.factor == 1:
@@ -277,12 +280,12 @@ class IDCConfig(Settings):
         return replace(made, **{name: value for name, value in plain.items() if name not in changes})
 
     @classmethod
-    def fashion_mnist(cls, **changes: Any) -> IDCConfig:
+    def fashion_mnist(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """Fashion-MNIST: L1, learning rate 1e-4 at base size 32."""
         return cls(**{**_SMALL, "metric": "l1", "learning_rate": 1e-4, **changes})
 
     @classmethod
-    def imagenet_subset(cls, classes: int = 10, **changes: Any) -> IDCConfig:
+    def imagenet_subset(cls, classes: int = 10, **changes: Unpack[IDCFields]) -> IDCConfig:
         """ImageNet-10 or ImageNet-100 at 224 pixels with ResNetAP-10 (Table 6.3), scored as photos are.
 
         Args:
@@ -316,7 +319,7 @@ class IDCConfig(Settings):
         return made
 
     @classmethod
-    def speech(cls, **changes: Any) -> IDCConfig:
+    def speech(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """Mini Speech Commands: log-spectrograms of 64 x 64, cut along time (section 6.5.2, Table 6.4)."""
         values: dict[str, Any] = {
             "axis": "time",

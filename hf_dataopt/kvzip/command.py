@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cache.save_pretrained(args.output_dir)
         result["folder"] = args.output_dir
     if args.push_to_hub:
-        result["repository"] = cache.push_to_hub(args.push_to_hub, **push_options(args))
+        result["repository"] = str(cache.push_to_hub(args.push_to_hub, **push_options(args)))
     return result
 
 

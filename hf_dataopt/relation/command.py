@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the cleaned set, report.html, worst.png, README.md and the scores",
     )
+    parser.add_argument(
+        "--license", help="of the cleaned set, for its card (default: that of the Hub data set, if it has one)"
+    )
     add_hub(parser, "of the data set")
     add_publishing(parser, "the cleaned set, with the report,")
 
@@ -191,7 +194,7 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
         save_cleaned(cleaned, report, draft, args)
     paths = {name: str(out / path) for name, path in paths.items()}
     if args.push_to_hub:
-        paths["repository"] = push_folder(out, args.push_to_hub, **push_options(args))
+        paths["repository"] = str(push_folder(out, args.push_to_hub, **push_options(args)))
     return paths
 
 
@@ -222,6 +225,7 @@ def summary(report: Any, kept: int) -> dict[str, Any]:
 
 def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespace) -> Path:
     """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
+    from ..publishing.cards import size_category
     from ..publishing.dataset_files import write_parquet
     from ..publishing.writer import finish
     from .pages import facts, flagging_rule
@@ -234,7 +238,10 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
         about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": summary(report, len(cleaned))},
         metadata={
             "tags": ["label-noise", "neural-relation-graph"],
+            "license": args.license,
             "source_datasets": None if local else [args.dataset],
+            "task_categories": [f"{args.modality or _modality(cleaned, args.column)}-classification"],
+            "size_categories": [size_category(len(cleaned))],
             **write_parquet(cleaned, folder, split),
         },
         code={"split": split},
@@ -249,6 +256,18 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
         settings=report.config.to_json_string(),
         model=args.model and (Path(args.model).name if Path(args.model).exists() else args.model),
     )
+
+
+def _modality(dataset: Any, column: str | None) -> str:
+    """What is classified, by the kinds of the columns: pictures, sounds or, where there are neither, texts or numbers."""
+    import datasets
+
+    kinds = [dataset.features[column]] if column in dataset.features else list(dataset.features.values())
+    for kind, word in ((datasets.Image, "image"), (datasets.Audio, "audio")):
+        if any(isinstance(one, kind) for one in kinds):
+            return word
+    text = any(getattr(one, "dtype", "") in ("string", "large_string") for one in kinds)
+    return "text" if text else "tabular"
 
 
 def show(result: dict[str, Any], console: Any) -> None:

@@ -10,7 +10,7 @@ import argparse
 import json
 from typing import Any
 
-from ..publishing.hub import check_push
+from ..publishing.hub import PushOptions, check_push
 from .usage import only
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -95,7 +95,7 @@ def check_publishing(args: argparse.Namespace) -> None:
             raise ValueError(f"--push-to-hub: {error}") from error
 
 
-def push_options(args: argparse.Namespace) -> dict[str, Any]:
+def push_options(args: argparse.Namespace) -> PushOptions:
     """The options of an upload, as `publishing.artifacts.push_folder` takes them."""
     return {
         "private": args.private or None,

@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if not folder.is_dir():
             raise ValueError(f"{args.folder} is no folder; name the one that holds the artifact")
         kind = describe(folder)["kind"]
-        url = push_folder(folder, args.repo, **push_options(args))
-    return {"kind": kind, "repository": args.repo, "url": url}
+        made = push_folder(folder, args.repo, **push_options(args))
+    return {"kind": kind, "repository": args.repo, "url": made.pr_url or made.commit_url}
 
 
 def show(result: dict[str, Any], console: Any) -> None:

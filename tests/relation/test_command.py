@@ -43,7 +43,9 @@ def test_clean_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert page.count("<article>") == 4 and "data:image/png;base64," in page
     assert (out / "worst.png").stat().st_size > 5_000
     card = (out / "README.md").read_text()
-    assert card.startswith("---\ntags:\n- hf-dataopt") and "license" not in card and str(tmp_path) not in card
+    assert (
+        card.startswith("---\n") and "\n- hf-dataopt\n" in card and "license" not in card and str(tmp_path) not in card
+    )
 
 
 def test_clean_reads_a_table_and_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
