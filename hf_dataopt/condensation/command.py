@@ -34,7 +34,7 @@ EXAMPLES = [
     "hf-dataopt condense ./train.parquet --test ./test.parquet --evaluate --output-dir run3 --json",
 ]
 
-_METHODS = ("idc", "idc-i", "mosaic", "rded", "dm", "dsa", "herding", "random")
+_METHODS = ("idc", "idc-short", "idc-i", "mosaic", "rded", "dm", "dsa", "herding", "random")
 _PRESETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "imagenet_subset", "speech")
 # options that set a field of IDCConfig, with its type or its words; None leaves the preset's value
 _FIELDS: dict[str, tuple[type | tuple[str, ...], str]] = {

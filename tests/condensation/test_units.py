@@ -41,6 +41,32 @@ def test_a_step_in_normalised_space_is_std_squared_in_pixels(data: LabelledImage
     torch.testing.assert_close(moved[1], moved[0] * data.std**2, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("metric, scale", [("mse", 1.0), ("l1", 1.0), ("mse", 1e-3)])
+def test_a_step_in_rms_moves_every_class_as_far(data: LabelledImages, metric: str, scale: float) -> None:
+    start = torch.rand(3, 2, 1, 12, 12, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.45
+    config = replace(
+        SMALL, learning_rate_space="rms", inner_iterations=1, momentum=0.0, learning_rate=0.03, metric=metric
+    )
+    state, theta = ImageState.start(start.clone()), network()
+    with torch.no_grad():
+        theta.classifier.weight.mul_(scale)
+    loop = CondensationLoop(data, replace(config, scale_learning_rate=False), range(3), torch.device("cpu"))
+    list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+    moved = (state.images - start).flatten(1)
+    torch.testing.assert_close(moved.square().mean(1).sqrt(), torch.full((3,), 0.03), rtol=1e-3, atol=0)
+    assert float(moved.abs().max()) > 0.06  # by their gradient, not all alike
+
+
+def test_where_nothing_is_left_to_match_nothing_moves(data: LabelledImages) -> None:
+    config = replace(SMALL, learning_rate_space="rms", inner_iterations=1, learning_rate=0.03)
+    state, theta = ImageState.start(torch.full((3, 2, 1, 12, 12), 0.5)), network()
+    with torch.no_grad():
+        theta.classifier.weight.zero_()
+    loop = CondensationLoop(data, config, range(3), torch.device("cpu"))
+    list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+    assert torch.equal(state.images, torch.full((3, 2, 1, 12, 12), 0.5))
+
+
 @pytest.mark.parametrize("method", ["dm", "dsa"])
 def test_baselines_flip_where_scoring_flips(method: str) -> None:
     flipped, digits = (
