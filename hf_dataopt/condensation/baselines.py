@@ -24,7 +24,7 @@ METHODS = {
     "random": "random choice of real images",
 }
 
-SHORT_STEP = 0.05  # of values in [0, 1]
+SHORT_STEP = 0.15  # deviations of the data
 
 
 def method_config(method: str, config: IDCConfig) -> IDCConfig:
@@ -36,8 +36,8 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
 
     Returns:
         `"idc"`: as given. `"idc-short"`: four networks of four rounds each, from herded mosaics; a step moves a class's values
-        by `SHORT_STEP` (root mean square), so that nothing hangs on size, width or metric. `"idc-i"`: factor 1, from random
-        images. `"mosaic"`: herded images in a mosaic, as they are. `"rded"`: a teacher's patches in a mosaic, as they are.
+        by `SHORT_STEP` deviations of the data (root mean square), so that nothing hangs on size, width or metric. `"idc-i"`:
+        factor 1, from random images. `"mosaic"`: herded images in a mosaic, as they are. `"rded"`: a teacher's patches in one.
         `"dsa"`: factor 1, channel-wise cosine, networks trained on the synthetic images, scale and rotate too, and flip where
         scoring flips. `"dm"`: factor 1, features of untrained networks. `"random"`, `"herding"`: factor 1, no optimisation.
 

@@ -94,8 +94,8 @@ class IDCConfig(Settings):
         learning_rate (`float`, default 0.005): of the images at 10 images per class.
         scale_learning_rate (`bool`, default True): times images_per_class / 10 and (size / `learning_rate_size`)^2.
         learning_rate_space (`str`, default `"stored"`): what the step counts in: stored values, or `"normalised"` ones,
-            (x - mean) / std, as the papers of DM and DSA give it: a step there is std^2 of it here. `"rms"`: by how much a
-            class's values move in a step (root mean square), whatever size, width and metric its gradient has.
+            (x - mean) / std, as the papers of DM and DSA give it: a step there is std^2 of it here. `"rms"`: by how many
+            deviations of the data (std) a class's values move in a step, root mean square, whatever size its gradient has.
         learning_rate_size (`float`, default 32): base size in pixels of that rule (28 for MNIST, 64 speech, 224 ImageNet).
         momentum (`float`, default 0.5): of the images' SGD, shared by all classes.
         outer_iterations (`int`, default 2000): network lives; `inner_iterations` (100) rounds over the classes in each.

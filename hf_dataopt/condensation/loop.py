@@ -210,7 +210,7 @@ class CondensationLoop:
             slope = slope * self.data.std.to(slope).reshape(-1, 1, 1) ** 2
         if config.learning_rate_space == "rms":
             size_of = slope.flatten(1).square().mean(1).sqrt().clamp(min=_LEAST_SLOPE)
-            slope = slope / size_of.reshape(-1, *[1] * (slope.ndim - 1))
+            slope = slope / size_of.reshape(-1, *[1] * (slope.ndim - 1)) * self.data.std.to(slope).reshape(-1, 1, 1)
         return losses.detach(), slope.to(images.device)
 
     def _autocast(self) -> torch.autocast:
