@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", metavar="DATASET", help="data set to score on; default: the split 'test' of the same")
     parser.add_argument("--test-split", help="split of --test (default: test; train of a file)")
     parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
-    parser.add_argument("--method", choices=_METHODS, default="idc", help="mosaic and rded take seconds to minutes")
+    parser.add_argument(
+        "--method", choices=_METHODS, default="idc", help="idc-short, mosaic and rded take seconds to minutes"
+    )
     parser.add_argument(
         "--teacher", default=None, help="trained image classifier (Hub name or folder) for rded and herding"
     )

@@ -217,10 +217,12 @@ def test_a_run_of_days_is_told_before_it_starts(train: Dataset, caplog: pytest.L
     def interrupt(outer: int, loss: float) -> None:
         raise stop
 
-    for outer, warned in ((10**9, True), (2, False)):
+    caplog.set_level("INFO", logger="hf_dataopt.condensation.condenser")
+    for outer, warned in ((10**9, True), (50, False), (49, False)):
         caplog.clear()
         with pytest.raises(RuntimeError, match="seen enough"):
             DatasetCondenser(replace(QUICK, outer_iterations=outer, inner_iterations=1)).condense(
                 train, callback=interrupt
             )
-        assert ("days" in caplog.text and "mosaic" in caplog.text) == warned
+        assert ("days" in caplog.text and "idc-short" in caplog.text) == warned
+        assert ("estimate:" in caplog.text) == (outer >= 50), "a few rounds are not worth one"
