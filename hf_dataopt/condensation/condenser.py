@@ -401,6 +401,8 @@ class DatasetCondenser:
                     "width or fewer outer_iterations less time",
                     cost.total_seconds / _DAY,
                 )
+        if config.learning_rate_space == "first_step" and config.outer_iterations:
+            loop.rate = loop.rate_for(whole, network)
         theta = Theta(loop, lambda own: self._build(data, own), kept)
         with bar(config.outer_iterations, "Condensing", unit="outer") as progress:
             progress.update(done)
