@@ -46,7 +46,7 @@ bench: $(BIN)/.benchmark-installed
 # what only a GPU can tell: what a step of mixing costs there, condensation of CIFAR-10 at 10 a class with the dissertation's network
 # (prints the hours first), and the authors' 300 epochs of mixing (hours a run; all stop and go on)
 gpu: $(BIN)/.benchmark-installed
-	$(BIN)/python benchmarks/mixup_step.py
+	PYTHON=$(BIN)/python benchmarks/gpu/run.sh
 	$(BIN)/python benchmarks/condensation_gpu.py
 	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
 

@@ -54,6 +54,12 @@ class CompressedContextMemory:
 
     Source: section 7.3.1, Eq. 7.1 to 7.3.
     Cost: memory of t * num_comp_tokens slots (concat) or num_comp_tokens slots (merge) per layer and head.
+
+    Example:
+        >>> memory = CompressedContextMemory(adapted, tokenizer)  # `get_peft_model(base, CCMConfig())`
+        >>> memory.append("Anna lives in Oslo.")
+        >>> memory.nbytes < memory.full_nbytes
+        True
     """
 
     def __init__(

@@ -61,6 +61,11 @@ class StreamingContextMemory:
         UnsupportedModelError: a model with sliding-window layers.
 
     Source: section 7.4, "Streaming with sliding window"; sizes as there.
+
+    Example:
+        >>> stream = StreamingContextMemory(adapted, tokenizer, max_kv=24, compress_tokens=8, memory_size=8)
+        >>> stream.perplexity(context) > 1
+        True
     """
 
     def __init__(

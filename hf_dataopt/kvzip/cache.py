@@ -27,10 +27,10 @@ from .config import KVzipConfig
 from .eviction import keep_mask
 from .gates import KVzipGates
 from .images import build_context
-from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
+from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers, mover
 from .prefill import prefill
 from .prompt import KVzipPrompt, question_rows
-from .ragged import RaggedContext
+from .ragged import Ragged
 from .reading import USER, PrefilledContext, check_supported
 from .saved import load_cache, save_cache
 from .scoring import score_context
@@ -63,11 +63,10 @@ class KVzipCache(RoutedCache):
     Cost: memory of `nbytes`; a decoded token attends to the kept pairs only.
 
     Example:
-        ```python
-        cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3)
-        for question in questions:
-            output = model.generate(**cache.inputs(question), max_new_tokens=32)
-        ```
+        >>> cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, progress=False)
+        >>> output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=4)
+        >>> cache.nbytes < cache.full_nbytes
+        True
     """
 
     counts_positions = True
@@ -203,7 +202,8 @@ class KVzipCache(RoutedCache):
             )
         keep = keep_mask(scores, config, prefilled.n_prefix)
         always = keep.new_ones(*keep.shape[:2], prefilled.n_prefix)
-        layers = compressed_layers(prefilled, torch.cat([always, keep], dim=2), free=free)
+        keep = torch.cat([always, keep], dim=2)
+        layers = compressed_layers(prefilled, keep, storage=config.storage, free=free)
         return cls._of(layers, prefilled.prompt, config, tokenizer, prefilled.model)
 
     @classmethod
@@ -317,6 +317,28 @@ class KVzipCache(RoutedCache):
         other.reset()
         return other
 
+    def to(self, where: str | torch.device | PreTrainedModel) -> KVzipCache:
+        """A copy elsewhere, with what was read since: into the host's memory between requests, and back before the next.
+
+        Args:
+            where: a device, or the model, each of whose layers then finds its part where it computes.
+
+        Returns:
+            Another cache, sharing what is there already. Drop this one to free what it holds.
+
+        Raises:
+            TypeError, ValueError: neither a device nor a language model, or a device that is not there.
+
+        Example:
+            ```python
+            cache = cache.to("cpu")  # the accelerator is free
+            output = model.generate(**cache.to(model).inputs(question))
+            ```
+        """
+        other, move = copy.copy(self), mover(where)
+        other._pristine, other.layers = move(self._pristine), move(self.layers)
+        return other
+
     def inputs(self, question: Question) -> CallInputs:
         """Everything `generate` needs for questions about the context: `model.generate(**cache.inputs(question))`.
 
@@ -387,7 +409,7 @@ class KVzipCache(RoutedCache):
     @property
     def device(self) -> torch.device:
         """Where the kept pairs are."""
-        return self._contexts()[0].keys.device
+        return self._contexts()[0].device
 
     @property
     def scored_layers(self) -> list[int]:
@@ -401,17 +423,13 @@ class KVzipCache(RoutedCache):
 
     @property
     def context_nbytes(self) -> int:
-        """Bytes of the compressed context in the scored layers, prefix included."""
+        """Bytes of the compressed context in the scored layers, prefix, scales and zeros included."""
         return sum(context.nbytes for context in self._contexts())
 
     @property
     def full_context_nbytes(self) -> int:
-        """Bytes the same layers held before eviction."""
-        return sum(
-            context.n_tokens * len(context.lengths) * part.shape[1] * part.element_size()
-            for context in self._contexts()
-            for part in (context.keys, context.values)
-        )
+        """Bytes the same layers held before eviction, in the model's dtype."""
+        return sum(context.full_nbytes for context in self._contexts())
 
     @property
     def nbytes(self) -> int:
@@ -424,5 +442,5 @@ class KVzipCache(RoutedCache):
         """`nbytes` had nothing been evicted."""
         return self.nbytes - self.context_nbytes + self.full_context_nbytes
 
-    def _contexts(self) -> list[RaggedContext]:
+    def _contexts(self) -> list[Ragged]:
         return [layer.context for layer in self._pristine if isinstance(layer, KVzipLayer)]

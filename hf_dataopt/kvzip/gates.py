@@ -75,11 +75,11 @@ class KVzipGates:
     Cost: two small products per layer and token, about 2 % of a prefill.
 
     Example:
-        ```python
-        gates = KVzipGates.fit(model, tokenizer, texts)
-        gates.save_pretrained("gates")
-        cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, gates=gates)
-        ```
+        >>> from hf_dataopt import KVzipCache
+        >>> gates = KVzipGates.fit(model, tokenizer, [context, context[::-1]], progress=False)
+        >>> cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, gates=gates, progress=False)
+        >>> cache.nbytes < cache.full_nbytes
+        True
     """
 
     def __init__(

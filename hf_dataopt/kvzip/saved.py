@@ -24,7 +24,8 @@ from .config import KVzipConfig
 from .layers import KVzipLayer, KVzipSlidingLayer
 from .prompt import KVzipPrompt
 from .proof import Proof, prove
-from .ragged import RaggedContext
+from .quantised import BITS, QuantisedRows, Storage
+from .ragged import QuantisedContext, Ragged, RaggedContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,12 +56,10 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
     windows: dict[str, Any] = {}
     for index, layer in enumerate(layers):
         if isinstance(layer, KVzipLayer):
-            context = layer.context
-            tensors |= {
-                f"layer.{index}.keys": context.keys.contiguous(),
-                f"layer.{index}.values": context.values.contiguous(),
-                f"layer.{index}.lengths": torch.tensor(context.lengths),
-            }
+            context: Ragged = layer.context
+            held = {name: one for name, one in context.tensors.items() if one.shape[-1]}
+            tensors |= {f"layer.{index}.{name}": one.contiguous() for name, one in held.items()}
+            tensors[f"layer.{index}.lengths"] = torch.tensor(context.lengths)
         elif hasattr(layer, "sliding_window"):
             tensors |= {
                 f"window.{index}.keys": layer.keys.contiguous(),
@@ -136,7 +135,9 @@ def load_cache(
         if bool((ids < 0).any() | (ids >= text_config(model).vocab_size).any()):
             raise ValueError("token ids outside the vocabulary")
         layers = [
-            _layer(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])
+            _ragged(tensors, index, model, proof, prompt.ids.numel(), config.storage)
+            if kind == "full"
+            else _whole(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])
             for index, kind in enumerate(layer_kinds(text_config(model)))
         ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -146,7 +147,7 @@ def load_cache(
     return layers, prompt, config, about["model"]
 
 
-def _layer(
+def _whole(
     tensors: dict[str, Tensor],
     index: int,
     kind: str,
@@ -155,8 +156,6 @@ def _layer(
     n_tokens: int,
     windows: dict[str, int],
 ) -> Any:
-    if kind == "full":
-        return _ragged(tensors, index, model, proof, n_tokens)
     if kind == "sliding":
         return _window(tensors, index, model, proof.shapes[index], n_tokens, int(windows[str(index)]))
     states = {
@@ -172,16 +171,38 @@ def _layer(
     return linear_layer(model, index, states)
 
 
-def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proof: Proof, n_tokens: int) -> KVzipLayer:
-    keys, values, lengths = (tensors[f"layer.{index}.{name}"] for name in ("keys", "values", "lengths"))
-    heads, key_width, value_width = proof.shapes[index]
+def _ragged(
+    tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proof: Proof, n_tokens: int, storage: Storage
+) -> KVzipLayer:
+    start = f"layer.{index}."
+    parts = {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
+    lengths, (heads, *widths) = parts["lengths"], proof.shapes[index]
     counts = lengths.tolist() if lengths.ndim == 1 else []
     if lengths.dtype != torch.int64 or len(counts) != heads or not all(0 <= n <= n_tokens for n in counts):
         raise ValueError(f"layer {index} has lengths {counts!r:.80} for {heads} heads")
-    _check_values(index, model, keys, (sum(counts), key_width))
-    _check_values(index, model, values, (sum(counts), value_width))
-    device = layer_device(model, index)
-    return KVzipLayer(RaggedContext(keys.to(device), values.to(device), counts, n_tokens), proof.latent)
+    context: Ragged
+    if storage == "model":
+        for name, width in zip(("keys", "values"), widths, strict=True):
+            _check_values(index, model, parts[name], (sum(counts), width))
+        context = RaggedContext(parts["keys"], parts["values"], counts, n_tokens)
+    else:
+        keys, values = (
+            QuantisedRows.read(
+                {
+                    one: parts[f"{name}.{one}"]
+                    for one in ("codes", "scales", "zeros", "order")
+                    if f"{name}.{one}" in parts
+                },
+                counts,
+                width,
+                BITS[storage],
+                per_channel=name == "keys",
+                dtype=model.dtype,
+            )
+            for name, width in zip(("keys", "values"), widths, strict=True)
+        )
+        context = QuantisedContext(keys, values, counts, n_tokens)
+    return KVzipLayer(context.to(layer_device(model, index)), proof.latent)
 
 
 def _window(

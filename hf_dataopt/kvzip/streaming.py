@@ -20,6 +20,7 @@ from .eviction import budget_ratio, first
 from .layers import KVzipLayer, kept_layer
 from .prompt import KVzipPrompt
 from .proof import Proof
+from .quantised import Storage
 from .ragged import RaggedContext
 from .reading import USER, OwnCache, check_supported, hearing, read_text
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
@@ -88,8 +89,7 @@ def read_within_budget(
         budget.cut_strictly(streams)
     chunked = chunked_attention(text_config(model))
     return [
-        KVzipLayer(layer.context, layer.latent) if isinstance(layer, _Stream) else kept_layer(layer, chunked)
-        for layer in layers
+        layer.done(config.storage) if isinstance(layer, _Stream) else kept_layer(layer, chunked) for layer in layers
     ]
 
 
@@ -100,6 +100,8 @@ class _Stream(KVzipLayer):
         shape: heads, key width, value width.
         latent: see `KVzipLayer`.
     """
+
+    context: RaggedContext  # what a piece brings is cut before anything is quantised
 
     def __init__(self, shape: tuple[int, int, int], latent: bool) -> None:
         heads, keys, values = shape
@@ -152,6 +154,12 @@ class _Stream(KVzipLayer):
         n = length - self.context.n_tokens
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[:, :, :n], self.values[:, :, :n]
+
+    def done(self, storage: Storage) -> KVzipLayer:
+        """The layer of a compressed cache, once everything is read; this one is used up."""
+        context = self.context.stored(storage)
+        del self.context, self.scores
+        return KVzipLayer(context, self.latent)
 
     def fold(self, keep: list[torch.Tensor]) -> None:
         """Make what stays of context and piece the context; `keep` (pairs,) bool per head, in order of position."""

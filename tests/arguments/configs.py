@@ -197,6 +197,7 @@ KVZIP = {
         replay=("exact", choice("exact", "local")),
         softmax_keys=("chunk", choice("chunk", "all")),
         ties=("position", choice("position", "reference")),
+        storage=("int4", choice("model", "int8", "int4")),
         prefill_chunk_size=(16_000, count(1)),
         task_line=("Answer.", TEXT),
     ),
