@@ -14,7 +14,7 @@ from .photo import PHOTO
 # name: what the card calls it
 METHODS = {
     "idc": "IDC (chapter 6 of the dissertation, Algorithm 5)",
-    "idc-short": "IDC in sixteen rounds with larger steps (Algorithm 5, from herded mosaics)",
+    "idc-short": "IDC in twelve rounds with larger steps (Algorithm 5, from herded mosaics)",
     "idc-i": "IDC-I (Algorithm 5 without multi-formation)",
     "mosaic": "herded multi-formation (section 6.3.2, real images, no optimisation)",
     "rded": "RDED's patches (Sun et al. 2024: crops of real images that a trained network is surest of)",
@@ -35,7 +35,7 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
         config: settings of IDC.
 
     Returns:
-        `"idc"`: as given. `"idc-short"`: four networks of four rounds each, from herded mosaics; the first step moves
+        `"idc"`: as given. `"idc-short"`: four networks of three rounds each, from herded mosaics; the first step moves
         values by `SHORT_STEP` deviations of the data (root mean square), whatever the size, the width or the metric. `"idc-i"`:
         factor 1, from random images. `"mosaic"`: herded images in a mosaic, as they are. `"rded"`: a teacher's patches in one.
         `"dsa"`: factor 1, channel-wise cosine, networks trained on the synthetic images, scale and rotate too, and flip where
@@ -89,7 +89,7 @@ def _short(config: IDCConfig) -> IDCConfig:
         config,
         initialisation="mix_herding",
         outer_iterations=4,
-        inner_iterations=4,
+        inner_iterations=3,
         checkpoint_every=1,
         learning_rate=SHORT_STEP,
         learning_rate_space="first_step",

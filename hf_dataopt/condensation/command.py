@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FLAGS = {"image_column": "--column"}
 HELP = "condense a labelled image data set to a few images per class (IDC, mosaics, RDED, DM, DSA, herding)"
 EXAMPLES = [
-    "hf-dataopt condense cifar10 --column img --preset cifar10 --method mosaic --images-per-class 10 --output-dir run1",
+    "hf-dataopt condense cifar10 --column img --preset cifar10 --method idc-short --images-per-class 10 --output-dir run1",
     "hf-dataopt condense ./my_images --factor 2 --width 32 --outer-iterations 20 --output-dir run2 --evaluate",
     "hf-dataopt condense ./train.parquet --test ./test.parquet --evaluate --output-dir run3 --json",
 ]

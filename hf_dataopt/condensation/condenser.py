@@ -67,7 +67,7 @@ class DatasetCondenser:
 
     Args:
         config ([`IDCConfig`], optional): settings; default `IDCConfig()`.
-        method (`str`, default `"idc"`): `"idc"` runs for hours on a GPU; `"idc-short"` (sixteen rounds of it), `"mosaic"`
+        method (`str`, default `"idc"`): `"idc"` runs for hours on a GPU; `"idc-short"` (twelve rounds of it), `"mosaic"`
             (herded images in multi-formation, as they are) and `"rded"` (patches that a trained network is surest of) take
             seconds to minutes; `"idc-i"`, `"dm"`, `"dsa"`, `"herding"`, `"random"` are what they are compared with. See
             `method_config`.
