@@ -15,23 +15,25 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from .._compat import causal_model_of, copied_layer, decoder_of, expand_states, has_states, layer_tensors
+from .._compat import causal_model_of, copied_layer, decoder_of, layer_tensors
 from ..errors import DroppedTokensError
 from ..publishing.artifacts import push_saved
 from ..publishing.identity import check_identity, identity
 from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
+from ..routing.layer_inputs import LayerInputs, deaf, watch
 from ..settings import brief, check_config, check_kind, check_tokenizer, optional
 from .config import KVzipConfig
 from .gates import KVzipGates
-from .layers import KVzipLayer, KVzipSlidingLayer, Padding, mover
+from .layers import KVzipLayer, Padding, expect_batch, mover
 from .making import compress, evict
 from .prompt import KVzipPrompt
 from .questions import ids_of_questions, padded_behind
 from .ragged import Ragged
 from .reading import USER, PrefilledContext, check_supported
 from .saved import load_cache, save_cache
+from .standing import ears, keep_within, score_tokens
 from .turns import compress_again
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class KVzipCache(RoutedCache):
     counts_positions = True
     padded = False  # whether padding stands among what came after the context
     gates: KVzipGates | None = None  # that scored the pairs
+    heard: LayerInputs | None = None  # of one call
 
     def __init__(
         self,
@@ -236,6 +239,8 @@ class KVzipCache(RoutedCache):
     def _prepare(self, model: Any) -> None:
         attach(model, USER)
         self.made_for(causal_model_of(model), decoder_of(model))
+        if self.config.standing:
+            watch(decoder_of(model))
 
     def check_model(self, module: Any) -> None:
         """Refuse to answer for another model: its keys would be read as this one's.
@@ -268,17 +273,25 @@ class KVzipCache(RoutedCache):
                 "context and question, as `cache.inputs([...])` does"
             )
         view.padded = self.padded or padding is not None
-        for layer in view.layers:
-            if has_states(layer):
-                expand_states(layer, tokens.shape[0])
-                if padding is not None:
-                    raise ValueError(
-                        "padding would change the states of this model's linear layers; ask questions of one length together, "
-                        "or one by one"
-                    )
-            elif isinstance(layer, KVzipSlidingLayer):
-                layer.pad(padding)
+        view.heard = ears(view.layers, self.config, self.gates, tokens.shape[0], padding)
+        expect_batch(view.layers, tokens.shape[0], padding)
         found: RoutedCache = view
+        return found
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """As `RoutedCache.update`; a standing budget scores the tokens."""
+        if self.heard is not None and layer_idx in self.scored_layers:
+            score_tokens(self.layers, layer_idx, self.heard, self.gates)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def close(self) -> RoutedCache:
+        """As `RoutedCache.close`; a standing budget is cut to."""
+        origin: Any = super().close()
+        if origin.heard is not None:
+            deaf()
+            origin.heard = None
+            keep_within(origin.layers, self.config, self.prompt.prefix_ids.numel())
+        found: RoutedCache = origin
         return found
 
     @property
@@ -405,7 +418,7 @@ class KVzipCache(RoutedCache):
 
     @property
     def stored_lengths(self) -> list[list[int]]:
-        """Kept pairs per scored layer and KV head, prefix included."""
+        """Kept pairs of the context per scored layer and KV head, prefix included."""
         return [list(context.lengths) for context in self._contexts()]
 
     @property
@@ -430,4 +443,4 @@ class KVzipCache(RoutedCache):
         return self.nbytes - self.context_nbytes + self.full_context_nbytes
 
     def _contexts(self) -> list[Ragged]:
-        return [layer.context for layer in self._pristine if isinstance(layer, KVzipLayer)]
+        return [layer.context for layer in self.layers if isinstance(layer, KVzipLayer)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .._compat import chunked_attention, copied_layer, layer_device, text_config
+from .._compat import chunked_attention, copied_layer, expand_states, has_states, layer_device, text_config
 from ..routing.dispatch import tag
 from ..settings import check_device
 from .attention import attend, merge, merged_output
@@ -34,6 +34,7 @@ class KVzipLayer(DynamicLayer):
         super().__init__()
         self.context, self.latent, self.scores = context, latent, scores
         self.tail: Tail | None = None
+        self.tail_scores: Any = None  # (KV heads, n), of what came after the context, for budgets that stand
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -123,10 +124,12 @@ class KVzipLayer(DynamicLayer):
                 "be cut; compress a shorter context instead"
             )
         super().crop(tokens_to_remove)
+        if self.tail_scores is not None:
+            self.tail_scores = self.tail_scores[:, : self.n_tail]
 
     def reset(self) -> None:
         """Forget the tail; the compressed context stays."""
-        self.keys = self.values = self.tail = None
+        self.keys = self.values = self.tail = self.tail_scores = None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -261,6 +264,24 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
         with no_autocast(device):
             query, key, value = same_dtype(query, key, value)
             return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0].to(asked)
+
+
+def expect_batch(layers: list[Any], batch: int, padding: Padding | None) -> None:
+    """Tell layers that are kept whole of a call's batch and of its padding.
+
+    Raises:
+        ValueError: padding on layers in which it would change what a token sees.
+    """
+    for layer in layers:
+        if has_states(layer):
+            expand_states(layer, batch)
+            if padding is not None:
+                raise ValueError(
+                    "padding would change the states of this model's linear layers; ask questions of one length together, "
+                    "or one by one"
+                )
+        elif isinstance(layer, KVzipSlidingLayer):
+            layer.pad(padding)
 
 
 def compressed_layers(
