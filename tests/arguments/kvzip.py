@@ -270,8 +270,8 @@ def cases() -> dict[str, Case]:
                 progress=Argument(lambda: False, FLAG),
             ),
         ),
-        "KVzipCache.to": Case(
-            lambda where: cache().to(where), _of(where=Argument(lambda: "cpu", WORDS | instance(torch.device)))
+        "KVzipCache.moved_to": Case(
+            lambda where: cache().moved_to(where), _of(where=Argument(lambda: "cpu", WORDS | instance(torch.device)))
         ),
         "KVzipCache.attach": Case(lambda model: cache().attach(model), _of(model=MODEL)),
         "KVzipCache.save_pretrained": Case(
