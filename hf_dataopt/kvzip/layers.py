@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .._compat import chunked_attention, copied_layer, expand_states, has_states, layer_device, text_config
+from ..errors import DroppedTokensError
 from ..routing.dispatch import tag
 from ..settings import check_device
 from .attention import attend, merge, merged_output
@@ -93,11 +94,15 @@ class KVzipLayer(DynamicLayer):
                 context = attend(query, key[:, :, :kept], value[:, :, :kept], **rules.options)
                 key, value = key[:, :, kept:], value[:, :, kept:]
             else:
-                context = attend_ragged(query, self.context, **rules.options)
+                context = self.attend_context(query, rules)
             tail = attend(query, key, value, mask=mask, causal=causal, **rules.options)
             if rules.sinks is None:
                 return merged_output(context, tail).to(asked)
             return rules.with_sinks(merge(context, tail))[0].to(asked)
+
+    def attend_context(self, query: torch.Tensor, rules: AttentionRules) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output (B, H, q, v) and log-sum-exp (B, H, q) over the kept context."""
+        return attend_ragged(query, self.context, **rules.options)
 
     @property
     def n_tail(self) -> int:
@@ -177,6 +182,24 @@ class Padding:
         real = mask.bool()
         return cls(real, real.long().cumsum(-1) - 1)
 
+    @classmethod
+    def of_call(cls, mask: Any) -> Padding | None:
+        """From what a model was given: None where nothing is padded, or masks are ready-made."""
+        flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        return cls.of(mask) if flat and not bool(mask.all()) else None
+
+    def check_context(self, n: int) -> None:
+        """Refuse padding among the first n tokens.
+
+        Raises:
+            DroppedTokensError: there is some.
+        """
+        if not bool(self.real[:, :n].all()):
+            raise DroppedTokensError(
+                "the attention mask hides tokens of the compressed context, whose pairs are no longer apart; pad between "
+                "context and question, as `cache.inputs([...])` does"
+            )
+
 
 class KVzipSlidingLayer(DynamicSlidingWindowLayer):
     """One sliding-window layer (Gemma 3): kept whole; one context serves a batch of requests here too.
@@ -225,8 +248,11 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
         """As the stock layer; the context's window is expanded to the batch of the new tokens first."""
         batch, room = key_states.shape[0], self.sliding_window - 1
         if self.keys is not None and self.values is not None:
-            if self.keys.shape[0] == 1 < batch:
+            held = self.keys.shape[0]
+            if held == 1 < batch:
                 self.keys, self.values = self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1)
+            elif held < batch and batch % held == 0:  # of several contexts, beams of each
+                self.keys, self.values = (one.repeat_interleave(batch // held, 0) for one in (self.keys, self.values))
             if self.padding is None and not self.record_past and self.keys.shape[2] > room:
                 self.keys, self.values = self.keys[:, :, -room:], self.values[:, :, -room:]
         if self.padding is None or self.keys is None or self.values is None:

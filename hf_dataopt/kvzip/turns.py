@@ -193,6 +193,10 @@ def compress_again(
         model = causal
     if cache.opened_by is not None:
         raise ValueError("this cache is in the middle of a forward; compress it again once that has come to its end")
+    if cache.rows is not None:
+        raise ValueError(
+            "this cache holds several contexts; one that is to be compressed again needs a cache of its own"
+        )
     held = [layer for layer in cache.layers if isinstance(layer, KVzipLayer)]
     if any(layer.scores is None for layer in held):
         raise ValueError(
