@@ -1,4 +1,4 @@
-"""KVzip on SmolLM2-135M-Instruct, the real model that comes in a package."""
+"""KVzip, and the shipped CCM adapter, on SmolLM2-135M-Instruct, the real model that comes in a package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, load_ccm
+from hf_dataopt.ccm.command import DEMO_QUESTIONS, DEMO_TURNS, answers
 from hf_dataopt.kvzip.eviction import keep_mask
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.reading import PrefilledContext
@@ -115,3 +116,18 @@ def test_scores_find_what_answers_need_and_bytes_are_freed(
     assert gates - full < 0.2 * (random - full), f"full {full:.2f}, gates {gates:.2f}, random {random:.2f}"
     kept = [keep_mask(values, KVzipConfig(keep_ratio=RATIO)) for values in (scores, foretold)]
     assert (kept[0] & kept[1]).sum() > 0.65 * kept[0].sum()
+
+
+def test_the_shipped_adapter_answers_from_memory(loaded: tuple[Any, Any]) -> None:
+    folder = REPO / "examples" / "adapters" / "facts"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2 * 2**20
+    model, tokenizer, memory = load_ccm(folder, *loaded)
+    try:
+        for turn in DEMO_TURNS:
+            memory.append({"role": "user", "content": turn})
+        asked = [{"role": "user", "content": question} for question in DEMO_QUESTIONS]
+        rows = answers(model, tokenizer, [], asked, memory)
+        assert sum(row["needed"].lower() in row["memory"].lower() for row in rows) >= 6
+        assert not any(row["needed"].lower() in row["none"].lower() for row in rows)
+    finally:
+        model.unload()
