@@ -62,7 +62,7 @@ gpu: $(BIN)/.benchmark-installed
 gates: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
 
-# CCM's adapter of the packaged model, into examples/adapters: half an hour on one core, goes on where it was stopped
+# CCM's adapter of the packaged model, into examples/adapters: 20 minutes on one core, goes on where it was stopped
 adapters: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_adapter.py $(ARGS)
 

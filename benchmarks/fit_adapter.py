@@ -4,7 +4,7 @@ Trained on made-up conversations (`ccm_facts.py`), the question's words given an
 behind one memory, first of few facts, then of more. The base is read in bfloat16, which costs 0.7 of float32 on a CPU with
 such instructions; the adapter's own weights are float32, and stored in float16. A run that was stopped goes on where it was.
 
-    python benchmarks/fit_adapter.py            # half an hour on one core
+    python benchmarks/fit_adapter.py            # 20 minutes on one core
     python benchmarks/fit_adapter.py --smoke    # three steps, into a folder that is gone afterwards
 """
 
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace, kept: Path, out: Path) -> None:
         [{"role": "user", "content": "My cat is called Pepper."}, {"role": "user", "content": "I live in Lisbon."}],
         {"role": "user", "content": "Where do I live?"},
     )
-    model.peft_config["default"].base_model_name_or_path = None  # a folder of this machine
+    model.peft_config["default"].base_model_name_or_path = ""  # a folder of this machine; PEFT fills in None
     title = f"Facts from memory, for {PACKAGED}"
     print(save_adapter(model, out, tokenizer, example=example, results=results, license="apache-2.0", name=title))
 
