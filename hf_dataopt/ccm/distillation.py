@@ -24,7 +24,7 @@ def distillation_loss(
         model (`PeftModel`): with an active CCM adapter.
         batch: `input_ids`, `attention_mask`, `position_ids`, `labels`, each (B, T) int64, padded right, turns or stream, not
             packed.
-        share (`float`, in [0, 1], default 1): of the teacher. temperature (`float`, > 0, default 1): T.
+        share (`float`, in [0, 1], default 1): of the teacher. temperature (`float`, in (0, 1000], default 1): T.
 
     Returns:
         () float32.
@@ -40,7 +40,7 @@ def distillation_loss(
     """
     config = ccm_config(model)
     share = check_number("share", share, 0, 1)
-    temperature = check_number("temperature", temperature, 0, above=True)
+    temperature = check_number("temperature", temperature, 0, 1e3, above=True)
     check_kind("batch", batch, Mapping, "pass what DataCollatorForCCM gives")
     names = ("input_ids", "attention_mask", "position_ids", "labels")
     if any(not isinstance(batch.get(name), torch.Tensor) or batch[name].ndim != 2 for name in names):

@@ -153,7 +153,7 @@ def cases() -> dict[str, Case]:
                 "model": MODEL,
                 "batch": Argument(lambda: DataCollatorForCCM(tokenizer(), config)([sample()]), UNCALLED),
                 "share": Argument(lambda: 1.0, number(0, 1)),
-                "temperature": Argument(lambda: 1.0, number(0, above=True)),
+                "temperature": Argument(lambda: 1.0, number(0, 1e3, above=True)),
             },
         ),
         "save_adapter": Case(
