@@ -317,8 +317,10 @@ class KVzipCache(RoutedCache):
         other.reset()
         return other
 
-    def to(self, where: str | torch.device | PreTrainedModel) -> KVzipCache:
+    def moved_to(self, where: str | torch.device | PreTrainedModel) -> KVzipCache:
         """A copy elsewhere, with what was read since: into the host's memory between requests, and back before the next.
+
+        (Accelerate calls whatever has a `to` on the way into a model, and answers would go into that copy.)
 
         Args:
             where: a device, or the model, each of whose layers then finds its part where it computes.
@@ -331,8 +333,8 @@ class KVzipCache(RoutedCache):
 
         Example:
             ```python
-            cache = cache.to("cpu")  # the accelerator is free
-            output = model.generate(**cache.to(model).inputs(question))
+            cache = cache.moved_to("cpu")  # the accelerator is free
+            output = model.generate(**cache.moved_to(model).inputs(question))
             ```
         """
         other, move = copy.copy(self), mover(where)

@@ -45,7 +45,7 @@ class KVzipLayer(DynamicLayer):
         if key_states.device != self.context.device:
             raise ValueError(
                 f"the compressed context is on {self.context.device}, the model's layer on {key_states.device}; ask "
-                "`cache.to(model)`, which is a copy where the model needs it"
+                "`cache.moved_to(model)`, which is a copy where the model needs it"
             )
         keys, values = self._append(key_states, value_states)
         if self.latent:

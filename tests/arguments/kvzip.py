@@ -261,8 +261,8 @@ def cases() -> dict[str, Case]:
             lambda question: cache().inputs(question),
             _of(question=Argument(lambda: "Which?", Kind(lambda v: None if isinstance(v, _ASKED) else False, ASKED))),
         ),
-        "KVzipCache.to": Case(
-            lambda where: cache().to(where), _of(where=Argument(lambda: "cpu", WORDS | instance(torch.device)))
+        "KVzipCache.moved_to": Case(
+            lambda where: cache().moved_to(where), _of(where=Argument(lambda: "cpu", WORDS | instance(torch.device)))
         ),
         "KVzipCache.attach": Case(lambda model: cache().attach(model), _of(model=MODEL)),
         "KVzipCache.save_pretrained": Case(

@@ -403,23 +403,23 @@ def test_moved_caches_answer_as_before(storage: Any) -> None:
         model(ids, **held(fork))
         expected = model(ids, **held(copy.deepcopy(fork))).logits
         for where in ("cpu", torch.device("cpu"), model):
-            moved = fork.to(where)
+            moved = fork.moved_to(where)
             layer, pristine = moved.layers[1], moved._pristine[1]
             assert layer.context is pristine.context and layer.tail is None
             assert moved.get_seq_length() == fork.get_seq_length() and moved.nbytes == fork.nbytes
             assert torch.equal(model(ids, **held(moved)).logits, expected)
             assert torch.equal(model(ids, **held(moved.fork())).logits, model(ids, **held(cache.fork())).logits)
     with pytest.raises(TypeError, match="language model"):
-        cache.to(torch.nn.Linear(2, 2))
+        cache.moved_to(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="holds no values"):
-        cache.to("meta")
+        cache.moved_to("meta")
 
 
 def test_a_context_on_another_device_is_refused_with_what_to_do(llama: Compressed) -> None:
     cache = llama.cache(0.5)
     for layer in cache.layers:
         layer.context = layer.context.to(torch.device("meta"))
-    with pytest.raises(ValueError, match=r"cache\.to\(model\)"):
+    with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
         llama.logits(cache, torch.arange(20, 29)[None])
 
 
@@ -430,13 +430,13 @@ def test_from_a_gpu_to_the_host_and_back(storage: Any) -> None:
     config = KVzipConfig(keep_ratio=0.5, storage=storage)
     cache = KVzipCache.from_context(model, tokenizer, CONTEXT, config=config, progress=False)
     expected = model.generate(**cache.inputs("Which?"), max_new_tokens=6, do_sample=False)
-    away = cache.to("cpu")
+    away = cache.moved_to("cpu")
     assert {one.device.type for layer in away.layers for one in vars(layer).values() if hasattr(one, "device")} == {
         "cpu"
     }
     assert away.nbytes == cache.nbytes
     del cache
-    with pytest.raises(ValueError, match=r"cache\.to\(model\)"):
+    with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
         model(torch.arange(20, 29, device="cuda")[None], **held(away.fork()))
-    found = model.generate(**away.to(model).inputs("Which?"), max_new_tokens=6, do_sample=False)
+    found = model.generate(**away.moved_to(model).inputs("Which?"), max_new_tokens=6, do_sample=False)
     assert torch.equal(found, expected)
