@@ -56,7 +56,7 @@ PARTS = {"chunks": (SETTINGS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6)), "s
 SIZES = {
     "chunks": (55, 28, 14, 110, 55, 28, 14),
     "heads": (12, 16, 20, 24),
-    "storage": (14, 28, 14, 28, 14, 28),
+    "storage": (14, 28) * 5,
 }
 
 

@@ -27,11 +27,12 @@ class KVzipLayer(DynamicLayer):
     Args:
         context: what was kept.
         latent: the model expands what is cached to keys and values of all heads (MLA), so it is handed all of it.
+        scores: of the kept pairs, by head, inf for the prefix; what another compression needs. They stay in main memory.
     """
 
-    def __init__(self, context: Ragged, latent: bool = False) -> None:
+    def __init__(self, context: Ragged, latent: bool = False, scores: list[torch.Tensor] | None = None) -> None:
         super().__init__()
-        self.context, self.latent = context, latent
+        self.context, self.latent, self.scores = context, latent, scores
         self.tail: Tail | None = None
 
     def update(
@@ -263,13 +264,19 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
 
 
 def compressed_layers(
-    prefilled: PrefilledContext, keep: torch.Tensor, *, storage: Storage = "model", free: bool = False
+    prefilled: PrefilledContext,
+    keep: torch.Tensor,
+    *,
+    scores: torch.Tensor | None = None,
+    storage: Storage = "model",
+    free: bool = False,
 ) -> list[Any]:
     """One cache layer per layer of the model, evicted where it attends globally.
 
     Args:
         prefilled: the full cache.
         keep: (scored layers, KV heads, prefix and context tokens) bool, True = stays.
+        scores: as `keep`, float: what the layers are to remember of what stays.
         storage: see `KVzipConfig`.
         free: release each layer of the full cache as soon as it is compressed.
 
@@ -283,9 +290,12 @@ def compressed_layers(
         if index not in prefilled.scored_layers:
             layers.append(kept_layer(layer, chunked))
             continue
-        kept = keep[prefilled.scored_layers.index(index)]
+        place = prefilled.scored_layers.index(index)
+        kept, held = keep[place], None
+        if scores is not None:
+            held = [row[stays] for row, stays in zip(scores[place].cpu(), kept.cpu(), strict=True)]
         context = RaggedContext.evict(layer.keys, layer.values, kept).stored(storage)
-        layers.append(KVzipLayer(context, prefilled.latent))
+        layers.append(KVzipLayer(context, prefilled.latent, held))
         if free:
             layer.keys = layer.values = None
     return layers

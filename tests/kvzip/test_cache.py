@@ -421,22 +421,3 @@ def test_a_context_on_another_device_is_refused_with_what_to_do(llama: Compresse
         layer.context = layer.context.to(torch.device("meta"))
     with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
         llama.logits(cache, torch.arange(20, 29)[None])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("storage", ["model", "int8", "int4"])
-def test_from_a_gpu_to_the_host_and_back(storage: Any) -> None:
-    model, tokenizer = tiny_model("gemma3").cuda(), byte_tokenizer()
-    config = KVzipConfig(keep_ratio=0.5, storage=storage)
-    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, config=config, progress=False)
-    expected = model.generate(**cache.inputs("Which?"), max_new_tokens=6, do_sample=False)
-    away = cache.moved_to("cpu")
-    assert {one.device.type for layer in away.layers for one in vars(layer).values() if hasattr(one, "device")} == {
-        "cpu"
-    }
-    assert away.nbytes == cache.nbytes
-    del cache
-    with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
-        model(torch.arange(20, 29, device="cuda")[None], **held(away.fork()))
-    found = model.generate(**away.moved_to(model).inputs("Which?"), max_new_tokens=6, do_sample=False)
-    assert torch.equal(found, expected)

@@ -1,13 +1,14 @@
 """Scores, levels, budgets, replays and storages drawn at random, each cache against KVzip written out on a plain one.
 
 Invariants: the pairs that stay are those of the slow version, to the pair; the answers are those of the full cache with the
-other pairs hidden, and with the numbers in it that 8 or 4 bits leave; a batch of questions is answered as its rows alone.
-`HF_DATAOPT_FAULTS=20` is the full size, 1,000 cases.
+other pairs hidden, and with the numbers in it that 8 or 4 bits leave; a batch of questions is answered as its rows alone;
+compressed again, a cache is the one that was compressed once. `HF_DATAOPT_FAULTS=20` is the full size, 1,000 cases.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -104,3 +105,13 @@ def test_caches_equal_the_slow_version(seed: int) -> None:
     for row, logits in zip(ids, both, strict=True):
         expected = masked_logits(untouched, full, row, kept)
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=0, msg=lambda text: f"{config}: {text}")
+
+    ratio = budget_ratio(config, n, n_prefix) * draw.random()
+    again = cache.fork()
+    again.compress_again(ratio, progress=False)
+    smaller = replace(config, keep_ratio=ratio, max_kv_tokens=None)
+    once = KVzipCache.from_scores(prefilled, scores, smaller, tokenizer=byte_tokenizer())
+    assert again.stored_lengths == once.stored_lengths, smaller
+    if config.storage == "model":  # other numbers are quantised twice
+        with torch.no_grad():
+            assert torch.equal(model(ids, **held(again)).logits, model(ids, **held(once)).logits), smaller
