@@ -148,7 +148,7 @@ class CondensationLoop:
         self, state: ImageState, network: nn.Module, real: list[RealBatches], streams: list[torch.Generator]
     ) -> float:
         """One update of every class, in order; classes are independent within a round."""
-        config, total = self.config, 0.0
+        config, found = self.config, []
         count = len(self.data.class_names)
         compute = ClassGradients(network, self._names(network))
         for index, label in enumerate(self.classes):
@@ -157,11 +157,11 @@ class CondensationLoop:
         done = 0
 
         def group(start: int, stop: int) -> None:
-            nonlocal done, total
+            nonlocal done
             chosen = range(start, stop)
             with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
                 losses, slopes = self._match(state.images[start:stop], network, compute, real, streams, chosen)
-            total += sum(losses.tolist())
+            found.append(losses)
             for index, slope in zip(chosen, slopes, strict=True):
                 state.step(index, slope, config.momentum, self.rate)
                 state.pending[index] += count - 1 - self.classes[index]
@@ -180,7 +180,8 @@ class CondensationLoop:
             return undo
 
         self._room.parts(len(self.classes), group, self.device, mark)
-        return total / max(len(self.classes), 1)
+        # read once a round: a device is not waited for before
+        return sum(torch.cat(found).tolist()) / len(self.classes) if found else 0.0
 
     def _match(
         self,
