@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 
-from hf_dataopt import RelationCleaner, RelationConfig, RelationReport
+from hf_dataopt import RelationCleaner, RelationConfig, RelationReport, out_of_sample_probs
 from hf_dataopt.errors import FolderInUseError, MissingExtraError
 from hf_dataopt.relation import baselines
 from hf_dataopt.relation.graph import RelationGraph
@@ -412,6 +412,27 @@ def cases() -> dict[str, Case]:
                 max_points=Argument(lambda: 20, count(2)),
             ),
             (MissingExtraError,),
+        ),
+        "out_of_sample_probs": Case(
+            out_of_sample_probs,
+            _of(
+                dataset=DATASET,
+                label_column=Argument(lambda: "label", WORDS),
+                features_column=Argument(lambda: "features", WORDS),
+                probs_column=Argument(lambda: "out", WORDS),
+                folds=_int(2, 2),
+                groups=Argument(
+                    lambda: None,
+                    NONE
+                    | Kind(
+                        lambda v: None if v == "copies" or _whole(v, 60) is None else False,
+                        [lambda: "none", lambda: [1]],
+                    ),
+                ),
+                strength=Argument(lambda: 0.1, NONE | number(0, 1.7e308, above=True)),
+                seed=_int(0, 0),
+                quiet=Argument(lambda: True, FLAG),
+            ),
         ),
         "is_outlier": Case(is_outlier, _of(scores=floats((6,)), share=Argument(lambda: 0.1, number(0, 1, below=True)))),
     }
