@@ -15,6 +15,7 @@ HELP = "find label errors and outliers of a dataset, write it without them (neur
 EXAMPLES = [
     "hf-dataopt clean cifar10 --model me/vit-cifar10 --column img --label-column label --out cleaned",
     "hf-dataopt clean reviews.csv --model me/roberta --column text --modality text --noise-rate 0.05 --out cleaned",
+    "hf-dataopt clean photos.parquet --features-column clip --folds 4 --label-column kind --out cleaned",
     "hf-dataopt clean saved_folder --features-column features --probs-column probs --label-column label --out cleaned --json",
 ]
 
@@ -30,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="rows a forward pass")
     parser.add_argument("--features-column", default="features", help="embeddings that are already there")
     parser.add_argument("--probs-column", default="probs", help="class probabilities that are already there")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        help="probabilities of a logistic probe on the features, out of so many folds, not the model's",
+    )
     parser.add_argument("--label-column", default="label", help="the labels to check")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     parser.add_argument("--temperature", type=float, default=4.0, help="t of Eq. 5.4")
@@ -97,7 +103,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.noise_rate is not None:
         report = report.rethreshold(noise_rate=args.noise_rate)
     cleaned = report.filter(source, outliers=args.drop_outliers, near_duplicates=args.drop_near_duplicates)
-    result = summary(report, len(cleaned))
+    result = outcome(report, len(cleaned))
     # every process of accelerate or torchrun comes here; one writes
     if not distributed.is_main_process():
         return result
@@ -107,12 +113,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
-    if args.model is None:
-        return dataset
-    from ..features import FeatureExtractor
+    if args.model is not None:
+        from ..features import FeatureExtractor
 
-    extractor = FeatureExtractor(args.model, column=args.column, modality=args.modality, on_error=args.on_error)
-    return dataset.map(extractor, batched=True, with_indices=True, batch_size=args.batch_size, desc="Features")
+        extractor = FeatureExtractor(args.model, column=args.column, modality=args.modality, on_error=args.on_error)
+        dataset = dataset.map(extractor, batched=True, with_indices=True, batch_size=args.batch_size, desc="Features")
+    if args.folds is None:
+        return dataset
+    from .probe import out_of_sample_probs
+
+    taken = [args.probs_column] if args.probs_column in dataset.column_names else []
+    return out_of_sample_probs(
+        dataset.remove_columns(taken),
+        args.label_column,
+        features_column=args.features_column,
+        probs_column=args.probs_column,
+        folds=args.folds,
+        seed=args.seed,
+        on_error=args.on_error,
+    )
 
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
@@ -138,7 +157,7 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
     return paths
 
 
-def summary(report: Any, kept: int) -> dict[str, Any]:
+def outcome(report: Any, kept: int) -> dict[str, Any]:
     """Counts, settings and the worst rows, ready for JSON; rows by their numbers in the dataset that was given."""
     numbers = report.rows
     return {
@@ -167,14 +186,14 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
     """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
     from ..publishing.dataset_files import write_parquet
     from ..publishing.writer import finish
-    from .pages import facts, flagging_rule
+    from .summary import facts, flagging_rule
 
     local = Path(args.dataset).exists()
     split = re.split(r"[^\w.]", args.split)[0]  # "train[:1000]" is published as "train"
     return finish(
         folder,
         "cleaned_dataset",
-        about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": summary(report, len(cleaned))},
+        about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": outcome(report, len(cleaned))},
         metadata={
             "tags": ["label-noise", "neural-relation-graph"],
             "source_datasets": None if local else [args.dataset],

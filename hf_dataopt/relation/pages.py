@@ -13,13 +13,10 @@ import numpy as np
 from ..decoding import read_picture
 from ..errors import MissingExtraError
 from .report import RelationReport
+from .summary import facts
 
 TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
-SCORES = {
-    "combined": "probability that the label is wrong, from the model and the nearest rows",
-    "label_noise": "noisiness s of Algorithm 4",
-}
 
 
 @dataclass(frozen=True)
@@ -81,43 +78,6 @@ def write_page(
     path = Path(path)
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def facts(report: RelationReport) -> list[tuple[str, str]]:
-    """Numbers at the top of the page and on the card."""
-    first = report.about["checkpoints"][0]
-    skipped = report.about.get("skipped", {}).get("reasons", {})
-    unlabelled = int((report.labels < 0).sum())
-    copies = report.near_duplicates()
-    some = {
-        "rows left out": ", ".join(f"{count:,}: {why}" for why, count in skipped.items()),
-        "unlabelled rows": f"{unlabelled:,}" if unlabelled else "",
-        "estimated share of wrong labels": f"{report.noise_rate:.1%}" if report.noise_rate >= 0 else "",
-        "near duplicates": f"{sum(map(len, copies)):,} rows in {len(copies):,} groups" if copies else "",
-    }
-    return [
-        ("rows", f"{len(report):,}"),
-        ("classes", f"{len(report.label_names):,}"),
-        *((name, text) for name, text in some.items() if text),
-        ("label errors", f"{int(report.is_label_error.sum()):,} ({report.is_label_error.mean():.1%})"),
-        ("outliers", f"{int(report.is_outlier.sum()):,} ({report.is_outlier.mean():.1%})"),
-        ("score", f"{report.config.score}: {SCORES[report.config.score]}"),
-        ("flagged", flagging_rule(report)),
-        ("temperature", f"{report.config.temperature:g}"),
-        ("max-cut objective of Algorithm 4's set (Eq. 5.2)", f"{first['objective']:.4g}"),
-        ("passes", f"{first['passes']} ({', '.join(first['stopped'])})"),
-    ]
-
-
-def flagging_rule(report: RelationReport) -> str:
-    """What a row was flagged by, in one phrase for the card and the page."""
-    cut = report.about.get("cut", {"rule": "algorithm4"})
-    if cut["rule"] == "algorithm4":
-        return "the set that Algorithm 4 found"
-    score = "the probability that the label is wrong" if report.config.score == "combined" else "Algorithm 4's score"
-    if cut["rule"] == "estimated":
-        return f"the {cut['value']:.1%} of the labels that are worst by {score}; how many was estimated"
-    return f"the worst by {score}, cut at {cut['rule']} {cut['value']:g}"
 
 
 def draw_worst(

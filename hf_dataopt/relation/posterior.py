@@ -221,7 +221,7 @@ def _fit(terms: _Terms, start: Vector) -> Vector:
         part[terms.rows, terms.labels] = 0
         own, mine = terms.own(true), terms.own(given)
         right, among = own, part.sum(axis=1) * mine
-        like = (1 - rate) * right + rate * among
+        like = np.maximum((1 - rate) * right + rate * among, 1e-300)
         mean = (true * terms.log).sum(axis=1)
         log_own = terms.own(terms.log)
         d_beta = (1 - rate) * own * (log_own - mean) + rate * mine * (

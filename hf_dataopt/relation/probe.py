@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..decoding import OnError, check_on_error
 from ..progress import bar
 from ..seeding import generator
 from ..settings import check_array, check_dataset, check_flag, check_int, check_number, check_text, optional
 from .config import RelationConfig
 from .graph import RelationGraph
 from .labels import read_labels
-from .rows import Rows, rows_of_column
+from .rows import Rows, check_new_column, rows_of_column
+from .unfit import unfit_rows
 
 Index = NDArray[np.int64]
 Vector = NDArray[np.float64]
@@ -39,6 +41,7 @@ def out_of_sample_probs(
     groups: Sequence[int] | str | None = _COPIES,
     strength: float | None = None,
     seed: int = 0,
+    on_error: OnError = "raise",
     quiet: bool = False,
 ) -> Any:
     """The dataset with class probabilities that no row's own label had a say in.
@@ -55,6 +58,8 @@ def out_of_sample_probs(
         strength: ridge penalty on features of mean 0 and mean variance 1, > 0; default the one of `STRENGTHS` with the
             least log loss on the first fold.
         seed: deals the rows.
+        on_error: "skip" gives rows without features, or with a number that is no class, NaN, which
+            `RelationCleaner.fit(on_error="skip")` leaves out.
         quiet: no progress bar.
 
     Returns:
@@ -73,27 +78,34 @@ def out_of_sample_probs(
         >>> report = RelationCleaner().fit(dataset)  # doctest: +SKIP
     """
     check_dataset("dataset", dataset)
+    count = len(dataset)
     for name, text in (("label_column", label_column), ("features_column", features_column)):
         check_text(name, text, empty=False)
-    check_text("probs_column", probs_column, empty=False)
+    check_new_column("probs_column", probs_column, dataset)
     folds, seed = check_int("folds", folds, 2), check_int("seed", seed, 0)
     strength = optional(check_number, "strength", strength, 0, above=True)
     quiet = check_flag("quiet", quiet)
-    if probs_column in dataset.column_names:
-        raise ValueError(f"the dataset has a column {probs_column!r} already; remove it, or name another probs_column")
+    check_on_error(on_error)
+    given = (
+        None if groups is None or isinstance(groups, str) else check_array("groups", groups, 1, kinds="iu", rows=count)
+    )
+    if given is None and groups not in (None, _COPIES):
+        raise ValueError(f"groups must be 'copies', None or one integer a row, got {groups!r}")
+    config, whole, kept = RelationConfig(compatibility=False, seed=seed), dataset, np.arange(count)
+    if on_error == "skip" and features_column in dataset.column_names and label_column in dataset.column_names:
+        kept = np.setdiff1d(kept, list(unfit_rows(dataset, label_column, [(features_column, "")], config)))
+        dataset = dataset if len(kept) == count else dataset.select(kept)
     labels, features = read_labels(dataset, label_column), rows_of_column(dataset, features_column)
-    graph = RelationGraph(features, None, labels.codes, RelationConfig(compatibility=False, seed=seed))  # checks them
-    if isinstance(groups, str):
-        if groups != _COPIES:
-            raise ValueError(f"groups must be 'copies', None or one integer a row, got {groups!r}")
+    graph = RelationGraph(features, None, labels.codes, config)  # checks the features
+    group = kept if given is None else given[kept].astype(np.int64)
+    if groups is not None and given is None:
         nearest = graph.nearest_rows()
         graph.relation_sums(nearest=nearest, quiet=quiet)
         group = nearest.result(graph.device).group
-    else:
-        rows = range(len(dataset)) if groups is None else groups
-        group = check_array("groups", rows, 1, kinds="iu", rows=len(dataset)).astype(np.int64)
-    probs = fold_probs(features, labels.codes, len(labels.values), group, folds, strength, seed=seed, quiet=quiet)
-    return _with_column(dataset, probs_column, probs)
+    found = fold_probs(features, labels.codes, len(labels.values), group, folds, strength, seed=seed, quiet=quiet)
+    probs = np.full((count, found.shape[1]), np.nan, np.float32)
+    probs[kept] = found
+    return _with_column(whole, probs_column, probs)
 
 
 def fold_probs(

@@ -285,6 +285,23 @@ def cases() -> dict[str, Case]:
                 near_duplicates=Argument(lambda: False, FLAG),
             ),
         ),
+        "RelationReport.dropped": Case(
+            lambda **a: report().dropped(**a),
+            _of(**{name: Argument(lambda: True, FLAG) for name in ("label_errors", "outliers", "near_duplicates")}),
+        ),
+        "RelationReport.relabel": Case(
+            lambda **a: report().relabel(**a),
+            _of(
+                dataset=Argument(
+                    data, Kind(_dataset, [lambda: data().select(range(5)), lambda: data().shuffle(seed=1)])
+                ),
+                rows=Argument(lambda: [3], NONE | NUMBERED),
+                given_column=Argument(lambda: "before", WORDS),
+            ),
+        ),
+        "RelationReport.summary": Case(lambda **a: report().summary(**a), {}),
+        "RelationReport.confusion": Case(lambda **a: report().confusion(**a), {}),
+        "RelationReport.review": Case(lambda **a: report().review(**a), _of(count=_int(5, 1))),
         "RelationReport.near_duplicates": Case(
             lambda **a: report().near_duplicates(**a),
             _of(
@@ -425,12 +442,13 @@ def cases() -> dict[str, Case]:
                     lambda: None,
                     NONE
                     | Kind(
-                        lambda v: None if v == "copies" or _whole(v, 60) is None else False,
+                        lambda v: None if isinstance(v, str) and v == "copies" or _whole(v, 60) is None else False,
                         [lambda: "none", lambda: [1]],
                     ),
                 ),
                 strength=Argument(lambda: 0.1, NONE | number(0, 1.7e308, above=True)),
                 seed=_int(0, 0),
+                on_error=Argument(lambda: "raise", choice("raise", "skip")),
                 quiet=Argument(lambda: True, FLAG),
             ),
         ),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_dataopt import RelationCleaner, out_of_sample_probs
+from hf_dataopt import RelationCleaner, RelationReport, out_of_sample_probs
+from hf_dataopt.cli import main
 from hf_dataopt.relation import probe as module
 from hf_dataopt.relation.rows import rows_of
 
@@ -97,3 +99,27 @@ def test_columns_are_those_of_the_labels_and_the_dataset_stays_as_it_is() -> Non
         out_of_sample_probs(found, "kind", features_column="emb", probs_column="out")
     with pytest.raises(ValueError, match="must be 'copies', None or one integer a row, got 'none'"):
         out_of_sample_probs(data, "kind", features_column="emb", groups="none")
+
+
+def test_rows_without_features_are_skipped_where_asked() -> None:
+    case = make(n=120, d=6, classes=3)
+    features, labels = case.features.tolist(), case.labels.tolist()
+    features[7], labels[9] = [float("nan")] * 6, -2
+    data = Dataset.from_dict({"label": labels, "features": features})
+    with pytest.raises(ValueError, match="row 9 has label -2"):
+        out_of_sample_probs(data, quiet=True)
+    found = out_of_sample_probs(data, groups=np.arange(120), on_error="skip", quiet=True)
+    missing = np.isnan(found.with_format("numpy")["probs"][:]).all(axis=1)
+    assert np.flatnonzero(missing).tolist() == [7, 9]
+    report = RelationCleaner().fit(found, on_error="skip", quiet=True)
+    assert report.about["skipped"]["rows"] == [7, 9]
+
+
+def test_the_shell_makes_its_own_probabilities(tmp_path: Path) -> None:
+    case = make(n=200, d=12, classes=3)
+    case.dataset().remove_columns("probs").to_parquet(tmp_path / "rows.parquet")
+    arguments = ["clean", str(tmp_path / "rows.parquet"), "--folds", "3", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    report = RelationReport.load(tmp_path / "out" / "report")
+    expected = RelationCleaner().fit(out_of_sample_probs(case.dataset().remove_columns("probs"), folds=3), quiet=True)
+    np.testing.assert_allclose(report.label_noise_score, expected.label_noise_score, atol=1e-6)
