@@ -43,9 +43,11 @@ lint: $(BIN)/.test-installed
 bench: $(BIN)/.benchmark-installed
 	for script in benchmarks/[a-z]*_*.py; do $(BIN)/python $$script --smoke || exit 1; done
 
-# what only a GPU can tell of mixing: what a step costs there, and the authors' 300 epochs (hours a run; stops and goes on)
+# what only a GPU can tell: what a step of mixing costs there, condensation of CIFAR-10 at 10 a class with the dissertation's network
+# (prints the hours first), and the authors' 300 epochs of mixing (hours a run; all stop and go on)
 gpu: $(BIN)/.benchmark-installed
 	$(BIN)/python benchmarks/mixup_step.py
+	$(BIN)/python benchmarks/condensation_gpu.py
 	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
 
 # KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core

@@ -2,7 +2,7 @@
 
 python examples/puzzlemix_trainer.py                       # a small ResNet on scikit-learn's digits, plain and mixed
 python examples/puzzlemix_trainer.py --adversarial 0.1     # Algorithm 2: attacked inputs at no extra pass
-python examples/puzzlemix_trainer.py --model microsoft/resnet-18 --dataset cifar10 --image-column img --epochs 10
+python examples/puzzlemix_trainer.py --model microsoft/resnet-18 --dataset cifar10 --column img --epochs 10
 python examples/puzzlemix_trainer.py --smoke               # a few steps, under a minute
 
 Integer labels in, plain batches in evaluation; `mixed.png` shows the last batch.
@@ -53,7 +53,7 @@ def from_hub(args: argparse.Namespace) -> tuple[Any, Any, Any, PuzzleMixConfig]:
     )
 
     def prepare(rows: dict[str, Any]) -> dict[str, Any]:
-        pixels = processor([image.convert("RGB") for image in rows[args.image_column]], return_tensors="pt")
+        pixels = processor([image.convert("RGB") for image in rows[args.column]], return_tensors="pt")
         return {"pixel_values": pixels["pixel_values"], "labels": rows[args.label_column]}
 
     # the data term compares pixels in [0, 1]: the collator must know how they were normalised
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="microsoft/resnet-18", help="with --dataset: image classifier to fine-tune")
     parser.add_argument("--dataset", default=None, help="Hub dataset with splits train and test; default: digits")
-    parser.add_argument("--image-column", default="image")
+    parser.add_argument("--column", default="image")
     parser.add_argument("--label-column", default="label")
     parser.add_argument("--epochs", type=float, default=30)
     parser.add_argument("--batch-size", type=int, default=20)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ccm.plugin import install as _install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # public name -> module that defines it
 _PUBLIC = {
@@ -60,7 +60,7 @@ _MOVED = {
     "hf_dataopt.info": "hf_dataopt.publishing.info",
     "hf_dataopt.plain_text": "hf_dataopt.text.plain_text",
     "hf_dataopt.positions": "hf_dataopt.text.positions",
-    "hf_dataopt.push": "hf_dataopt.publishing.push",
+    "hf_dataopt.push": "hf_dataopt.shell.push",
     "hf_dataopt.safe_files": "hf_dataopt.publishing.safe_files",
 }
 

@@ -3,7 +3,7 @@
 Scores point up (higher = more suspicious) and labels are 1 for what is to be found: a label error, an outlier. The
 functions need numpy only. `module_path("auroc")` is a folder that ships in the wheel, so
 
-    evaluate.load(module_path("auroc")).compute(references=labels, prediction_scores=scores)
+    evaluate.load(module_path("auroc")).compute(references=labels, predictions=scores)
 
 loads without network; `evaluate.combine` accepts what it returns.
 """

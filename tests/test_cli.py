@@ -31,7 +31,7 @@ def test_help_of_every_command_shows_examples_and_shared_options(
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert f"hf-dataopt {command}" in text.split("examples:")[1]
-    for option in ("--json", "--seed", "--debug"):
+    for option in ("--json", "--quiet", "--debug"):
         assert option in text
 
 
@@ -60,16 +60,18 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: hf-dataopt" in capsys.readouterr().err
 
 
-def test_an_error_exits_with_1_and_shows_no_traceback(bad_call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(bad_call) == 1
+def test_a_call_that_cannot_work_exits_with_2_and_one_line(
+    bad_call: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(bad_call) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "not there.txt" in captured.err and "--debug" in captured.err
+    assert "not there.txt" in captured.err and "--context" in captured.err and captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
 
 
 def test_debug_raises_the_error_itself(bad_call: list[str]) -> None:
-    with pytest.raises(ValueError, match="cannot read the context"):
+    with pytest.raises(ValueError, match="cannot read .*not there"):
         main([*bad_call, "--debug"])
 
 

@@ -1,4 +1,4 @@
-"""Imports point one way: commands -> methods -> text, routing, publishing -> the package's root; nothing goes in a circle.
+"""Imports point one way: commands -> methods -> shell -> text, routing, publishing -> the root; no circles.
 
 An import inside a function counts like any other, and so does one for type checkers alone.
 """
@@ -15,6 +15,7 @@ from .conftest import REPO
 PACKAGE = REPO / "hf_dataopt"
 METHODS = ("mixup", "relation", "condensation", "ccm", "kvzip")
 BELOW = ("text", "routing", "publishing")
+SHELL = "shell"  # what the methods' commands share; it may name what is below
 # files that may name any method: the lazy public names, the command line, the demo
 ABOVE = ("__init__", "cli", "demo")
 MOST_FILES = 14
@@ -62,7 +63,7 @@ def _room(name: str) -> str:
 
 def _floor(name: str) -> int:
     room = _room(name)
-    return 3 if room in ABOVE else 2 if room in METHODS else 1 if room in BELOW else 0
+    return 4 if room in ABOVE else 3 if room in METHODS else 2 if room == SHELL else 1 if room in BELOW else 0
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -97,7 +98,7 @@ def test_no_circle_among_files() -> None:
 
 def test_every_room_has_its_floor() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert rooms == {*METHODS, *BELOW, "demo"}
+    assert rooms == {*METHODS, *BELOW, SHELL, "demo"}
 
 
 def test_the_root_is_small() -> None:

@@ -81,7 +81,7 @@ def test_evaluate_module_loads_without_network(name: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     labels, scores = _draw(3)
     metric = evaluate.load(module_path(name), cache_dir=str(tmp_path))
-    got = metric.compute(references=labels.astype(int), prediction_scores=scores)
+    got = metric.compute(references=labels.astype(int), predictions=scores)
     expected = {"average_precision": average_precision, "auroc": auroc, "tnr_at_tpr": tnr_at_tpr}[name]
     assert got == {name: pytest.approx(expected(labels, scores), abs=1e-12)}
 
@@ -91,7 +91,7 @@ def test_evaluate_modules_combine(tmp_path: Path) -> None:
     both = evaluate.combine(
         [evaluate.load(module_path(name), cache_dir=str(tmp_path)) for name in ("auroc", "tnr_at_tpr")]
     )
-    got = both.compute(references=[0, 1, 0, 1], prediction_scores=[0.0, 3.0, 1.0, 2.0])
+    got = both.compute(references=[0, 1, 0, 1], predictions=[0.0, 3.0, 1.0, 2.0])
     assert got == {"auroc": 1.0, "tnr_at_tpr": 1.0}
 
 

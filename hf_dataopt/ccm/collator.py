@@ -50,6 +50,12 @@ class DataCollatorForCCM:
         TypeError: a sample of another kind.
 
     Source: Algorithm 6; `max_length` of the reference code.
+
+    Example:
+        >>> collator = DataCollatorForCCM(tokenizer, adapted.peft_config["default"])
+        >>> batch = collator([{"contexts": ["Anna lives in Oslo."], "input": "Where?", "output": " Oslo"}])
+        >>> sorted(batch)[:2]
+        ['attention_mask', 'input_ids']
     """
 
     def __init__(

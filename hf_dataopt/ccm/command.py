@@ -8,8 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..publishing.push import add_push_arguments, push_options
-from ..text.options import add_template_arguments, template_options
+from ..shell.data import STDIN, read_lines
+from ..shell.models import load_language_model
+from ..shell.options import (
+    DTYPES,
+    add_device,
+    add_hub,
+    add_publishing,
+    add_seed,
+    add_template,
+    check_publishing,
+    device_of,
+    push_options,
+    template_options,
+)
+from ..shell.usage import check_count, only, refusing
 
 if TYPE_CHECKING:
     from .memory import CompressedContextMemory
@@ -34,17 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default=None, help="Hub name or folder; default: the adapter's own, or the packaged SmolLM2"
     )
     parser.add_argument("--adapter", default=None, help="trained CCM adapter; without one the memory is untrained")
-    parser.add_argument("--turn", action="append", required=True, help="a context c(t); may be given several times")
+    parser.add_argument(
+        "--turn", action="append", required=True, help="a context c(t); may be given several times; - for stdin's lines"
+    )
     parser.add_argument("--question", required=True, help="asked behind the memory")
     parser.add_argument("--chat", action="store_true", help="turns are chat messages: user, assistant, user, ...")
-    parser.add_argument(
-        "--memory", choices=["concat", "merge"], default="concat", help="update (untrained memory only)"
-    )
-    parser.add_argument("--num-comp-tokens", type=int, default=2, help="slots per turn (untrained memory only)")
-    add_template_arguments(parser, "the turns (with --chat)")
+    parser.add_argument("--memory", choices=["concat", "merge"], help="update of an untrained memory (default: concat)")
+    parser.add_argument("--num-comp-tokens", type=int, help="slots per turn of an untrained memory (default: 2)")
+    add_template(parser, "the turns (with --chat)")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of the answer")
-    parser.add_argument("--save", metavar="DIR", default=None, help="keep the memory in this folder")
-    add_push_arguments(parser, "the memory")
+    add_device(parser, dtypes=DTYPES)
+    add_seed(parser)
+    parser.add_argument("--output-dir", metavar="DIR", default=None, help="keep the memory in this folder")
+    add_hub(parser, "of the model")
+    add_publishing(parser, "the memory")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -52,44 +68,78 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         Sizes after every turn and the answer, ready for JSON.
-    """
-    from ..publishing.writer import check_target
 
-    template = template_options(args)
-    if not args.chat and any(value is not None for value in template.values()):
-        raise ValueError("--system and --template-kwargs belong to chat messages; give --chat too")
-    if args.save:
-        check_target(args.save, "context_memory")
-    model, tokenizer = _load(args.model, args.adapter, args.memory, args.num_comp_tokens)
-    turns: list[Any] = args.turn
+    Raises:
+        UsageError: options that do not go together, that have no effect, or are out of range.
+        ValueError: model or adapter cannot be loaded.
+    """
+    template, turns = _checked(args)
+    model, tokenizer = _load(args)
     question: Any = args.question
     if args.chat:
         turns = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
         question = {"role": "user", "content": question}
     result, memory = converse(model, tokenizer, turns, question, args.max_new_tokens, template)
     result["trained"] = args.adapter is not None
-    if args.save:
-        memory.save_pretrained(args.save, adapter=args.adapter)
-        result["folder"] = args.save
+    if args.output_dir:
+        memory.save_pretrained(args.output_dir, adapter=args.adapter)
+        result["folder"] = args.output_dir
     if args.push_to_hub:
-        result["repository"] = memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args))
+        result["repository"] = str(memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args)))
     return result
 
 
-def _load(name: str | None, adapter: str | None, memory: str, num_comp_tokens: int) -> tuple[Any, Any]:
-    from peft import get_peft_model
+def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """The chat template's arguments and the turns, once everything that can be seen without a model is right."""
+    from ..publishing.names import looks_like_repo
+    from ..publishing.writer import check_target
 
-    from ..text.demo_model import load_demo_model
-    from .config import CCMConfig
+    with refusing():
+        check_publishing(args)
+        only(args, args.chat, "belongs to chat messages; give --chat too", "system", "template_kwargs")
+        only(
+            args,
+            args.adapter is None,
+            "is for an untrained memory; the adapter has its own",
+            "memory",
+            "num_comp_tokens",
+        )
+        check_count("num_comp_tokens", 1 if args.num_comp_tokens is None else args.num_comp_tokens)
+        check_count("max_new_tokens", args.max_new_tokens)
+        if args.question == STDIN:
+            raise ValueError("--question cannot be -; --turn can, for the lines of standard input")
+        if args.adapter is not None and not Path(args.adapter).is_dir() and not looks_like_repo(args.adapter):
+            raise ValueError(f"--adapter {args.adapter} is neither a folder nor a Hub name such as me/name")
+        if args.output_dir:
+            check_target(args.output_dir, "context_memory")
+        device_of(args.device)
+        return template_options(args), read_lines("--turn", args.turn)
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     from .saved import base_of, load_adapter
 
-    base, tokenizer = load_demo_model(name if name or adapter is None else base_of(adapter))
-    if adapter is not None:
-        return load_adapter(base, adapter), tokenizer
-    with warnings.catch_warnings():
+    name = args.model if args.model or args.adapter is None else base_of(args.adapter)
+    base, tokenizer = load_language_model(
+        name, device=args.device, dtype=args.dtype, revision=args.revision, token=args.token
+    )
+    if args.adapter is not None:
+        return load_adapter(base, args.adapter, token=args.token), tokenizer
+    return _untrained(base, args.memory or "concat", args.num_comp_tokens or 2, args.seed), tokenizer
+
+
+def _untrained(base: Any, memory: str, num_comp_tokens: int, seed: int = 0) -> Any:
+    """A model with a fresh adapter, whose weights are drawn from a stream of their own."""
+    import torch
+    from peft import get_peft_model
+
+    from .config import CCMConfig
+
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        torch.manual_seed(seed)
         # peft 0.21 asks transformers 5.24 for a property by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval(), tokenizer
+        return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval()
 
 
 def converse(
@@ -184,7 +234,8 @@ def show(result: dict[str, Any], console: Any) -> None:
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     """The demo's section: turns compressed by an untrained adapter, to show sizes; answers need training."""
     turns = DEMO_TURNS[:2] if args.smoke else DEMO_TURNS
-    model, tokenizer = _load(args.model, None, "concat", 2)
+    base, tokenizer = load_language_model(args.model)
+    model = _untrained(base, "concat", 2, args.seed)
     result, _ = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4)
     result["trained"] = False
     show(result, args.console)

@@ -89,6 +89,10 @@ class CCMConfig(LoraConfig):
 
     Source: sections 7.3.1 and 7.4 (defaults of the reference code where the text names none).
     Differs: compression-token embeddings are trained too, as in the reference code; the text names the LoRA alone.
+
+    Example:
+        >>> CCMConfig(r=8, num_comp_tokens=2, memory="merge").merges
+        True
     """
 
     lora_alpha: int = field(default=16, metadata={"help": "scale of the LoRA, divided by r"})

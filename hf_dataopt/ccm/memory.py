@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -19,6 +19,11 @@ from .cache import CompressingCache, MemoryCache, read_behind
 from .proof import prove
 from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import answer_prompt, awaits_answer, encode_turn, left_padded
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from ..publishing.hub import HubOptions, PushOptions
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _MOST_USERS = 2**16
@@ -49,6 +54,12 @@ class CompressedContextMemory:
 
     Source: section 7.3.1, Eq. 7.1 to 7.3.
     Cost: memory of t * num_comp_tokens slots (concat) or num_comp_tokens slots (merge) per layer and head.
+
+    Example:
+        >>> memory = CompressedContextMemory(adapted, tokenizer)  # `get_peft_model(base, CCMConfig())`
+        >>> memory.append("Anna lives in Oslo.")
+        >>> memory.nbytes < memory.full_nbytes
+        True
     """
 
     def __init__(
@@ -344,12 +355,13 @@ class CompressedContextMemory:
         other._history = [list(row) for row in self._history]
         return other
 
-    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None, license: str | None = None) -> None:
         """Write the memory, which model and adapter wrote it, and a card.
 
         Args:
             folder: made if missing.
             adapter: Hub name of the adapter, for the code on the card.
+            license: of what was said, if it may be shared; otherwise the card names none.
         """
         tensors = {"held": self._held, "steps": self.steps, "text": self._text}
         sink = self._seen(everything=False)[0]
@@ -359,11 +371,12 @@ class CompressedContextMemory:
         settings = {"layers": len(self._layers), "history": self._history}
         settings |= {"peak_kv_bytes": self.peak_kv_bytes, "peak_slots": self.peak_slots, **self.chat.to_dict()}
         sizes = (self.batch_size, sum(self.steps.tolist()), sum(self.tokens_seen), self.nbytes)
-        save_memory(check_path("folder", folder), "context_memory", self.model, tensors, settings, sizes, adapter)
+        card = {"adapter": adapter, "license": license}
+        save_memory(check_path("folder", folder), "context_memory", self.model, tensors, settings, sizes, card)
 
     @classmethod
     def from_pretrained(
-        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Any
+        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Unpack[HubOptions]
     ) -> CompressedContextMemory:
         """Read what `save_pretrained` wrote, from a folder or the Hub.
 
@@ -394,9 +407,18 @@ class CompressedContextMemory:
         ]
         return memory
 
-    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        adapter: str | None = None,
+        license: str | None = None,
+        **options: Unpack[PushOptions],
+    ) -> CommitInfo:
         """Upload the memory in one commit; options as `publishing.artifacts.push_folder`."""
-        return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
+        return push_saved(
+            lambda folder: self.save_pretrained(folder, adapter=adapter, license=license), repo_id, **options
+        )
 
     def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
         check_still_active(self.model, self.config)

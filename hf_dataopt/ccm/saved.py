@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ from ..settings import (
 )
 from .active import base_identity, ccm_config, check_base
 from .memory import CompressedContextMemory
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from ..publishing.hub import PushOptions
 
 
 def save_adapter(
@@ -113,8 +118,13 @@ def _answer(model: Any, tokenizer: Any, code: Mapping[str, Any]) -> str:
 
 
 def push_adapter(
-    model: Any, repo_id: str, tokenizer: Any = None, *, about: Mapping[str, Any] | None = None, **options: Any
-) -> str:
+    model: Any,
+    repo_id: str,
+    tokenizer: Any = None,
+    *,
+    about: Mapping[str, Any] | None = None,
+    **options: Unpack[PushOptions],
+) -> CommitInfo:
     """Upload adapter and card in one commit.
 
     Args:
@@ -125,7 +135,7 @@ def push_adapter(
         options: of `publishing.artifacts.push_folder`.
 
     Returns:
-        URL of the commit, or of the pull request.
+        The commit, as every upload of the Hub's client; as text its URL.
     """
     values = {"name": repo_id, **(optional(check_kind, "about", about, Mapping) or {})}
     return push_saved(lambda folder: save_adapter(model, folder, tokenizer, **values), repo_id, **options)

@@ -38,7 +38,7 @@ def save_memory(
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
     sizes: tuple[int, int, int, int],
-    adapter: str | None = None,
+    card: Mapping[str, str | None],
 ) -> None:
     """Write a memory's tensors and settings, who wrote it, and a card.
 
@@ -48,12 +48,12 @@ def save_memory(
         model: with the adapter that wrote it.
         tensors, settings: whatever the memory needs to go on.
         sizes: users, steps, tokens seen, bytes, for the card.
-        adapter: Hub name of the adapter, for the code on the card.
+        card: `adapter`, its Hub name for the code on the card, and `license`.
 
     Raises:
         ValueError: NaN, infinite or very large values, which could not be read again.
     """
-    adapter = optional(check_text, "adapter", adapter, empty=False)
+    adapter, licence = (optional(check_text, name, card[name], empty=False) for name in ("adapter", "license"))
     base = causal_model_of(model)
     check_finite(tensors, MAX_VALUE)
     versions = {"format_version": FORMAT, "format_minor": MINOR}
@@ -67,7 +67,7 @@ def save_memory(
             draft,
             kind,
             about={"steps": steps, "tokens": tokens, "bytes": nbytes, "adapter": adapter},
-            metadata={"base_model": hub_name(base), "tags": ["compressed-context-memory"]},
+            metadata={"license": licence, "base_model": hub_name(base), "tags": ["compressed-context-memory"]},
             code={
                 "model": hub_name(base) or MODEL,
                 "dtype": str(base.dtype).removeprefix("torch."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch.nn import functional
@@ -30,6 +30,11 @@ from .memory import CompressedContextMemory
 from .proof import prove
 from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import encode_turn, is_said
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from ..publishing.hub import HubOptions, PushOptions
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _SIZES = ("max_kv", "compress_tokens", "memory_size", "sink", "compress")
@@ -56,6 +61,11 @@ class StreamingContextMemory:
         UnsupportedModelError: a model with sliding-window layers.
 
     Source: section 7.4, "Streaming with sliding window"; sizes as there.
+
+    Example:
+        >>> stream = StreamingContextMemory(adapted, tokenizer, max_kv=24, compress_tokens=8, memory_size=8)
+        >>> stream.perplexity(context) > 1
+        True
     """
 
     def __init__(
@@ -101,12 +111,13 @@ class StreamingContextMemory:
         self._virtual_slots = 0  # slots that a compressing stream would hold (compress=False)
         self.tokens_seen = 0
 
-    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None, license: str | None = None) -> None:
         """Write the stream as it stands, which model and adapter wrote it, and a card.
 
         Args:
             folder: made if missing.
             adapter: Hub name of the adapter, for the code on the card.
+            license: of what was said, if it may be shared; otherwise the card names none.
         """
         tensors: dict[str, torch.Tensor] = {}
         for index, (keys, values) in enumerate(self._layers):
@@ -114,11 +125,12 @@ class StreamingContextMemory:
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
         settings = {name.lstrip("_"): getattr(self, name) for name in (*_SIZES, *_STATE)} | self.chat.to_dict()
         sizes = (1, self.memory_slots // self.config.num_comp_tokens, self.tokens_seen, nbytes)
-        save_memory(check_path("folder", folder), "streaming_memory", self.model, tensors, settings, sizes, adapter)
+        card = {"adapter": adapter, "license": license}
+        save_memory(check_path("folder", folder), "streaming_memory", self.model, tensors, settings, sizes, card)
 
     @classmethod
     def from_pretrained(
-        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Any
+        cls, model: Any, source: str | Path, tokenizer: Any = None, **hub: Unpack[HubOptions]
     ) -> StreamingContextMemory:
         """Read what `save_pretrained` wrote, from a folder or the Hub; the stream goes on where it stood.
 
@@ -155,9 +167,18 @@ class StreamingContextMemory:
             raise ValueError(f"{source} holds {stream.size} slots, which do not fit its sizes; save it again")
         return stream
 
-    def push_to_hub(self, repo_id: str, *, adapter: str | None = None, **options: Any) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        adapter: str | None = None,
+        license: str | None = None,
+        **options: Unpack[PushOptions],
+    ) -> CommitInfo:
         """Upload the stream in one commit; options as `publishing.artifacts.push_folder`."""
-        return push_saved(lambda folder: self.save_pretrained(folder, adapter=adapter), repo_id, **options)
+        return push_saved(
+            lambda folder: self.save_pretrained(folder, adapter=adapter, license=license), repo_id, **options
+        )
 
     @property
     def size(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from ..settings import check_choice
 from .augment import operations
 from .config import IDCConfig
+from .photo import PHOTO
 
 # name: what the card calls it
 METHODS = {
@@ -51,7 +52,8 @@ def _plain(config: IDCConfig, **changes: Any) -> IDCConfig:
 
 def _own(config: IDCConfig) -> dict[str, Any]:
     """What DSA and DM share."""
-    flip = "_flip" if "flip" in operations(config.evaluation_augmentation) else ""  # digits are not flipped
+    how = config.evaluation_augmentation
+    flip = "_flip" if how == PHOTO or "flip" in operations(how) else ""  # digits are not flipped
     return {
         "scale_learning_rate": False,
         "learning_rate_space": "normalised",

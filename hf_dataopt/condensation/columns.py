@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,6 +140,7 @@ class _Reader:
         from datasets import Image
 
         plain = dataset.select_columns([column]).with_format(None)
+        _refuse_text(plain, column)
         own = getattr(plain.features[column], "mode", None)
         self.pictures = isinstance(plain.features[column], Image)
         self.whole = _leaf(plain.features[column]) == "uint8"  # arrays of pixels
@@ -174,6 +176,27 @@ class _Reader:
         if len({one.dtype for one in found}) > 1:
             raise ValueError(f"{self.column!r} holds images and arrays; give one kind")
         return torch.from_numpy(alike(found)), skipped
+
+
+def _refuse_text(rows: Dataset, column: str) -> None:
+    """Strings are paths of images, or a text data set, of which no images can be made."""
+    from PIL.Image import registered_extensions
+
+    if _leaf(rows.features[column]) not in ("string", "large_string"):
+        return
+    first = next((value for value in rows[:_CHUNK][column] if value), None)
+    if isinstance(first, str) and Path(first).suffix.lower() not in registered_extensions() and not _is_file(first):
+        raise ValueError(
+            f"{column!r} holds text ({first!r:.40}), not images or their paths: a text data set cannot be condensed, since "
+            "there are no texts between texts; choose rows of it instead, e.g. by RelationCleaner's scores"
+        )
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # longer than a name may be
+        return False
 
 
 def _leaf(feature: Any) -> str:

@@ -7,48 +7,59 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..publishing.push import add_push_arguments, push_options
+from ..progress import say
+from ..shell.data import STDIN, check_columns, read_dataset
+from ..shell.options import (
+    add_dataset,
+    add_device,
+    add_hub,
+    add_publishing,
+    add_seed,
+    check_publishing,
+    device_of,
+    push_options,
+)
+from ..shell.usage import check_count, only, refusing
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from .config import IDCConfig
 
+FLAGS = {"image_column": "--column"}
 HELP = "condense a labelled image data set to a few images per class (IDC, mosaics, RDED, DM, DSA, herding)"
 EXAMPLES = [
-    "hf-dataopt condense cifar10 --image-column img --preset cifar10 --method mosaic --images-per-class 10 --output-dir run1",
+    "hf-dataopt condense cifar10 --column img --preset cifar10 --method mosaic --images-per-class 10 --output-dir run1",
     "hf-dataopt condense ./my_images --factor 2 --width 32 --outer-iterations 20 --output-dir run2 --evaluate",
     "hf-dataopt condense ./train.parquet --test ./test.parquet --evaluate --output-dir run3 --json",
 ]
 
 _METHODS = ("idc", "idc-i", "mosaic", "rded", "dm", "dsa", "herding", "random")
 _PRESETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "imagenet_subset", "speech")
-# options that set a field of IDCConfig; None leaves the preset's value
-_FIELDS: dict[str, tuple[type, str]] = {
+# options that set a field of IDCConfig, with its type or its words; None leaves the preset's value
+_FIELDS: dict[str, tuple[type | tuple[str, ...], str]] = {
     "images_per_class": (int, "stored images per class"),
     "factor": (int, "multi-formation: factor^2 training images per stored one"),
     "width": (float, "channels of the network (128 in the dissertation; 32 is minutes on a CPU)"),
     "depth": (int, "blocks of the network"),
-    "metric": (str, "mse, l1, l1_mean or cos"),
+    "metric": (("mse", "l1", "l1_mean", "cos"), "what the match compares gradients by"),
     "learning_rate": (float, "of the images, at 10 images per class"),
     "outer_iterations": (int, "network lives"),
     "inner_iterations": (int, "rounds over the classes in each"),
     "network_images": (int, "real images the network sees per round"),
-    "initialisation": (str, "random, herding, mix, mix_herding, patches or noise"),
+    "initialisation": (("random", "herding", "mix", "mix_herding", "patches", "noise"), "what the images start from"),
     "augmentation": (str, "of the match"),
-    "storage": (str, "uint8, float16 or float32"),
+    "storage": (("uint8", "float16", "float32"), "of the images"),
     "evaluation_epochs": (int, "epochs of a scoring run"),
-    "dtype": (str, "float32 or bfloat16"),
+    "dtype": (("float32", "bfloat16"), "of the networks"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt condense`."""
-    parser.add_argument("dataset", help="Hub name, folder (image folder or saved data set) or parquet file")
-    parser.add_argument("--split", default="train", help="split to condense")
-    parser.add_argument("--test", default=None, help="data set to score on; default: the split 'test' of the same")
-    parser.add_argument("--image-column", default="image", help="column of images or arrays")
-    parser.add_argument("--label-column", default="label", help="column of labels")
+    add_dataset(parser, "images or arrays")
+    parser.add_argument("--test", metavar="DATASET", help="data set to score on; default: the split 'test' of the same")
+    parser.add_argument("--test-split", help="split of --test (default: test; train of a file)")
     parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
     parser.add_argument("--method", choices=_METHODS, default="idc", help="mosaic and rded take seconds to minutes")
     parser.add_argument(
@@ -62,20 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluate", action="store_true", help="train networks on the result and on random real images"
     )
     parser.add_argument("--full-epochs", type=int, help="score the whole training set too, trained for so many epochs")
-    parser.add_argument("--seeds", type=int, default=3, help="scoring runs")
-    parser.add_argument(
-        "--size", "--image-size", dest="image_size", type=int, help="side in pixels that all images are brought to"
-    )
-    parser.add_argument(
-        "--mode", dest="image_mode", choices=["RGB", "L"], help="colour or grey, what images are brought to"
-    )
+    parser.add_argument("--seeds", type=int, help="scoring runs (default: 3)")
+    parser.add_argument("--image-size", type=int, help="side in pixels that all images are brought to")
+    parser.add_argument("--image-mode", choices=["RGB", "L"], help="colour or grey, what images are brought to")
     parser.add_argument("--background", help="colour under transparent pixels; default white")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
-    add_push_arguments(parser, "the result")
-    parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
+    add_device(parser)
+    add_seed(parser)
+    add_hub(parser, "of the data set")
+    add_publishing(parser, "the result")
     group = parser.add_argument_group("settings (see IDCConfig)")
     for name, (kind, text) in _FIELDS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
+        taken: dict[str, Any] = {"type": kind} if isinstance(kind, type) else {"choices": kind}
+        group.add_argument(f"--{name.replace('_', '-')}", help=text, **taken)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -88,28 +98,41 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Files, settings, losses and scores, ready for JSON.
 
     Raises:
-        ValueError: the data set cannot be read, or a setting is out of range.
+        UsageError: the data set cannot be read, or an option is out of range or has no effect.
+        ValueError: images or labels that cannot be used.
     """
     from ..distributed import is_main_process
     from ..publishing.writer import check_target
 
-    config = config_from(args)
-    if is_main_process():
-        check_target(Path(args.output_dir) / "artifact", "condensed_dataset")
-    train = load(args.dataset, args.split)
-    test = load(args.test or args.dataset, "test") if args.evaluate else None
+    columns: Any = {"image_column": args.column or "image", "label_column": args.label_column or "label"}
+    with refusing():
+        check_publishing(args)
+        scoring = ("test", "test_split", "full_epochs", "seeds")
+        only(args, args.evaluate, "needs --evaluate", *scoring)
+        only(args, args.test, "needs --test", "test_split")
+        for name in ("seeds", "full_epochs"):
+            check_count(name, 1 if getattr(args, name) is None else getattr(args, name))
+        config = config_from(args)
+        if is_main_process():
+            check_target(Path(args.output_dir) / "artifact", "condensed_dataset")
+        device = device_of(args.device)
+        train = _read(args, args.dataset, args.split)
+        test = _test(args) if args.evaluate else None
+        for dataset in [train] if test is None else [train, test]:
+            check_columns(dataset, column=columns["image_column"], label_column=columns["label_column"])
     from .condenser import DatasetCondenser
 
-    options = {"method": args.method, "teacher": args.teacher, "device": args.device, "on_error": args.on_error}
-    condenser = DatasetCondenser(config, **options)
-    columns = {"image_column": args.image_column, "label_column": args.label_column}
-    cost = condenser.estimate(train, **columns)
-    args.console.print(str(cost))
+    with refusing():
+        condenser = DatasetCondenser(
+            config, method=args.method, teacher=args.teacher, device=device, on_error=args.on_error
+        )
+        cost = condenser.estimate(train, **columns)
+    say(str(cost))
     condensed = condenser.condense(train, output_dir=args.output_dir, **columns)
     result: dict[str, Any] = {
         "images": len(condensed),
         "method": args.method,
-        "classes": len(set(condensed[args.label_column])),
+        "classes": len(set(condensed[columns["label_column"]])),
         "outer_iterations": condenser.config.outer_iterations,
         "losses": condenser.losses,
         "short": {name: list(found) for name, found in condenser.short.items()},
@@ -122,18 +145,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from .saved import save_condensed
 
     if test is not None:
-        result["scores"] = _rows(condenser.evaluate(condensed, test, seeds=args.seeds, full_epochs=args.full_epochs))
+        result["scores"] = _rows(
+            condenser.evaluate(condensed, test, seeds=args.seeds or 3, full_epochs=args.full_epochs)
+        )
     folder = save_condensed(
         condensed,
         Path(args.output_dir) / "artifact",
         config=condenser.config,
         scores=result.get("scores", ()),
-        source=None if Path(args.dataset).exists() else args.dataset,
+        source=None if args.dataset == STDIN or Path(args.dataset).exists() else args.dataset,
         name=args.push_to_hub or Path(args.output_dir).name,
     )
     result |= {"folder": str(folder), "preview": str(folder / "preview.png")}
     if args.push_to_hub:
-        result["repository"] = push_folder(folder, args.push_to_hub, **push_options(args))
+        result["repository"] = str(push_folder(folder, args.push_to_hub, **push_options(args)))
     return result
 
 
@@ -152,30 +177,19 @@ def config_from(args: argparse.Namespace) -> IDCConfig:
     return config
 
 
-def load(name: str, split: str) -> Dataset:
-    """A split of a Hub data set, a saved folder, an image folder or a parquet file.
+def _read(args: argparse.Namespace, name: str, split: str | None) -> Dataset:
+    found: Dataset = read_dataset(name, split, args.config, revision=args.revision, token=args.token)
+    return found
 
-    Raises:
-        ValueError: nothing of that name, or no such split.
-    """
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-    path = Path(name)
-    if path.is_dir() and any((path / mark).exists() for mark in ("state.json", "dataset_dict.json")):
-        saved = load_from_disk(name)
-        if isinstance(saved, DatasetDict):
-            if split not in saved:
-                raise ValueError(f"{name} has the splits {sorted(saved)}, not {split!r}")
-            return saved[split]
-        return saved
-    if path.suffix == ".parquet":
-        if not path.is_file():
-            raise ValueError(f"no file {name}")
-        return Dataset.from_parquet(name)
-    try:
-        return load_dataset(name, split=split)
-    except Exception as error:
-        raise ValueError(f"cannot load the split {split!r} of {name}: {error}") from error
+def _test(args: argparse.Namespace) -> Dataset:
+    """What is scored on: a data set of its own, or the split `test` of the one that is condensed."""
+    if args.test:
+        alone = args.test == STDIN or Path(args.test).is_file()
+        return read_dataset(args.test, args.test_split or ("train" if alone else "test"), token=args.token)
+    if args.dataset == STDIN or Path(args.dataset).is_file():
+        raise ValueError(f"--evaluate: {args.dataset} has no split 'test'; name a data set to score on with --test")
+    return _read(args, args.dataset, "test")
 
 
 def _rows(scores: dict[str, Any]) -> list[dict[str, Any]]:

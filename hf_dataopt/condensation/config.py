@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from ..settings import LARGEST, MOST_SEED, Settings, brief, check_each, check_int, check_number, plain, settle
+
+if TYPE_CHECKING:
+    from .fields import IDCFields
 
 _CHOICES = {
     "formation": ("single", "multi", "bound"),
@@ -112,8 +115,9 @@ class IDCConfig(Settings):
         storage (`str`, default `"uint8"`): 8-bit images; `"float16"`, `"float32"` arrays. Measured loss of 8 bits: none
             (digits, 1 per class, 5 seeds: 94.8 % +- 1.2 against 94.7 % +- 1.3; benchmarks/condensation_storage.py).
         evaluation_epochs (`int`, optional): default by storage, see `evaluation_epochs_of`.
-        evaluation_augmentation (`str`, default `"color_crop_flip_scale_rotate"`), evaluation_cutmix (0.5),
-            evaluation_learning_rate (0.01), evaluation_batch (64): the scoring recipe, shared by every method.
+        evaluation_augmentation (`str`, default `"color_crop_flip_scale_rotate"`; `"photo"`: a resized crop, a flip, jittered
+            colours and light, see `photo_augment`), evaluation_cutmix (0.5), evaluation_learning_rate (0.01),
+            evaluation_batch (64): the scoring recipe, shared by every method.
         dtype (`str`, default `"float32"`): `"bfloat16"` runs the networks under autocast; images stay float32.
         compile (`bool` or `str`, default False): `torch.compile` the networks where they are trained, in the loop and in the
             scoring runs; a string names the backend. The match itself differentiates twice, which compiled code cannot.
@@ -193,6 +197,7 @@ class IDCConfig(Settings):
     def __post_init__(self) -> None:
         from ..decoding import colour_of
         from .augment import operations
+        from .photo import PHOTO
 
         settle(
             self,
@@ -221,7 +226,9 @@ class IDCConfig(Settings):
             raise ValueError(
                 "storage='uint8' needs clamp_low=0 and clamp_high=1; use storage='float32' for other ranges"
             )
-        operations(self.augmentation), operations(self.evaluation_augmentation)
+        operations(self.augmentation)
+        if self.evaluation_augmentation != PHOTO:
+            operations(self.evaluation_augmentation)
         colour_of(self.background)
 
     def image_learning_rate(self, height: int) -> float:
@@ -246,24 +253,24 @@ class IDCConfig(Settings):
         return evaluation_epochs_of(formation.count(self.images_per_class), classes)
 
     @classmethod
-    def cifar10(cls, **changes: Any) -> IDCConfig:
+    def cifar10(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """CIFAR-10 (Table 6.1)."""
         return cls(**{**_SMALL, "network_images": 2000, **_CIFAR, **changes})
 
     @classmethod
-    def cifar100(cls, **changes: Any) -> IDCConfig:
+    def cifar100(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """CIFAR-100: the settings of CIFAR-10, means and deviations included, as the reference code has them."""
         return cls.cifar10(**changes)
 
     @classmethod
-    def svhn(cls, **changes: Any) -> IDCConfig:
+    def svhn(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """SVHN: digits, so that scoring does not flip; at factor 1 and 1 a class the scoring runs do without CutMix."""
         made = cls(**{**_SMALL, **_DIGITS, **changes})
         single = made.factor == 1 and made.images_per_class == 1 and "evaluation_cutmix" not in changes
         return replace(made, evaluation_cutmix=0.0) if single else made
 
     @classmethod
-    def mnist(cls, **changes: Any) -> IDCConfig:
+    def mnist(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """MNIST: L1, learning rate 1e-4 at base size 28, no flips; with multi-formation neither cutout nor CutMix."""
         made = cls(**{**_SMALL, **_DIGITS, "metric": "l1", "learning_rate": 1e-4, "learning_rate_size": 28, **changes})
         if made.factor == 1:
@@ -272,13 +279,13 @@ class IDCConfig(Settings):
         return replace(made, **{name: value for name, value in plain.items() if name not in changes})
 
     @classmethod
-    def fashion_mnist(cls, **changes: Any) -> IDCConfig:
+    def fashion_mnist(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """Fashion-MNIST: L1, learning rate 1e-4 at base size 32."""
         return cls(**{**_SMALL, "metric": "l1", "learning_rate": 1e-4, **changes})
 
     @classmethod
-    def imagenet_subset(cls, classes: int = 10, **changes: Any) -> IDCConfig:
-        """ImageNet-10 or ImageNet-100 at 224 pixels with ResNetAP-10 (Table 6.3).
+    def imagenet_subset(cls, classes: int = 10, **changes: Unpack[IDCFields]) -> IDCConfig:
+        """ImageNet-10 or ImageNet-100 at 224 pixels with ResNetAP-10 (Table 6.3), scored as photos are.
 
         Args:
             classes: 10 (networks trained 10 epochs first) or 100 (ten pretrained networks, 5 epochs).
@@ -297,6 +304,7 @@ class IDCConfig(Settings):
             "pretrained_networks": 10 if many else 0,
             "cutmix": 1.0,
             "evaluation_cutmix": 1.0,
+            "evaluation_augmentation": "photo",
             "real_batch": 128 if many else 64,
             "evaluation_batch": 128 if many else 64,
             "network_batch": 128 if many else 64,
@@ -310,7 +318,7 @@ class IDCConfig(Settings):
         return made
 
     @classmethod
-    def speech(cls, **changes: Any) -> IDCConfig:
+    def speech(cls, **changes: Unpack[IDCFields]) -> IDCConfig:
         """Mini Speech Commands: log-spectrograms of 64 x 64, cut along time (section 6.5.2, Table 6.4)."""
         values: dict[str, Any] = {
             "axis": "time",

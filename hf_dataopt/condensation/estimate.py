@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,28 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from ..seeding import generator as seeded
-from .loop import ImageState, RealBatches
+from .initialise import initial_of_class, stored_counts
+from .loop import CondensationLoop, ImageState, RealBatches, formation_of
+from .teacher import Teacher, soft_labels_of
 
 if TYPE_CHECKING:
-    from .loop import CondensationLoop
+    from .columns import LabelledImages
+    from .config import IDCConfig
 
 _TIMED_BATCHES = 8
+# calls of an action after the first, and the seconds after which there are no more
+_CALLS, _ENOUGH = 3, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Time and memory of a run on this machine.
+    """Time and memory of a run on this machine, with the training images in memory.
 
     Args:
+        start_seconds: the images that the run starts from, and soft labels if there are any.
         class_step_seconds: one update of one class's images.
         network_seconds: the network's updates after one round over the classes.
-        outer_seconds: one outer iteration.
-        early_seconds: networks trained on real data before they are used, over the whole run.
+        outer_seconds: one outer iteration, its network's making included.
+        early_seconds: networks trained on real data before they are used, over the whole run, and a teacher of our own.
         total_seconds: the whole run.
         data_bytes: training images in memory.
         network_bytes: activations of one class step and the parameters, roughly.
     """
 
+    start_seconds: float
     class_step_seconds: float
     network_seconds: float
     outer_seconds: float
@@ -48,56 +57,93 @@ class Estimate:
         )
 
 
-def estimate(loop: CondensationLoop, network: nn.Module, classes: int, teacher_steps: int = 0) -> Estimate:
-    """Time one class step and one network update on throw-away state; memory from the outputs of every layer.
+def estimate(
+    data: LabelledImages,
+    config: IDCConfig,
+    make: Callable[[], nn.Module],
+    teacher: Teacher | None,
+    classes: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Estimate:
+    """Time the steps of a run on throw-away state; memory from the outputs of every layer.
 
     Args:
-        loop: of one class.
-        network: changed; throw it away.
+        data, config, device: of the run.
+        make: a new network.
+        teacher: that was given; None: one of our own, where the run needs one.
         classes: that the run updates in this process.
-        teacher_steps: batches that a teacher is trained on first.
+        clock: counts seconds.
+
+    Cost: a first call of every kind of step and a twentieth of a second of further ones.
     """
-    config, data = loop.config, loop.data
-    stream = seeded(config.seed)
-    state = ImageState.start(torch.rand(1, config.images_per_class, *data.images.shape[1:], generator=stream))
-    batches = [RealBatches(data.rows_of_class[0], config.real_batch, stream)]
-    held = _activations(loop, network, batches)
-    seconds = []
+    together = CondensationLoop(data, config, [], device).chunk
+    loop = CondensationLoop(data, config, range(min(together, classes)), device)
+    stream, network = seeded(config.seed), make()
+    shape = (len(loop.classes), config.images_per_class, *data.images.shape[1:])
+    state = ImageState.start(torch.rand(shape, generator=stream))
+    real = [RealBatches(data.rows_of_class[label], config.real_batch, stream) for label in loop.classes]
     optimiser = loop.optimiser(network)
-    if not config.outer_iterations:
-        early = _early_seconds(loop, network, stream, teacher_steps)
-        return Estimate(
-            class_step_seconds=0.0,
-            network_seconds=0.0,
-            outer_seconds=0.0,
-            early_seconds=early,
-            total_seconds=early,
-            data_bytes=data.images.nbytes,
-            network_bytes=held if early else 0,
-        )
-    for action in (
-        lambda: loop._round(state, network, batches, [stream]),
-        lambda: loop._update_network(state, network, optimiser, stream),
-    ):
-        action()  # first calls prepare kernels
-        start = time.perf_counter()
-        action()
-        _wait(loop.device)
-        seconds.append(time.perf_counter() - start)
-    outer = config.inner_iterations * (classes * seconds[0] + seconds[1])
-    early = _early_seconds(loop, network, stream, teacher_steps)
+
+    def seconds(action: Callable[[], object]) -> float:
+        found: list[float] = []
+        while len(found) <= _CALLS and (len(found) < 2 or sum(found[1:]) < _ENOUGH):
+            _wait(device)
+            begun = clock()
+            action()
+            _wait(device)
+            found.append(clock() - begun)
+        return statistics.median(found[1:])  # the first call prepares kernels, or compiles them
+
+    one, share = _start(data, config, teacher, network)
+    start = seconds(one) * share
+    judged = (config.initialisation == "patches" or config.soft_labels) and teacher is None
+    taught = -(-config.teacher_images // config.network_batch) if judged else 0
+    early = _early_seconds(loop, network, stream, taught, clock)
+    step = update = outer = 0.0
+    if config.outer_iterations and real:
+        step = seconds(lambda: loop._round(state, network, real, [stream] * len(real))) / len(real)
+        update = seconds(lambda: loop._update_network(state, network, optimiser, stream))
+        outer = config.inner_iterations * (classes * step + update) + seconds(make) / config.reinitialise_every
     return Estimate(
-        class_step_seconds=seconds[0],
-        network_seconds=seconds[1],
+        start_seconds=start,
+        class_step_seconds=step,
+        network_seconds=update,
         outer_seconds=outer,
         early_seconds=early,
-        total_seconds=outer * config.outer_iterations + early,
+        total_seconds=start + outer * config.outer_iterations + early,
         data_bytes=data.images.nbytes,
-        network_bytes=held,
+        network_bytes=_activations(loop, network, real) if real and (early or outer) else 0,
     )
 
 
-def _early_seconds(loop: CondensationLoop, network: nn.Module, stream: torch.Generator, teacher_steps: int) -> float:
+def _start(
+    data: LabelledImages, config: IDCConfig, teacher: Teacher | None, network: nn.Module
+) -> tuple[Callable[[], object], float]:
+    """What makes the first images (and soft labels) of the largest class, and how often that is the whole."""
+    sizes = [len(rows) for rows in data.rows_of_class]
+    label = max(range(len(sizes)), key=sizes.__getitem__)
+    formation, count = formation_of(config), stored_counts(data, config)[label]
+    patches = config.initialisation == "patches"
+    judge = teacher or Teacher(network=network, name="untrained: as slow as a trained one")
+
+    def one() -> None:
+        judged = judge if patches else teacher
+        found = initial_of_class(data, label, count, config, formation, seeded(config.seed), judged)
+        if config.soft_labels:
+            soft_labels_of(found, formation.ways(count), judge, data)
+
+    # of every class as many patches are judged; herding and features take their time by images
+    return one, len(sizes) if patches else sum(sizes) / sizes[label]
+
+
+def _early_seconds(
+    loop: CondensationLoop,
+    network: nn.Module,
+    stream: torch.Generator,
+    teacher_steps: int,
+    clock: Callable[[], float],
+) -> float:
     """The epochs on real data of every network of the run, and of a teacher, from a few of their batches."""
     config = loop.config
     epoch = -(-len(loop.data.labels) // config.network_batch)
@@ -108,10 +154,11 @@ def _early_seconds(loop: CondensationLoop, network: nn.Module, stream: torch.Gen
     timed = min(_TIMED_BATCHES, steps)
     optimiser = loop.optimiser(network)
     loop.train_steps(network, optimiser, stream, 1)
-    start = time.perf_counter()
+    _wait(loop.device)
+    begun = clock()
     loop.train_steps(network, optimiser, stream, timed)
     _wait(loop.device)
-    return steps * (time.perf_counter() - start) / timed
+    return steps * (clock() - begun) / timed
 
 
 def _wait(device: torch.device) -> None:

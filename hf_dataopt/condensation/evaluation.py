@@ -15,6 +15,7 @@ from ..settings import check_int
 from .columns import LabelledImages
 from .config import IDCConfig
 from .networks import NetworkFactory, build, layers_draw_from
+from .photo import PHOTO, photo_augment
 from .training import accuracy, batches, compiled, sgd, train_step
 
 _TEST_BATCH = 500
@@ -90,7 +91,8 @@ def score(
     device = device or torch.device("cpu")
     classes = len(test.class_names)
     epochs = config.epochs_of_evaluation(classes)
-    train = (test.normalised(images.float()).to(device), labels.to(device))
+    values = images.float() if config.evaluation_augmentation == PHOTO else test.normalised(images.float())
+    train = (values.to(device), labels.to(device))
     results = []
     for name, factory in factories.items():
         found = []
@@ -130,6 +132,7 @@ def _run(
     own: torch.Generator,
 ) -> float:
     images, labels = train
+    photo = config.evaluation_augmentation == PHOTO
     optimiser = sgd(network, config.evaluation_learning_rate, config.network_momentum, config.network_weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
     called = compiled(network, config.compile)
@@ -137,12 +140,15 @@ def _run(
         for _ in range(epochs):
             for rows in batches(len(images), config.evaluation_batch, own):
                 picked = rows.to(images.device)
+                shown = images[picked]
+                if photo:
+                    shown = test.normalised(photo_augment(shown, own))
                 train_step(
                     called,
                     optimiser,
-                    (images[picked], labels[picked]),
+                    (shown, labels[picked]),
                     own,
-                    augmentation=config.evaluation_augmentation,
+                    augmentation="none" if photo else config.evaluation_augmentation,
                     mix=config.evaluation_cutmix,
                     dtype=getattr(torch, config.dtype),
                 )

@@ -136,33 +136,46 @@ def initial_images(
     Raises:
         ValueError: patches without a teacher, or a class without training images.
     """
-    how, counts, each = config.initialisation, stored_counts(data, config), _cells_of(config)
-    if how == "patches" and teacher is None:
+    counts = stored_counts(data, config)
+    if config.initialisation == "patches" and teacher is None:
         raise ValueError("initialisation='patches' needs a teacher that judges them; give DatasetCondenser one")
     absent = [name for name, rows in zip(data.class_names, data.rows_of_class, strict=True) if not len(rows)]
-    if absent and how != "noise":
+    if absent and config.initialisation != "noise":
         raise ValueError(
             f"class {absent[0]!r:.80} has no training images ({len(absent)} such classes); give some of each"
         )
     found = torch.zeros((len(counts), config.images_per_class, *data.images.shape[1:]))
-    for label, (rows, count) in enumerate(zip(data.rows_of_class, counts, strict=True)):
-        needed = count * each
-        most = min(needed, len(rows))
-        if how == "noise":
-            noise = torch.randn((count, *data.images.shape[1:]), generator=generator)
-            low, high = config.clamp_low, config.clamp_high
-            found[label] = (noise / 4 + 0.5).clamp(low if low is not None else 0, high if high is not None else 1)
-            continue
-        if how == "patches" and teacher is not None:
-            images = choose_patches(
-                data, label, needed, formation, teacher, crops=config.patches_per_image, generator=generator
-            )
-        elif how.endswith("herding"):
-            pixels = data.pixels(rows)
-            seen = pixels.flatten(1) if teacher is None else teacher.features(pixels, data)
-            images = pixels[herding(seen, most)]
-        else:
-            images = data.pixels(rows[torch.randperm(len(rows), generator=generator)[:most]])
-        images = images.repeat(-(-needed // len(images)), 1, 1, 1)[:needed]
-        found[label, :count] = mosaic(images, formation, size=data.size) if each > 1 else images
+    for label, count in enumerate(counts):
+        found[label, :count] = initial_of_class(data, label, count, config, formation, generator, teacher)
     return found.flatten(0, 1)
+
+
+def initial_of_class(
+    data: LabelledImages,
+    label: int,
+    count: int,
+    config: IDCConfig,
+    formation: Formation,
+    generator: torch.Generator,
+    teacher: Teacher | None = None,
+) -> Tensor:
+    """First condensed images (count, C, H, W) of one class, `count` of `stored_counts`; see `initial_images`."""
+    how, rows, each = config.initialisation, data.rows_of_class[label], _cells_of(config)
+    if how == "noise":
+        noise = torch.randn((count, *data.images.shape[1:]), generator=generator)
+        low, high = config.clamp_low, config.clamp_high
+        return (noise / 4 + 0.5).clamp(low if low is not None else 0, high if high is not None else 1)
+    needed = count * each
+    most = min(needed, len(rows))
+    if how == "patches" and teacher is not None:
+        images = choose_patches(
+            data, label, needed, formation, teacher, crops=config.patches_per_image, generator=generator
+        )
+    elif how.endswith("herding"):
+        pixels = data.pixels(rows)
+        seen = pixels.flatten(1) if teacher is None else teacher.features(pixels, data)
+        images = pixels[herding(seen, most)]
+    else:
+        images = data.pixels(rows[torch.randperm(len(rows), generator=generator)[:most]])
+    images = images.repeat(-(-needed // len(images)), 1, 1, 1)[:needed]
+    return mosaic(images, formation, size=data.size) if each > 1 else images

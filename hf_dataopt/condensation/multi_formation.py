@@ -232,7 +232,7 @@ def alike(arrays: list[np.ndarray]) -> np.ndarray:
     if len(shapes) > 1:
         raise ValueError(
             f"images have {len(shapes)} different sizes, e.g. {sorted(shapes)[:3]}; give IDCConfig(image_size=...), on the "
-            "command line --size, or resize them first"
+            "command line --image-size, or resize them first"
         )
     return np.stack(arrays)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
 
 from ..publishing.artifacts import fetch, push_saved
+from ..publishing.cards import size_category
 from ..publishing.dataset_files import read_parquet, write_parquet
 from ..publishing.writer import finish, replacing
 from ..settings import check_each, check_kind, check_text, optional
@@ -24,6 +25,9 @@ from .stranger import without_package
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from huggingface_hub import CommitInfo
+
+    from ..publishing.hub import PushOptions
 
 
 # what the card shows
@@ -99,6 +103,8 @@ def save_condensed(
                 "license": license,
                 "tags": ["dataset-condensation", "idc", "synthetic"],
                 "source_datasets": [source] if source else None,
+                "task_categories": ["image-classification" if recipe.get("axis") != "time" else "audio-classification"],
+                "size_categories": [size_category(len(condensed))],
                 **metadata,
             },
             origin=("dataset", source) if source else None,
@@ -161,7 +167,9 @@ def _check_rows(condensed: Dataset, recipe: Mapping[str, Any]) -> None:
                 raise ValueError("this condensed set holds NaN or infinite values; get it again")
 
 
-def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any] | None = None, **options: Any) -> str:
+def push_condensed(
+    condensed: Dataset, repo_id: str, *, about: Mapping[str, Any] | None = None, **options: Unpack[PushOptions]
+) -> CommitInfo:
     """Upload data, preview and card in one commit.
 
     Args:
@@ -171,7 +179,7 @@ def push_condensed(condensed: Dataset, repo_id: str, *, about: Mapping[str, Any]
         options: of `publishing.artifacts.push_folder`.
 
     Returns:
-        URL of the commit, or of the pull request.
+        The commit, as every upload of the Hub's client; as text its URL.
     """
     values = {"name": repo_id, **(optional(check_kind, "about", about, Mapping) or {})}
     return push_saved(lambda folder: save_condensed(condensed, folder, **values), repo_id, **options)

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..shell.options import add_seed
+
 HELP = "run the methods on real input and show what happened"
 EXAMPLES = ["hf-dataopt demo", "hf-dataopt demo --section kvzip", "hf-dataopt demo --smoke --json"]
 
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--section", choices=[*SECTIONS, "all"], default="all", help="which part to run")
     parser.add_argument("--output-dir", default="demo_output", help="folder for pictures and reports")
     parser.add_argument("--model", default=None, help="language model (Hub name or folder) instead of the packaged one")
+    add_seed(parser)
     parser.add_argument("--smoke", action="store_true", help="small sizes, a few minutes: to see that it runs")
 
 

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -36,7 +36,10 @@ from .saved import load_cache, save_cache
 from .scoring import score_context
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+    from ..publishing.hub import HubOptions, PushOptions
 
 Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
 
@@ -60,11 +63,10 @@ class KVzipCache(RoutedCache):
     Cost: memory of `nbytes`; a decoded token attends to the kept pairs only.
 
     Example:
-        ```python
-        cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3)
-        for question in questions:
-            output = model.generate(**cache.inputs(question), max_new_tokens=32)
-        ```
+        >>> cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, progress=False)
+        >>> output = model.generate(**cache.inputs("Where does Anna live?"), max_new_tokens=4)
+        >>> cache.nbytes < cache.full_nbytes
+        True
     """
 
     counts_positions = True
@@ -209,9 +211,9 @@ class KVzipCache(RoutedCache):
         cache._prepare(model)
         return cache
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write the compressed context to a folder; see `saved.save_cache`."""
-        save_cache(self, folder, **options)
+        save_cache(self, folder, license=license)
 
     @classmethod
     def from_pretrained(
@@ -219,17 +221,17 @@ class KVzipCache(RoutedCache):
         source: str | Path,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        **options: Any,
+        **hub: Unpack[HubOptions],
     ) -> KVzipCache:
         """A saved cache from a folder or the Hub, for the model that made it; see `saved.load_cache`."""
         check_supported(model)
         optional(check_tokenizer, "tokenizer", tokenizer)
-        layers, prompt, config, made_by = load_cache(source, model, **options)
+        layers, prompt, config, made_by = load_cache(source, model, **hub)
         cache = cls(layers, prompt, config, tokenizer, made_by)
         cache.attach(model)
         return cache
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> CommitInfo:
         """Upload the compressed context, its text included, in one commit; see `publishing.artifacts.push_folder`."""
         return push_saved(self.save_pretrained, repo_id, **options)
 

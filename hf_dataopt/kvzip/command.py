@@ -11,8 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..publishing.push import add_push_arguments, push_options
-from ..text.options import add_template_arguments, template_options
+from ..shell.data import STDIN, read_lines, read_text
+from ..shell.models import load_language_model
+from ..shell.options import (
+    DTYPES,
+    add_device,
+    add_hub,
+    add_publishing,
+    add_template,
+    check_publishing,
+    device_of,
+    push_options,
+    template_options,
+)
+from ..shell.usage import check_count, refusing
 from .scores import NAMES
 
 if TYPE_CHECKING:
@@ -48,8 +60,10 @@ DEMO_QUESTIONS = [
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt kvzip`."""
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
-    parser.add_argument("--context", required=True, metavar="FILE", help="text file with the context")
-    parser.add_argument("--question", action="append", required=True, help="may be given several times")
+    parser.add_argument("--context", required=True, metavar="FILE", help="text file with the context; - for stdin")
+    parser.add_argument(
+        "--question", action="append", required=True, help="may be given several times; - for the lines of stdin"
+    )
     parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of the context's pairs that stays, (0, 1]")
     parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
     parser.add_argument("--chunk-size", type=int, default=512, help="context tokens repeated at a time")
@@ -57,14 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay", choices=["exact", "local"], default="local", help="exact: the whole cache in sight, slower"
     )
     parser.add_argument("--score", choices=list(NAMES), default="kvzip", help="how pairs are ranked")
-    add_template_arguments(parser, "the context")
+    add_template(parser, "the context")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length of an answer")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
-    parser.add_argument("--device", default=None, help="cuda, mps, cpu; default: the first that is there")
+    add_device(parser, dtypes=DTYPES)
     parser.add_argument("--compare-full", action="store_true", help="answer from the full cache too")
     parser.add_argument("--payback", action="store_true", help="measure after how many questions compressing has paid")
-    parser.add_argument("--save", metavar="DIR", default=None, help="keep the compressed cache in this folder")
-    add_push_arguments(parser, "the compressed cache (it holds the context's tokens)")
+    parser.add_argument("--output-dir", metavar="DIR", default=None, help="keep the compressed cache in this folder")
+    add_hub(parser, "of the model")
+    add_publishing(parser, "the compressed cache (it holds the context's tokens)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -77,37 +91,46 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Sizes, seconds and answers, ready for JSON.
 
     Raises:
-        ValueError: the context file cannot be read as text, template arguments are no JSON object, or a setting is out of
-            range.
+        UsageError: the context file cannot be read as text, template arguments are no JSON object, a setting is out of range,
+            or nothing can be saved where it is asked for.
+        ValueError: the model cannot be loaded or is not supported.
     """
     from ..publishing.writer import check_target
     from .config import KVzipConfig
 
-    # settings and file first: a typo should not cost a model download
-    config = KVzipConfig(
-        keep_ratio=args.keep_ratio,
-        max_kv_tokens=args.max_kv_tokens,
-        chunk_size=args.chunk_size,
-        replay=args.replay,
-        score=args.score,
-        **template_options(args),
+    # settings and files first: a typo should not cost a model download
+    with refusing():
+        check_publishing(args)
+        check_count("max_new_tokens", args.max_new_tokens)
+        config = KVzipConfig(
+            keep_ratio=args.keep_ratio,
+            max_kv_tokens=args.max_kv_tokens,
+            chunk_size=args.chunk_size,
+            replay=args.replay,
+            score=args.score,
+            **template_options(args),
+        )
+        if [args.context, *args.question].count(STDIN) > 1:
+            raise ValueError("--context and --question cannot both be -: standard input is read once")
+        context = read_text("--context", args.context)
+        questions = read_lines("--question", args.question)
+        if not context.strip():
+            raise ValueError(f"--context: there is no text in {args.context}")
+        if args.output_dir:
+            check_target(args.output_dir, "kvzip_cache")
+        device_of(args.device)
+    model, tokenizer = load_language_model(
+        args.model, device=args.device, dtype=args.dtype, revision=args.revision, token=args.token
     )
-    try:
-        context = Path(args.context).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the context as UTF-8 text: {error}") from error
-    if args.save:
-        check_target(args.save, "kvzip_cache")
-    model, tokenizer = _load(args.model, args.dtype, args.device)
     compare = ("full",) if args.compare_full else ()
-    result, cache = answer(model, tokenizer, context, args.question, config, args.max_new_tokens, compare)
+    result, cache = answer(model, tokenizer, context, questions, config, args.max_new_tokens, compare)
     if args.payback:
         result["payback"] = _payback(model, tokenizer, context, config, args.max_new_tokens)
-    if args.save:
-        cache.save_pretrained(args.save)
-        result["folder"] = args.save
+    if args.output_dir:
+        cache.save_pretrained(args.output_dir)
+        result["folder"] = args.output_dir
     if args.push_to_hub:
-        result["repository"] = cache.push_to_hub(args.push_to_hub, **push_options(args))
+        result["repository"] = str(cache.push_to_hub(args.push_to_hub, **push_options(args)))
     return result
 
 
@@ -176,18 +199,6 @@ def answer(
     return found, cache
 
 
-def _load(name: str | None, dtype: str, device: str | None) -> tuple[Any, Any]:
-    import torch
-
-    from ..text.demo_model import load_demo_model
-
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    loaded: tuple[Any, Any] = load_demo_model(name, dtype=getattr(torch, dtype))
-    model, tokenizer = loaded
-    return model.to(torch.device(device)), tokenizer
-
-
 def _generate(model: Any, tokenizer: Any, cache: KVzipCache, question: str, max_new_tokens: int) -> str:
     inputs = cache.inputs(question)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
@@ -247,7 +258,7 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
 
     asked = DEMO_QUESTIONS[:2] if args.smoke else DEMO_QUESTIONS
     args.console.print("loading the language model (a minute at most) ...")
-    model, tokenizer = _load(args.model, "float32", None)
+    model, tokenizer = load_language_model(args.model)
     config = KVzipConfig(keep_ratio=0.3)
     questions = [question for question, _ in asked]
     result, _ = answer(model, tokenizer, DEMO_CONTEXT, questions, config, 20, compare=("full", "random"))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from ..settings import Settings, check_callable, check_choice, check_number, settle
 from ..text.chat import ChatFormat
 from .scores import NAMES
+
+if TYPE_CHECKING:
+    from .fields import KVzipFields
 
 TASK_LINE = "Given the context, answer to the following question or request without explanation.\n\n"
 FIRST_REPEAT_PROMPT = "\n\nRepeat the previous context exactly."
@@ -118,10 +121,16 @@ class KVzipConfig(Settings):
         object.__setattr__(self, "special_tokens_in_text", chat.special_tokens_in_text)
 
     @classmethod
-    def reference(cls, **changes: Any) -> KVzipConfig:
+    def reference(cls, **changes: Unpack[KVzipFields]) -> KVzipConfig:
         """The authors' code: chunks of 2000, the whole cache in sight, a strict threshold, heads dropped without windows."""
-        theirs = {"chunk_size": 2000, "replay": "exact", "ties": "reference", "head_sinks": 0, "head_recent": 0}
-        return cls(**{**theirs, **changes})
+        theirs: KVzipFields = {
+            "chunk_size": 2000,
+            "replay": "exact",
+            "ties": "reference",
+            "head_sinks": 0,
+            "head_recent": 0,
+        }
+        return cls(**(theirs | changes))
 
     def to_json_string(self) -> str:
         """As `Settings.to_json_string`.

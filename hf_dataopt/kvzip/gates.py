@@ -8,10 +8,11 @@ and evicted as it is read (`streaming.py`), by one budget over all layers and he
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from safetensors.torch import save_file
@@ -51,7 +52,10 @@ from .streaming import read_within_budget
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from huggingface_hub import CommitInfo, EvalResult
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..publishing.hub import PushOptions
 
 _FILE = "gates.safetensors"
 _ABOUT = ("texts", "tokens", "held_texts", "held_tokens", "texts_hash", "loss", "agreement", "source")
@@ -71,11 +75,11 @@ class KVzipGates:
     Cost: two small products per layer and token, about 2 % of a prefill.
 
     Example:
-        ```python
-        gates = KVzipGates.fit(model, tokenizer, texts)
-        gates.save_pretrained("gates")
-        cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, gates=gates)
-        ```
+        >>> from hf_dataopt import KVzipCache
+        >>> gates = KVzipGates.fit(model, tokenizer, [context, context[::-1]], progress=False)
+        >>> cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, gates=gates, progress=False)
+        >>> cache.nbytes < cache.full_nbytes
+        True
     """
 
     def __init__(
@@ -257,7 +261,13 @@ class KVzipGates:
                     "config": json.loads(self.config.to_json_string()),
                     "fit": self.about,
                 },
-                metadata={"license": license, "base_model": self.made_by["name"], "tags": ["kv-cache", "kvzip"]},
+                metadata={
+                    "license": license,
+                    "base_model": self.made_by["name"],
+                    "tags": ["kv-cache", "kvzip"],
+                    "model_name": "KVzip gates",
+                    "eval_results": _results(agreement),
+                },
                 code={"model": name, "dtype": self.made_by["dtype"]},
                 origin=None if self.made_by["name"] is None else ("model", name),
                 name="KVzip gates",
@@ -309,9 +319,27 @@ class KVzipGates:
             ) from error
         return cls(weights, config, made_by, fit)
 
-    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **options: Unpack[PushOptions]) -> CommitInfo:
         """Upload the gates in one commit; options as `publishing.artifacts.push_folder`."""
         return push_saved(lambda folder: self.save_pretrained(folder, license=license), repo_id, **options)
+
+
+def _results(agreement: Mapping[str, Any]) -> list[EvalResult] | None:
+    """Agreement with KVzip on the texts that were held back, as the Hub lists results."""
+    from huggingface_hub import EvalResult
+
+    rows = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-back-texts",
+            dataset_name="texts that were held back",
+            metric_type="agreement",
+            metric_name=f"share of what KVzip keeps at {ratio} that the gates keep too",
+            metric_value=share,
+        )
+        for ratio, share in agreement.items()
+    ]
+    return rows or None
 
 
 def _check_record(made_by: Any, about: Any) -> None:

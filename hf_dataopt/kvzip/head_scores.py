@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from safetensors.torch import save_file
@@ -18,8 +18,10 @@ from ..publishing.writer import finish, replacing
 from ..settings import brief, check_config, check_each, check_flag, check_tensor, check_text, check_tokenizer, optional
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..publishing.hub import PushOptions
     from .config import KVzipConfig
 
 _FILE = "head_scores.safetensors"
@@ -151,7 +153,9 @@ def load_head_scores(
     return scores.float(), model["name"]
 
 
-def push_head_scores(scores: torch.Tensor, repo_id: str, *, model_id: str, **options: Any) -> str:
+def push_head_scores(
+    scores: torch.Tensor, repo_id: str, *, model_id: str, **options: Unpack[PushOptions]
+) -> CommitInfo:
     """Upload head scores in one commit; options as `publishing.artifacts.push_folder`."""
     return push_saved(lambda folder: save_head_scores(scores, folder, model_id=model_id), repo_id, **options)
 

@@ -138,10 +138,9 @@ def payback(
         memory at once.
 
     Example:
-        ```python
-        found = payback(model, tokenizer, context, KVzipConfig(keep_ratio=0.3))
-        print(found.line(tokens=32), found.saved(questions=20, tokens=32))
-        ```
+        >>> found = payback(model, tokenizer, context, KVzipConfig(keep_ratio=0.3), steps=2, progress=False)
+        >>> "of a prefill" in found.line(tokens=32)
+        True
     """
     config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
     check_supported(model)

@@ -53,10 +53,9 @@ def plot_retention(cache: KVzipCache) -> Figure:
     Cost: a second or so; for looking at.
 
     Example:
-        ```python
-        cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3)
-        plot_retention(cache).savefig("retention.png")
-        ```
+        >>> from hf_dataopt import KVzipCache
+        >>> cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, progress=False)
+        >>> plot_retention(cache).savefig("retention.png")
     """
     shares = retention(cache)
     try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from ..settings import Settings, check_each, check_int, settle
 from .config import check_normalisation
+
+if TYPE_CHECKING:
+    from .fields import CoMixupFields
 
 _RANGES: dict[str, tuple[float, float]] = {
     "beta": (0.0, 1e3),
@@ -129,25 +132,26 @@ class CoMixupConfig(Settings):
         object.__setattr__(self, "grid", sides)
 
     @classmethod
-    def cifar100(cls, **changes: Any) -> CoMixupConfig:
+    def cifar100(cls, **changes: Unpack[CoMixupFields]) -> CoMixupConfig:
         """CIFAR-100, batch 100: the reference code's defaults, a clean loss of weight 1 among them."""
         return cls(**changes)
 
     @classmethod
-    def tiny_imagenet(cls, **changes: Any) -> CoMixupConfig:
+    def tiny_imagenet(cls, **changes: Unpack[CoMixupFields]) -> CoMixupConfig:
         """Tiny-ImageNet, batch 100: the same figures as CIFAR-100, clean loss of weight 1."""
         return cls(**changes)
 
     @classmethod
-    def imagenet(cls, **changes: Any) -> CoMixupConfig:
+    def imagenet(cls, **changes: Unpack[CoMixupFields]) -> CoMixupConfig:
         """ImageNet: parts of 16, three sweeps, Dirichlet(1) (the code never reads the file's 2), windows every 8 pixels, clean
         loss of weight 1; without it alpha falls as elsewhere."""
-        figures: dict[str, Any] = {"part_size": 16, "sweeps": 3, "distance_stride": 8}
+        figures: CoMixupFields = {"part_size": 16, "sweeps": 3, "distance_stride": 8}
         if changes.get("clean_weight", 1.0):
             figures["alpha"] = 1.0
-        return cls(**{**figures, **changes})
+        return cls(**(figures | changes))
 
     @classmethod
-    def dissertation(cls, **changes: Any) -> CoMixupConfig:
+    def dissertation(cls, **changes: Unpack[CoMixupFields]) -> CoMixupConfig:
         """The text read literally, `strict=True`."""
-        return cls(**{"strict": True, **changes})
+        text: CoMixupFields = {"strict": True}
+        return cls(**(text | changes))

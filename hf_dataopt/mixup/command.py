@@ -8,26 +8,26 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import told
+from ..shell.data import check_columns, read_dataset
+from ..shell.options import add_dataset, add_device, add_hub, add_seed, device_of
+from ..shell.usage import check_count, only, refusing
+
 if TYPE_CHECKING:
     import torch
 
 HELP = "mix a batch of images by their saliency and save a picture (Puzzle Mix, Co-Mixup)"
 EXAMPLES = [
     "hf-dataopt mix",
-    "hf-dataopt mix --method co --rows 16 --out co.png",
-    "hf-dataopt mix --dataset cifar10 --image-column img --model me/resnet-cifar10 --method puzzle --out mixed.png --json",
+    "hf-dataopt mix --method co --rows 16 --output-dir mixed",
+    "hf-dataopt mix cifar10 --column img --model me/resnet-cifar10 --method puzzle --output-dir mixed --json",
 ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt mix`."""
     parser.add_argument("--method", choices=["puzzle", "co"], default="puzzle", help="Puzzle Mix or Co-Mixup")
-    parser.add_argument(
-        "--dataset", default=None, help="Hub name, saved folder or file; default: scikit-learn's digits"
-    )
-    parser.add_argument("--split", default="train", help="split of the dataset")
-    parser.add_argument("--image-column", default="image", help="column of images")
-    parser.add_argument("--label-column", default="label", help="column of int classes")
+    add_dataset(parser, "images", optional="scikit-learn's digits")
     parser.add_argument(
         "--model",
         default=None,
@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=20, help="images in the batch")
     parser.add_argument("--shown", type=int, default=6, help="outputs in the picture")
     parser.add_argument("--grid", type=int, default=4, help="cells along each side of the mask")
-    parser.add_argument("--out", default="mixed.png", metavar="FILE", help="the picture")
+    add_device(parser)
+    add_seed(parser)
+    add_hub(parser, "of the data set")
+    parser.add_argument("--output-dir", default="mixed", metavar="DIR", help="folder for the picture, mixed.png")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,19 +52,44 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Path of the picture, inputs and shares of each output, statistics and seconds, ready for JSON.
 
     Raises:
-        ValueError: a dataset without a model, missing columns, or settings out of range.
+        UsageError: a dataset without a model, missing columns, or settings out of range.
+        ValueError: images or labels that cannot be used.
     """
-    if args.rows < 2:
-        raise ValueError(f"--rows is {args.rows}; mixing needs at least 2 images")
-    if args.dataset is None:
+    from .co_mixup_config import CoMixupConfig
+    from .config import PuzzleMixConfig
+
+    with refusing():
+        only(
+            args,
+            args.dataset,
+            "needs a DATASET",
+            "config",
+            "split",
+            "column",
+            "label_column",
+            "model",
+            "revision",
+            "token",
+        )
+        check_count("rows", args.rows, 2)
+        check_count("shown", args.shown)
+        PuzzleMixConfig(grid_sizes=(args.grid,)), CoMixupConfig(grid=args.grid)
+        device = device_of(args.device)
+        folder = Path(args.output_dir)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--output-dir: {folder} is a file; name a folder")
+        dataset = None if args.dataset is None else _rows_of(args)
+    if dataset is None:
         images, labels = digits()
         model = trained_network(steps=60, seed=args.seed)
         images, labels = images[-args.rows :], labels[-args.rows :]
         scale = None
     else:
-        images, labels, model, scale = _from_dataset(args)
+        images, labels, model, scale = _from_dataset(dataset, args)
+    batch = images.to(device), labels.to(device)
+    picture = folder / "mixed.png"
     return mix_batch(
-        model, (images, labels), args.method, args.grid, Path(args.out), shown=args.shown, scale=scale, seed=args.seed
+        model.to(device), batch, args.method, args.grid, picture, shown=args.shown, scale=scale, seed=args.seed
     )
 
 
@@ -283,27 +311,31 @@ def trained_network(*, steps: int, seed: int = 0) -> Any:
     return model.eval()
 
 
-def _from_dataset(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    """Images, labels, model and pixel scale of a user's dataset and classifier."""
+def _rows_of(args: argparse.Namespace) -> Any:
+    """The rows of a batch, drawn from a user's dataset."""
+    if args.model is None:
+        raise ValueError("DATASET needs --model: whose saliency shall be used?")
+    dataset = read_dataset(args.dataset, args.split, args.config, revision=args.revision, token=args.token)
+    check_columns(dataset, column=args.column or "image", label_column=args.label_column or "label")
+    if len(dataset) < 2:
+        raise ValueError(f"DATASET: {args.dataset} has {len(dataset)} rows; mixing needs at least 2 images")
+    return dataset.shuffle(seed=args.seed).select(range(min(args.rows, len(dataset))))
+
+
+def _from_dataset(picked: Any, args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """Images, labels, model and pixel scale of a user's rows and classifier."""
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     from ..decoding import read_picture, read_rows
-    from ..publishing.dataset_files import read_dataset
 
-    if args.model is None:
-        raise ValueError("--dataset needs --model: whose saliency shall be used?")
-    dataset = read_dataset(args.dataset, args.split)
-    for name in (args.image_column, args.label_column):
-        if name not in dataset.column_names:
-            raise ValueError(
-                f"the dataset has columns {dataset.column_names}, not {name!r}; set --image-column or --label-column"
-            )
-    picked = dataset.shuffle(seed=args.seed).select(range(min(args.rows, len(dataset))))
-    processor = AutoImageProcessor.from_pretrained(args.model)
-    model = AutoModelForImageClassification.from_pretrained(args.model).eval()
-    shown = read_rows(picked[args.image_column], lambda value: read_picture(value, "RGB"))[0]
+    try:
+        processor = AutoImageProcessor.from_pretrained(args.model, token=args.token)
+        model = AutoModelForImageClassification.from_pretrained(args.model, token=args.token).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {args.model}: cannot be loaded ({told(error)})") from error
+    shown = read_rows(picked[args.column or "image"], lambda value: read_picture(value, "RGB"))[0]
     made = processor(shown, return_tensors="pt")
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     scale = (tuple(mean), tuple(std)) if getattr(processor, "do_normalize", False) and mean and std else None
-    return made["pixel_values"], torch.tensor(picked[args.label_column]), model, scale
+    return made["pixel_values"], torch.tensor(picked[args.label_column or "label"]), model, scale

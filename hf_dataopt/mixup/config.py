@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from ..settings import MOST, Settings, check_each, check_int, check_number, settle
+
+if TYPE_CHECKING:
+    from .fields import PuzzleMixFields
 
 _CHOICES = {
     "data_term": ("code", "text"),
@@ -118,19 +121,22 @@ class PuzzleMixConfig(Settings):
         object.__setattr__(self, "image_std", std)
 
     @classmethod
-    def cifar100(cls, **changes: Any) -> PuzzleMixConfig:
+    def cifar100(cls, **changes: Unpack[PuzzleMixFields]) -> PuzzleMixConfig:
         """CIFAR-100, 32 x 32 pixels: neighbourhood 4, cells of 4 pixels move, no clean loss."""
-        return cls(**{"transport_block": 4, **changes})
+        figures: PuzzleMixFields = {"transport_block": 4}
+        return cls(**(figures | changes))
 
     @classmethod
-    def tiny_imagenet(cls, **changes: Any) -> PuzzleMixConfig:
+    def tiny_imagenet(cls, **changes: Unpack[PuzzleMixFields]) -> PuzzleMixConfig:
         """Tiny-ImageNet, 64 x 64 pixels: neighbourhood 4, clean loss of weight 1."""
-        return cls(**{"clean_weight": 1.0, **changes})
+        figures: PuzzleMixFields = {"clean_weight": 1.0}
+        return cls(**(figures | changes))
 
     @classmethod
-    def imagenet(cls, **changes: Any) -> PuzzleMixConfig:
+    def imagenet(cls, **changes: Unpack[PuzzleMixFields]) -> PuzzleMixConfig:
         """ImageNet, 100 epochs: beta 1.5, neighbourhood 2, clean loss of weight 1 (300 epochs: beta 1.2, weight 0)."""
-        return cls(**{"beta": 1.5, "neighbourhood": 2, "clean_weight": 1.0, **changes})
+        figures: PuzzleMixFields = {"beta": 1.5, "neighbourhood": 2, "clean_weight": 1.0}
+        return cls(**(figures | changes))
 
     def adversarial(self, probability: float = 0.1, eps: float = 10 / 255) -> PuzzleMixConfig:
         """The same settings with Algorithm 2 (CIFAR-100: p 0.1; Tiny-ImageNet: p 0.15); step `eps` + 2/255."""

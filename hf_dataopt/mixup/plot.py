@@ -46,6 +46,12 @@ def plot_mixup(
     Source: Figure 3.3.
 
     Cost: a second or so; for looking at, not for training.
+
+    Example:
+        >>> from hf_dataopt import PuzzleMixConfig, puzzle_mix
+        >>> images, saliency = torch.rand(4, 3, 16, 16), torch.rand(4, 16, 16)
+        >>> result = puzzle_mix(images, torch.eye(4), saliency, PuzzleMixConfig(), torch.Generator())
+        >>> plot_mixup(result, images, rows=2).savefig("mixed.png")
     """
     try:
         from matplotlib.figure import Figure

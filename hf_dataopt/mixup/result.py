@@ -27,6 +27,13 @@ class MixResult:
         unmixed: (B,) bool: outputs that show one input only, whatever the reason: the best mask hides the other, the
             sample is its own partner, or its saliency is zero or not finite.
         saliency: (B, h, w) or None: saliency of the inputs on the grid.
+
+    Example:
+        >>> from hf_dataopt import PuzzleMixConfig, puzzle_mix
+        >>> images, saliency = torch.rand(4, 3, 16, 16), torch.rand(4, 16, 16)
+        >>> result = puzzle_mix(images, torch.eye(4), saliency, PuzzleMixConfig(), torch.Generator())
+        >>> result.images.shape, result.ratios.sum(1).round().tolist()
+        (torch.Size([4, 3, 16, 16]), [1.0, 1.0, 1.0, 1.0])
     """
 
     images: Tensor

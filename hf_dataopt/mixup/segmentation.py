@@ -30,8 +30,9 @@ def mixed_maps(result: MixResult, maps: Tensor) -> Tensor:
     Cost: copies of the maps.
 
     Example:
-        >>> maps = torch.zeros(4, 8, 8, dtype=torch.int64)
-        >>> mixed_maps(puzzle_mix(images, targets, saliency, generator=generator), maps).shape  # doctest: +SKIP
+        >>> from hf_dataopt import puzzle_mix
+        >>> images, saliency, maps = torch.rand(4, 3, 8, 8), torch.rand(4, 8, 8), torch.zeros(4, 8, 8, dtype=torch.int64)
+        >>> mixed_maps(puzzle_mix(images, torch.eye(4), saliency, generator=torch.Generator()), maps).shape
         torch.Size([4, 8, 8])
     """
     check_kind("result", result, MixResult, "give what puzzle_mix returned")

@@ -61,13 +61,19 @@ def describe_adapter(
     Returns:
         The folder.
     """
+    from huggingface_hub import EvalResult
+
     results, answer = list(card.get("results", ())), card.get("answer")
     index = [
-        {
-            "task": {"type": "text-generation", "name": str(row["task"])},
-            "dataset": {"type": str(row["dataset"]), "name": str(row["dataset"])},
-            "metrics": [{"type": str(row["metric"]), "value": row["value"], "name": str(row["metric"])}],
-        }
+        EvalResult(
+            task_type="text-generation",
+            task_name=str(row["task"]),
+            dataset_type=str(row["dataset"]),
+            dataset_name=str(row["dataset"]),
+            metric_type=str(row["metric"]),
+            metric_name=str(row["metric"]),
+            metric_value=row["value"],
+        )
         for row in results
     ]
     title = card.get("name") or "CCM adapter"
@@ -82,7 +88,9 @@ def describe_adapter(
             "base_model": base,
             "base_model_relation": "adapter" if base else None,
             "tags": ["compressed-context-memory", "peft"],
-            "model-index": [{"name": title, "results": index}] if index else None,
+            "pipeline_tag": "text-generation",
+            "model_name": title,
+            "eval_results": index or None,
         },
         code=code,
         origin=("model", base) if base else None,

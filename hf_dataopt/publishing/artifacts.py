@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..settings import check_choice, check_path
 from . import cards
@@ -22,6 +22,11 @@ from .names import looks_like_repo
 from .record import ABOUT, belongs, check_files, inner_artifacts, list_files, read_about
 from .safe_files import CARD, check_parquet, check_safetensors, files_of, is_pickle, read_card, read_json
 from .writer import recover
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from .hub import PushOptions
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +99,7 @@ def push_folder(
     token: str | bool | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
-) -> str:
+) -> CommitInfo:
     """Upload an artifact in one commit; it replaces what an earlier push of ours put there.
 
     Args:
@@ -107,7 +112,7 @@ def push_folder(
         commit_message: default names the kind.
 
     Returns:
-        URL of the commit, or of the pull request.
+        The commit, as every upload of the Hub's client; as text its URL.
 
     Raises:
         ValueError: the folder holds no artifact, or the name is no Hub name.
@@ -151,10 +156,11 @@ def push_folder(
             )
 
         made = patiently(commit, tries=1 if create_pr else 4)
-    return made.pr_url or made.commit_url
+    done: CommitInfo = made
+    return done
 
 
-def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str:
+def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Unpack[PushOptions]) -> CommitInfo:
     """`push_folder` of what `save` writes into a folder that is gone afterwards.
 
     Args:
@@ -163,7 +169,7 @@ def push_saved(save: Callable[[Path], Any], repo_id: str, **options: Any) -> str
         options: of `push_folder`.
 
     Returns:
-        URL of the commit, or of the pull request.
+        The commit, as every upload of the Hub's client; as text its URL.
     """
     check_push(repo_id, **options)
     with TemporaryDirectory() as scratch:

@@ -69,6 +69,35 @@ def render(card: str, metadata: Mapping[str, Any], /, **values: Any) -> str:
     return with_metadata(text, metadata)
 
 
+def hub_metadata(repo_type: str, **fields: Any) -> dict[str, Any]:
+    """What the Hub reads of a card, as its own card classes write it.
+
+    Args:
+        repo_type: `"model"` or `"dataset"`.
+        **fields: of `ModelCardData` (with `model_name` and `eval_results`, which become its model index) or
+            `DatasetCardData`; what is None is left out.
+
+    Returns:
+        The card's metadata; `library_name` is ours unless it is given.
+
+    Raises:
+        ValueError: results that the Hub does not take.
+    """
+    from huggingface_hub import DatasetCardData, ModelCardData
+
+    data: Any = ModelCardData if repo_type == "model" else DatasetCardData
+    return dict(data(**{"library_name": "hf-dataopt", **fields}).to_dict())
+
+
+def size_category(rows: int) -> str:
+    """The Hub's word for the size of a data set, such as `1K<n<10K`."""
+    words = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    place = next((index for index in range(len(words)) if rows < 10 ** (index + 3)), None)
+    if place is None:
+        return "n>1T"
+    return "n<1K" if place == 0 else f"{words[place - 1]}<n<{words[place]}"
+
+
 def with_metadata(text: str, metadata: Mapping[str, Any]) -> str:
     """A card's text (without a YAML block) behind its metadata."""
     import yaml

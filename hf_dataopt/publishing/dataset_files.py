@@ -143,29 +143,3 @@ def _has_media(feature: Any) -> bool:
     if not isinstance(feature, dict | list):
         inner = [feature.feature] if hasattr(feature, "feature") else []
     return any(map(_has_media, inner))
-
-
-def read_dataset(name: str, split: str, config: str | None = None) -> Any:
-    """A dataset from the Hub, from `save_to_disk`, or from a file.
-
-    Raises:
-        ValueError: nothing there, or no such split.
-    """
-    import datasets
-
-    path = Path(name)
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        found = datasets.load_from_disk(name)
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                raise ValueError(f"{name} has the splits {list(found)}, not {split!r}; set --split")
-            return found[split]
-        return found
-    kinds = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-    if path.is_file():
-        if path.suffix not in kinds:
-            raise ValueError(
-                f"{name} is no {', '.join(kinds)} file; save the dataset with save_to_disk and name the folder"
-            )
-        return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-    return datasets.load_dataset(name, config, split=split)

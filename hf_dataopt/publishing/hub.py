@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from ..errors import HubError
 from ..progress import told
@@ -23,6 +23,24 @@ MOST_BYTES = 64 * 2**30
 _Result = TypeVar("_Result")
 # of the client's transport, whose library differs from version to version (httpx, httpx2)
 _BROKEN_OFF = {"ReadError", "WriteError", "CloseError", "RemoteProtocolError"}
+
+
+class PushOptions(TypedDict, total=False):
+    """How an artifact is uploaded: `private`, looked at where the repository is made; `revision`, a branch, made if missing;
+    `token`, default the one you logged in with; `create_pr`, a pull request instead; `commit_message`."""
+
+    private: bool | None
+    revision: str | None
+    token: str | bool | None
+    create_pr: bool
+    commit_message: str | None
+
+
+class HubOptions(TypedDict, total=False):
+    """Where something is read from on the Hub: `revision`, a branch, tag or commit; `token`."""
+
+    revision: str | None
+    token: str | bool | None
 
 
 def check_hub(*, revision: Any = None, token: Any = None) -> None:

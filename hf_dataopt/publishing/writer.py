@@ -22,7 +22,7 @@ from typing import Any
 
 from ..settings import check_path
 from . import cards
-from .kinds import usage
+from .kinds import KINDS, usage
 from .names import looks_like_repo
 from .record import ABOUT, FORMAT, MINOR, draft_of, foreign_files, is_draft, list_files
 from .safe_files import CARD, check_parquet, check_safetensors, read_card, read_json
@@ -145,7 +145,7 @@ def finish(
         folder: where those files are.
         kind: one of `KINDS`.
         about: facts for the JSON file.
-        metadata: the card's YAML; None for an artifact without a card.
+        metadata: what the Hub reads of the card, see `cards.hub_metadata`; None for an artifact without a card.
         code: values of the card's first code block.
         origin: (`"model"` or `"dataset"`, Hub name) of what the artifact was made from; a push inherits its licence.
         card: further values of the card's template.
@@ -168,9 +168,8 @@ def finish(
         record["source"] = {"type": origin[0], "id": origin[1]}
     if metadata is not None:
         tags = ["hf-dataopt", kind.replace("_", "-"), *metadata.get("tags", [])]
-        text = cards.render(
-            kind, {**metadata, "tags": tags}, usage=cards.block(usage(kind, **(code or {})), "python"), **card
-        )
+        known = cards.hub_metadata(KINDS[kind].repo_type, **{**metadata, "tags": tags})
+        text = cards.render(kind, known, usage=cards.block(usage(kind, **(code or {})), "python"), **card)
         (folder / CARD).write_text(text, encoding="utf-8")
         read_card(folder / CARD)
     record["files"] = list_files(folder)

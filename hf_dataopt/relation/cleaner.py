@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from .posterior import Posterior, label_posterior
 from .report import RelationReport
 from .saved import KIND, UNFINISHED
 from .unfit import summary_of, unfit_rows
+
+if TYPE_CHECKING:
+    from .fields import RelationFields
 
 logger = logging.getLogger(__name__)
 Index = NDArray[np.int64]
@@ -67,7 +70,7 @@ class RelationCleaner:
         6
     """
 
-    def __init__(self, config: RelationConfig | None = None, **fields: Any) -> None:
+    def __init__(self, config: RelationConfig | None = None, **fields: Unpack[RelationFields]) -> None:
         optional(check_kind, "config", config, RelationConfig, "single fields go as keywords")
         if config is not None and fields:
             raise ValueError(f"give config= or single fields, not both; got config and {sorted(fields)}")

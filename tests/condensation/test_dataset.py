@@ -293,8 +293,25 @@ def test_recipe_says_how_to_decode() -> None:
 
 def test_estimate_names_time_and_memory(train: Dataset) -> None:
     cost = DatasetCondenser(SMALL).estimate(train)
-    assert cost.total_seconds == pytest.approx(3 * cost.outer_seconds) and cost.outer_seconds > 0
+    assert cost.total_seconds == pytest.approx(cost.start_seconds + 3 * cost.outer_seconds) and cost.outer_seconds > 0
     assert cost.data_bytes == 90 * 12 * 12 and "MiB" in str(cost)
+
+
+@pytest.mark.parametrize("words", ["a good film", "it ends at 3.5 stars", "no.", "x" * 5000, "nul\0"])
+def test_text_is_refused_by_name_and_paths_are_read(tmp_path: Path, words: str) -> None:
+    texts = Dataset.from_dict({"text": [None, words, "b", "c"], "label": [0, 1, 0, 1]})
+    for on_error in ("raise", "skip"):
+        with pytest.raises(ValueError, match="'text' holds text .* a text data set cannot be condensed"):
+            read_images(texts, "text", on_error=on_error)  # type: ignore[arg-type]
+    pictures = as_dataset(*synthetic_images(6))["image"][:]
+    paths = [str(tmp_path / f"{row}{'.png' if row else ''}") for row in range(6)]  # the first has no ending
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path, format="png")
+    found = read_images(Dataset.from_dict({"image": paths, "label": [0, 1] * 3}))
+    assert torch.equal(found.images, read_images(as_dataset(*synthetic_images(6))).images)
+    missing = Dataset.from_dict({"image": [str(tmp_path / "none.png")] * 2, "label": [0, 1]})
+    with pytest.raises(BadRowError, match="row 0"):
+        read_images(missing)
 
 
 def test_whole_numbers_that_start_elsewhere_are_classes() -> None:
@@ -333,7 +350,7 @@ def test_command_condenses_a_parquet_file(train: Dataset, test_split: Dataset, t
     assert result["images"] == 6 and [row["trained on"] for row in result["scores"]] == ["condensed", "random"]
     assert len(load_condensed(result["folder"])) == 6
     assert str(REPO) not in result["config"]
-    assert main(["condense", str(tmp_path / "none.parquet"), "--output-dir", str(tmp_path / "run")]) == 1
+    assert main(["condense", str(tmp_path / "none.parquet"), "--output-dir", str(tmp_path / "run")]) == 2
 
 
 def test_demo_section_claims_what_it_scored(

@@ -1,4 +1,4 @@
-"""The preview's size, the early epochs in an estimate, the step of DM and DSA in its own units, digits that are not flipped."""
+"""The preview's size, the step of DM and DSA in its own units, digits that are not flipped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from datasets import Dataset
 
 from hf_dataopt.condensation.baselines import method_config
 from hf_dataopt.condensation.columns import LabelledImages
-from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.loop import CondensationLoop, ImageState
 from hf_dataopt.condensation.preview import preview
 
@@ -29,19 +27,6 @@ def test_the_preview_of_many_classes_stays_a_picture() -> None:
     assert sheet.size == (10 * 10 - 2, 64 * 14 - 2)  # 64 classes, one below the other
     large = preview(torch.rand(20, 10, 1, 600, 700), 10)
     assert max(large.size) <= 4096 and min(large.size) > 2000
-
-
-def test_an_estimate_knows_the_early_epochs(train: Dataset) -> None:
-    without, own, pool = (
-        DatasetCondenser(replace(SMALL, **changes)).estimate(train)
-        for changes in ({}, {"early_epochs": 4}, {"early_epochs": 4, "pretrained_networks": 30})
-    )
-    assert without.early_seconds == 0 and own.early_seconds > 0
-    assert own.total_seconds == pytest.approx(3 * own.outer_seconds + own.early_seconds)
-    assert pool.early_seconds > 3 * own.early_seconds  # thirty networks instead of three
-    shared = DatasetCondenser(replace(SMALL, early_epochs=2, reinitialise_every=2)).estimate(train)
-    assert shared.early_seconds > 0
-    assert shared.total_seconds == pytest.approx(3 * shared.outer_seconds + shared.early_seconds)
 
 
 def test_a_step_in_normalised_space_is_std_squared_in_pixels(data: LabelledImages) -> None:

@@ -114,7 +114,7 @@ def cleaned(scratch: Path) -> Saved:
     make(n=120).dataset().save_to_disk(scratch / "rows")
 
     def save(rate: float) -> Callable[[Path], Any]:
-        call = ["clean", str(scratch / "rows"), "--rows", "1", "--noise-rate", str(rate), "--json", "--out"]
+        call = ["clean", str(scratch / "rows"), "--rows", "1", "--noise-rate", str(rate), "--json", "--output-dir"]
 
         def run(folder: Path) -> None:
             said = io.StringIO()

@@ -221,7 +221,7 @@ def _folder(cells: list[Any], labels: list[Any], label: Any = None) -> Dataset:
 
 def test_a_folder_of_photos_is_condensed_at_a_size() -> None:
     data = _folder(_photos(), [k % 2 for k in range(24)])
-    with pytest.raises(ValueError, match="different sizes.*--size"):
+    with pytest.raises(ValueError, match="different sizes.*--image-size"):
         DatasetCondenser(TINY).condense(data)
     config = replace(TINY, image_size=8, storage="uint8", evaluation_epochs=2)
     condenser = DatasetCondenser(config)
@@ -336,7 +336,15 @@ def test_clean_skips_broken_pictures_and_says_so(tmp_path: Path, capsys: pytest.
     config = tf.ViTConfig(image_size=16, patch_size=8, **{**SMALL, "num_labels": 2})
     tf.ViTForImageClassification(config).save_pretrained(tmp_path / "m")
     tf.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "m")
-    call = ["clean", str(tmp_path / "d"), "--model", str(tmp_path / "m"), "--out", str(tmp_path / "out"), "--json"]
+    call = [
+        "clean",
+        str(tmp_path / "d"),
+        "--model",
+        str(tmp_path / "m"),
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     assert main(call) == 1
     assert "row 4 holds an image that cannot be decoded" in capsys.readouterr().err
     assert main([*call, "--on-error", "skip"]) == 0

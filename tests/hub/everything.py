@@ -116,7 +116,7 @@ def push_all(folder: Path) -> dict[str, str]:
     table.push_to_hub("me/source")
     metadata_update("me/source", {"license": "odc-by"}, repo_type="dataset")
     out = folder / "cleaned"
-    call = ["clean", "me/source", "--out", str(out), "--rows", "3", "--noise-rate", "0.05"]
+    call = ["clean", "me/source", "--output-dir", str(out), "--rows", "3", "--noise-rate", "0.05"]
     assert main([*call, "--push-to-hub", "me/cleaned", "--commit-message", "Four rows less"]) == 0
     found["cleaned"] = rows_digest(read_parquet(out))
 

@@ -60,7 +60,7 @@ def test_branches_and_pull_requests(found: dict[str, Any]) -> None:
 
 
 def test_the_shell(found: dict[str, Any]) -> None:
-    assert found["shell"]["result"] == 0 and found["shell, no artifact"]["result"] == 1
+    assert found["shell"]["result"] == 0 and found["shell, no artifact"]["result"] == 2
     assert found["unknown"] == []
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
+from huggingface_hub import DatasetCardData, ModelCardData
 
 from hf_dataopt.publishing.kinds import KINDS
 from hf_dataopt.publishing.safe_files import read_yaml
@@ -55,8 +57,13 @@ def test_metadata_is_what_the_hub_reads(published: Published, name: str) -> None
     assert name in card and "OWNER/NAME" not in card
     if kind == "dataset":
         assert metadata["dataset_info"]["features"] and metadata["configs"][0]["data_files"]
+        assert metadata["task_categories"] == ["image-classification"] and metadata["size_categories"] == ["n<1K"]
     else:
         assert metadata["base_model"] == "me/tiny"
+    assert metadata["library_name"] == ("peft" if name.endswith("ccm") else "hf-dataopt")
+    # the Hub's own class reads it without complaint, and gives the same back
+    data: Any = {"model": ModelCardData, "dataset": DatasetCardData}[kind]
+    assert data(**metadata, ignore_metadata_errors=False).to_dict() == metadata
 
 
 def test_licences_are_inherited_or_left_out(published: Published) -> None:

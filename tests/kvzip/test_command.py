@@ -73,7 +73,7 @@ def test_nothing_evicted_answers_as_the_full_cache(call: list[str], capsys: pyte
 
 def test_the_template_is_told(call: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     told = ["--system", "Be brief.", "--template-kwargs", '{"enable_thinking": false}', "--compare-full"]
-    result = json_of([*call, *told, "--keep-ratio", "1.0", "--save", str(tmp_path / "cache")], capsys)
+    result = json_of([*call, *told, "--keep-ratio", "1.0", "--output-dir", str(tmp_path / "cache")], capsys)
     assert result["prefix_tokens"] == json_of(call, capsys)["prefix_tokens"] + len("[system]Be brief.") + 1
     assert [row["answer"] for row in result["answers"]] == [row["answer_full"] for row in result["answers"]]
     kept = json.loads((tmp_path / "cache" / "hf_dataopt.json").read_text())["config"]
@@ -116,27 +116,27 @@ def test_tables_show_the_questions(call: list[str], capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--keep-ratio", "1.5"], "keep_ratio must be in (0, 1]"),
-        (["--chunk-size", "0"], "chunk_size must be at least 1"),
-        (["--max-kv-tokens", "0"], "max_kv_tokens must be at least 1"),
+        (["--keep-ratio", "1.5"], "--keep-ratio must be in (0, 1]"),
+        (["--chunk-size", "0"], "--chunk-size must be at least 1"),
+        (["--max-kv-tokens", "0"], "--max-kv-tokens must be at least 1"),
     ],
 )
 def test_bad_settings_fail_with_their_reason(
     call: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*call, *extra]) == 1
+    assert main([*call, *extra]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_an_empty_context_is_refused(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path(call[call.index("--context") + 1]).write_text("")
-    assert main(call) == 1
-    assert "no tokens" in capsys.readouterr().err
+    assert main(call) == 2
+    assert "no text" in capsys.readouterr().err
 
 
 def test_a_binary_context_is_refused(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path(call[call.index("--context") + 1]).write_bytes(b"\xff\xfe\x00\x80")
-    assert main(call) == 1
+    assert main(call) == 2
     assert "UTF-8" in capsys.readouterr().err
 
 

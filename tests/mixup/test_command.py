@@ -21,7 +21,7 @@ def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
 
 def test_digits_with_a_network_trained_on_the_spot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "new" / "mixed.png"
-    result = json_of(["mix", "--rows", "8", "--out", str(picture)], capsys)
+    result = json_of(["mix", "--rows", "8", "--output-dir", str(picture.parent)], capsys)
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert result["images"] == len(result["outputs"]) == 8
     for shares in result["outputs"]:
@@ -41,22 +41,21 @@ def test_own_dataset_and_model(method: str, tmp_path: Path, capsys: pytest.Captu
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     call = [
         "mix",
-        "--dataset",
         str(tmp_path / "data"),
-        "--out",
-        str(tmp_path / "p.png"),
+        "--output-dir",
+        str(tmp_path / "p"),
         "--method",
         method,
         "--rows",
         "6",
     ]
-    columns = ["--image-column", "photo", "--label-column", "kind"]
+    columns = ["--column", "photo", "--label-column", "kind"]
     result = json_of([*call, *columns, "--model", str(tmp_path / "model")], capsys)
-    assert result["method"] == method and (tmp_path / "p.png").stat().st_size > 1000
-    assert main([*call, *columns]) == 1 and "--model" in capsys.readouterr().err
-    assert main([*call, "--model", str(tmp_path / "model")]) == 1
-    assert "--image-column" in capsys.readouterr().err
-    assert main(["mix", "--rows", "1"]) == 1
+    assert result["method"] == method and (tmp_path / "p" / "mixed.png").stat().st_size > 1000
+    assert main([*call, *columns]) == 2 and "--model" in capsys.readouterr().err
+    assert main([*call, "--model", str(tmp_path / "model")]) == 2
+    assert "--column image" in capsys.readouterr().err
+    assert main(["mix", "--rows", "1"]) == 2
 
 
 def test_demo_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

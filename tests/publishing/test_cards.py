@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_dataopt.publishing.cards import block, code, escape, first_block
+from hf_dataopt.publishing.cards import block, code, escape, first_block, hub_metadata, size_category
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,23 @@ def test_blocks_that_are_not_closed_are_none() -> None:
     assert first_block("```python\na\n```\n```python\nb\n```") == "a\n"
     assert first_block("````python\na\n```\n````") == "a\n```\n"
     assert first_block("```python\na") == "" and first_block("a") == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "word"),
+    [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (10**6, "1M<n<10M"), (10**13, "n>1T")],
+)
+def test_sizes_have_the_words_of_the_hub(rows: int, word: str) -> None:
+    assert size_category(rows) == word
+
+
+def test_results_become_a_model_index() -> None:
+    from huggingface_hub import EvalResult
+
+    result = EvalResult("text-generation", "me/set", "set", "accuracy", 0.5)
+    found = hub_metadata("model", license="mit", base_model=None, model_name="gates", eval_results=[result])
+    assert found["library_name"] == "hf-dataopt" and found["license"] == "mit" and "base_model" not in found
+    assert found["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    with pytest.raises(ValueError, match="model_name"):
+        hub_metadata("model", eval_results=[result])
+    assert hub_metadata("dataset", library_name="peft", tags=["a"]) == {"library_name": "peft", "tags": ["a"]}

@@ -33,7 +33,7 @@ from hf_dataopt.condensation.multi_formation import Formation, recipe_text
 from hf_dataopt.condensation.saved import save_condensed
 from hf_dataopt.decoding import read_image
 from hf_dataopt.kvzip.head_scores import load_head_scores, save_head_scores
-from hf_dataopt.publishing import hub, info, safe_files, tables
+from hf_dataopt.publishing import hub, safe_files, tables
 from hf_dataopt.publishing.cards import first_block
 from hf_dataopt.publishing.dataset_files import read_parquet, write_parquet
 from hf_dataopt.publishing.info import describe
@@ -48,6 +48,7 @@ from hf_dataopt.publishing.safe_files import (
     read_yaml,
 )
 from hf_dataopt.publishing.writer import finish, replacing
+from hf_dataopt.shell.info import show
 
 from ..families import FAMILIES
 from ..faults.saves import SAVES
@@ -279,7 +280,7 @@ def test_cards_and_folders_are_read_in_one_pass(tmp_path: Path) -> None:
     about = json.loads((folder / "3" / "hf_dataopt.json").read_text())
     shown = io.StringIO()
     _edit(folder / "hf_dataopt.json", code={**about["code"], "model": "x" * 5_000_000})
-    info.show(info.describe(folder), _console(file=shown, width=80))
+    show(describe(folder), _console(file=shown, width=80))
     assert len(shown.getvalue()) < 100_000
 
 

@@ -350,8 +350,8 @@ def test_control_characters_do_not_reach_a_terminal(tmp_path: Path, capsys: pyte
     (folder / "README.md").write_text(f"---\nlicense: {json.dumps(EVIL)}\n---\n```python\n{EVIL}\n```\n")
     assert main(["info", str(folder)]) == 0
     (folder / "hf_dataopt.json").write_text(json.dumps({**about, "kind": EVIL}))
-    assert main(["info", str(folder)]) == 1
-    assert main(["info", f"me/{EVIL}"]) == 1
+    assert main(["info", str(folder)]) == 2
+    assert main(["info", f"me/{EVIL}"]) == 2
     _console(stderr=True).print(EVIL, markup=False)
     shown = "".join(capsys.readouterr())
     assert not {one for one in shown if not one.isprintable()} - {"\n"}

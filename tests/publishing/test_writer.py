@@ -82,12 +82,22 @@ def test_long_work_does_not_begin_for_a_folder_that_is_refused(
     (tmp_path / "run" / "artifact").mkdir(parents=True)
     (tmp_path / "run" / "artifact" / "thesis.tex").write_text("x")
     for call in (
-        ["kvzip", "--context", str(tmp_path / "context.txt"), "--question", "?", "--model", never, "--save", taken],
-        ["ccm", "--turn", "a", "--question", "?", "--model", never, "--save", taken],
-        ["clean", never, "--out", taken],
+        [
+            "kvzip",
+            "--context",
+            str(tmp_path / "context.txt"),
+            "--question",
+            "?",
+            "--model",
+            never,
+            "--output-dir",
+            taken,
+        ],
+        ["ccm", "--turn", "a", "--question", "?", "--model", never, "--output-dir", taken],
+        ["clean", never, "--output-dir", taken],
         ["condense", never, "--output-dir", str(tmp_path / "run")],
     ):
-        assert main(call) == 1
+        assert main(call) == 2
         assert "thesis.tex" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"thesis\.tex"):
         RelationCleaner().fit(make(n=60).dataset(), output_dir=taken, quiet=True)
@@ -137,7 +147,7 @@ def test_what_is_listed_is_there_and_what_is_not_is_not_pushed(
 def test_a_report_goes_along_with_its_cleaned_set_and_may_change(tmp_path: Path) -> None:
     make(n=120).dataset().save_to_disk(tmp_path / "rows")
     out = tmp_path / "out"
-    call = ["clean", str(tmp_path / "rows"), "--rows", "1", "--out", str(out)]
+    call = ["clean", str(tmp_path / "rows"), "--rows", "1", "--output-dir", str(out)]
     assert main(call) == 0 and main(call) == 0  # again, over itself
     assert not any(name.startswith("report/") for name in read_about(out)["files"])
     RelationReport.load(out / "report").rethreshold(noise_rate=0.5).save(out / "report")

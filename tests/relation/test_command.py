@@ -34,7 +34,7 @@ def _with_pictures() -> Dataset:
 def test_clean_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _with_pictures().save_to_disk(tmp_path / "d")
     out = tmp_path / "out"
-    assert main(["clean", str(tmp_path / "d"), "--out", str(out), "--rows", "4", "--json"]) == 0
+    assert main(["clean", str(tmp_path / "d"), "--output-dir", str(out), "--rows", "4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     cleaned = read_parquet(out)
     assert len(cleaned) == result["kept"] == 120 - result["label_errors"] and result["label_errors"] > 0
@@ -43,7 +43,9 @@ def test_clean_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert page.count("<article>") == 4 and "data:image/png;base64," in page
     assert (out / "worst.png").stat().st_size > 5_000
     card = (out / "README.md").read_text()
-    assert card.startswith("---\ntags:\n- hf-dataopt") and "license" not in card and str(tmp_path) not in card
+    assert (
+        card.startswith("---\n") and "\n- hf-dataopt\n" in card and "license" not in card and str(tmp_path) not in card
+    )
 
 
 def test_clean_reads_a_table_and_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +59,7 @@ def test_clean_reads_a_table_and_a_text_model(tmp_path: Path, capsys: pytest.Cap
     rows = {"text": [f"<b>text</b> {k} & more" for k in range(40)], "label": ["bad", "good"] * 20}
     Dataset.from_dict(rows).to_csv(tmp_path / "rows.csv")
     arguments = ["clean", str(tmp_path / "rows.csv"), "--model", str(tmp_path / "m"), "--column", "text"]
-    arguments += ["--modality", "text", "--noise-rate", "0.1", "--out", str(tmp_path / "out")]
+    arguments += ["--modality", "text", "--noise-rate", "0.1", "--output-dir", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert "labels to look at first" in capsys.readouterr().out.lower()
     page = (tmp_path / "out" / "report.html").read_text()
@@ -69,9 +71,9 @@ def test_clean_reads_a_table_and_a_text_model(tmp_path: Path, capsys: pytest.Cap
     ("arguments", "message"),
     [
         (["d"], "--push-to-hub"),
-        (["d", "--out", "o", "--split", "test"], "--split"),
-        (["notes.txt", "--out", "o"], "save_to_disk"),
-        (["d", "--out", "o", "--split", "train", "--label-column", "x"], "label_column"),
+        (["d", "--output-dir", "o", "--split", "test"], "--split"),
+        (["notes.txt", "--output-dir", "o"], "save_to_disk"),
+        (["d", "--output-dir", "o", "--split", "train", "--label-column", "x"], "--label-column x"),
     ],
 )
 def test_usage_errors_are_one_line(
@@ -86,7 +88,7 @@ def test_usage_errors_are_one_line(
     monkeypatch.chdir(tmp_path)
     DatasetDict(train=CASE.dataset()).save_to_disk("d")
     Path("notes.txt").write_text("hello")
-    assert main(["clean", *arguments]) == 1
+    assert main(["clean", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
 

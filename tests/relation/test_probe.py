@@ -118,8 +118,14 @@ def test_rows_without_features_are_skipped_where_asked() -> None:
 def test_the_shell_makes_its_own_probabilities(tmp_path: Path) -> None:
     case = make(n=200, d=12, classes=3)
     case.dataset().remove_columns("probs").to_parquet(tmp_path / "rows.parquet")
-    arguments = ["clean", str(tmp_path / "rows.parquet"), "--folds", "3", "--out", str(tmp_path / "out")]
+    arguments = ["clean", str(tmp_path / "rows.parquet"), "--folds", "3", "--output-dir", str(tmp_path / "out")]
     assert main(arguments) == 0
     report = RelationReport.load(tmp_path / "out" / "report")
     expected = RelationCleaner().fit(out_of_sample_probs(case.dataset().remove_columns("probs"), folds=3), quiet=True)
     np.testing.assert_allclose(report.label_noise_score, expected.label_noise_score, atol=1e-6)
+
+
+def test_folds_are_checked_before_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(n=20).dataset().to_parquet(tmp_path / "rows.parquet")
+    arguments = ["clean", str(tmp_path / "rows.parquet"), "--output-dir", str(tmp_path / "out"), "--folds"]
+    assert main([*arguments, "1"]) == 2 and "--folds must be at least 2, got 1" in capsys.readouterr().err
