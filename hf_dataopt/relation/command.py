@@ -187,10 +187,9 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
         return dataset
     from .probe import out_of_sample_probs
 
-    columns = _ready(args)
-    taken = [columns["probs_column"]] if columns["probs_column"] in dataset.column_names else []
-    options = {"folds": args.folds, "seed": args.seed, "on_error": args.on_error, "quiet": args.quiet}
-    return out_of_sample_probs(dataset.remove_columns(taken), args.label_column or "label", **columns, **options)
+    options: dict[str, Any] = {**_ready(args), "folds": args.folds, "seed": args.seed, "on_error": args.on_error}
+    taken = [name for name in [options["probs_column"]] if name in dataset.column_names]
+    return out_of_sample_probs(dataset.remove_columns(taken), args.label_column or "label", quiet=args.quiet, **options)
 
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
