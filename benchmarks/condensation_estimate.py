@@ -28,13 +28,6 @@ SETTINGS: list[tuple[str, str, int, dict[str, Any]]] = [
         16,
         {"outer_iterations": 4, "inner_iterations": 10, "early_epochs": 5},
     ),
-    (
-        "idc, 10 a class, width 16, pool of 3 networks of 3 epochs",
-        "idc",
-        28,
-        {"images_per_class": 10, "width": 16, "outer_iterations": 1, "inner_iterations": 8}
-        | {"early_epochs": 3, "pretrained_networks": 3},
-    ),
     ("dm, 10 a class", "dm", 16, {"images_per_class": 10, "outer_iterations": 5, "inner_iterations": 20}),
     ("dsa, 1 a class, width 64", "dsa", 28, {"width": 64, "outer_iterations": 1, "inner_iterations": 12}),
     ("rded, 10 a class", "rded", 28, {"images_per_class": 10, "teacher_images": 8_000}),

@@ -1,6 +1,6 @@
 """Class-incremental learning with condensed exemplars (section 6.5.3, Figure 6.7), with the package's public names only.
 
-    OMP_NUM_THREADS=1 python benchmarks/continual_learning.py            # a quarter of an hour on one core
+    OMP_NUM_THREADS=1 python benchmarks/continual_learning.py            # a few minutes on one core
     OMP_NUM_THREADS=1 python benchmarks/continual_learning.py --smoke
 
 Scikit-learn's digits arrive in five stages of two classes. Each stage condenses its own classes to `--per-class` stored
@@ -29,7 +29,7 @@ Memory = tuple[Tensor, Tensor]
 STAGES = [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
 WIDTH = 32
 TEMPERATURE = 2.0
-METHODS = ("random", "herding", "idc-i", "mosaic", "idc")
+METHODS = ("random", "herding", "idc-i", "mosaic", "idc-short", "idc")
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Answers from caches that KVzip compressed in chunks of several sizes, exact and local, and head by head.
+"""Answers from caches that KVzip compressed in chunks of several sizes, exact and local, head by head, and in 8 or 4 bits.
 
 Contexts are Debian package records; each is compressed once, without knowing the questions. An answer's NLL is the mean over
 its tokens, teacher-forced; it matches exactly when every token is the most likely one (what greedy decoding would write).
@@ -7,6 +7,7 @@ Finished contexts are kept in a file, so a run that was stopped goes on where it
 
     python benchmarks/kvzip_quality.py --part chunks    # chunk size and replay, 1k to 8k tokens
     python benchmarks/kvzip_quality.py --part heads     # head level at 0.6 and 0.7, by scores of packaged prose
+    python benchmarks/kvzip_quality.py --part storage   # 8 and 4 bits
     python benchmarks/kvzip_quality.py --smoke
 """
 
@@ -45,11 +46,17 @@ HEADS = {
     "static head scores, no windows": replace(STATIC, head_sinks=0, head_recent=0),
     "DuoAttention": KVzipConfig(score="duo_attention"),
 }
-PARTS = {"chunks": (SETTINGS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6))}
+STORAGES = {
+    "KVzip": LOCAL,
+    "KVzip, 8 bits": replace(LOCAL, storage="int8"),
+    "KVzip, 4 bits": replace(LOCAL, storage="int4"),
+}
+PARTS = {"chunks": (SETTINGS, (0.5, 0.3, 0.1)), "heads": (HEADS, (0.7, 0.6)), "storage": (STORAGES, (1.0, 0.3))}
 # records per context, some 70 to 80 tokens each
 SIZES = {
     "chunks": (55, 28, 14, 110, 55, 28, 14),
     "heads": (12, 16, 20, 24),
+    "storage": (14, 28) * 5,
 }
 
 
@@ -95,12 +102,15 @@ def one_context(
     )
     methods, ratios = PARTS[part]
     chance = replace(UNIFORM, score=RandomEviction(seed))
-    rows = []
+    rows, scored = [], {}
     for method, config in {"full": chance, RANDOM: chance, **methods}.items():
+        plain = replace(config, storage="model")
         if heads is not None and config.level == "head":
             seconds, values = 0.0, heads[..., None].expand(*heads.shape, prefilled.n_context)
         else:
-            seconds, values = cpu_seconds(lambda config=config: score_context(prefilled, config, progress=False))
+            if plain not in scored:
+                scored[plain] = cpu_seconds(lambda plain=plain: score_context(prefilled, plain, progress=False))
+            seconds, values = scored[plain]
         for ratio in (1.0,) if method == "full" else ratios:
             cache = KVzipCache.from_scores(prefilled, values, replace(config, keep_ratio=ratio))
             results = [answer_nll(model, tokenizer, cache, question) for question in questions]
@@ -109,6 +119,8 @@ def one_context(
                     "method": method,
                     "ratio": ratio,
                     "bytes": cache.context_nbytes / cache.full_context_nbytes,
+                    "held": cache.context_nbytes,
+                    "full": cache.full_context_nbytes,
                     "seconds": seconds,
                     "nll": [r[0] for r in results],
                     "match": [r[1] for r in results],
@@ -186,6 +198,31 @@ def summarise(contexts: list[dict]) -> list[dict]:
     return rows
 
 
+def by_storage(contexts: list[dict]) -> list[dict]:
+    """One row per storage and ratio, beside pairs as the model makes them; bytes are over a cache of 16 bits, here 32."""
+    found: dict[tuple[str, float], list[dict]] = defaultdict(list)
+    for context in contexts:
+        for row in context["rows"]:
+            found[row["method"], row["ratio"]].append(row)
+    rows = []
+    for row in summarise(contexts):
+        same = found[row["method"], row["keep_ratio"]]
+        share = [one["held"] / one["full"] * (2 if "bits" in row["method"] else 1) for one in same]
+        base = found["KVzip", row["keep_ratio"]]
+        more = np.array([one["nll"] for one in same]).ravel() - np.array([one["nll"] for one in base]).ravel()
+        kept = {name: row[name] for name in ("method", "keep_ratio", "NLL", "exact match", "excess NLL", "95 %")}
+        rows.append(
+            {
+                **kept,
+                "bytes over 16 bits": float(np.mean(share)),
+                "most": max(share),
+                "NLL minus KVzip's": float(more.mean()),
+                "of it, 95 %": str(interval(more, len(contexts))),
+            }
+        )
+    return rows
+
+
 def by_length(contexts: list[dict]) -> list[dict]:
     """The rows of contexts of every length on their own."""
     lengths: dict[int, list[dict]] = defaultdict(list)
@@ -230,7 +267,7 @@ def main() -> None:
     lengths = [context["tokens"] for context in done]
     write(
         f"kvzip_quality_{args.part}",
-        by_length(done) if args.part == "chunks" else summarise(done),
+        {"chunks": by_length, "heads": summarise, "storage": by_storage}[args.part](done),
         model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
         contexts=len(done),
         questions_per_context=args.questions,

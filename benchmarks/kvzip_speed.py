@@ -36,6 +36,7 @@ from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.text.demo_model import load_demo_model
 
 _TOKEN = torch.tensor([[17]])
+_HELD: tuple[tuple[float, Any], ...] = ((0.3, "model"), (0.1, "model"), (0.3, "int8"), (0.3, "int4"))
 SETTINGS = {
     f"{replay}, chunk {chunk}": KVzipConfig(chunk_size=chunk, replay=replay)
     for replay, chunk in (
@@ -110,27 +111,29 @@ def decoding(
         prefilled = prefill(model, context_of(tokenizer, n), progress=False)
         # real scores, so that the budgets differ between heads as they do in use
         scores = score_context(prefilled, SETTINGS["local, chunk 512"], progress=False)
-        caches: dict[str, Any] = {"full": copy.deepcopy(prefilled.cache)}
-        for ratio in (1.0, 0.3, 0.1):
-            caches[str(ratio)] = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=ratio))
-        times: dict[str, list[float]] = {name: [] for name in caches}
+        caches: dict[Any, Any] = {"full": copy.deepcopy(prefilled.cache)}
+        for held in ((1.0, "model"), *_HELD):
+            config = KVzipConfig(keep_ratio=held[0], storage=held[1])
+            caches[held] = KVzipCache.from_scores(prefilled, scores, config)
+        times: dict[Any, list[float]] = {name: [] for name in caches}
         for _ in range(tokens):
             for name, cache in caches.items():
                 seconds, _ = cpu_seconds(lambda cache=cache: model(_TOKEN, **{cache_keyword(): cache}))
                 times[name].append(seconds)
-        full, whole = statistics.median(times["full"]), statistics.median(times["1.0"])
-        for name in ("0.3", "0.1"):
-            ms = statistics.median(times[name])
+        full, whole = statistics.median(times["full"]), statistics.median(times[1.0, "model"])
+        for ratio, storage in _HELD:
+            ms = statistics.median(times[ratio, storage])
             rows.append(
                 {
                     "tokens": n,
-                    "keep_ratio": float(name),
+                    "keep_ratio": ratio,
+                    "storage": storage,
                     "full ms": 1e3 * full,
                     "our 1.0 ms": 1e3 * whole,
                     "compressed ms": 1e3 * ms,
                     "compressed / full": ms / full,
                     "compressed / our 1.0": ms / whole,
-                    "bytes": caches[name].context_nbytes / caches[name].full_context_nbytes,
+                    "bytes": caches[ratio, storage].context_nbytes / caches[ratio, storage].full_context_nbytes,
                 }
             )
     return rows

@@ -14,11 +14,11 @@ from hf_dataopt import KVzipConfig, PuzzleMixConfig, RelationConfig
 from .arguments.cases import cases
 from .arguments.judge import good, run
 from .arguments.pool import Argument, Case, count
-from .test_readme import MAPPED
+from .pages import MAPPED
 
 SETS = 30
-# of the README's map of equations: called by ours alone, for every tile, token, sweep or call, with what the callable behind
-# the colon has checked. Every other name of the map has a case, and so has every public name.
+# of the map of equations (docs/equations.md): called by ours alone, for every tile, token, sweep or call, with what the
+# callable behind the colon has checked. Every other name of the map has a case, and so has every public name.
 INNER = {
     "co_mixup_sweeps.objective": "co_mixup",
     "co_mixup_sweeps.sweep": "co_mixup",

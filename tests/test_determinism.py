@@ -1,4 +1,4 @@
-"""Which job gives the same bits under what: README's table, measured by `determinism.py`, and what it has no column for."""
+"""Which job gives the same bits under what: docs/reliability.md, by `determinism.py`, and what has no column there."""
 
 from __future__ import annotations
 

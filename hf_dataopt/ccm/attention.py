@@ -13,6 +13,7 @@ from ..routing.dispatch import CURRENT
 
 if TYPE_CHECKING:
     from .config import CCMConfig
+    from .rotation import Rotation
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,18 @@ class Layout:
         own: (B, T, T) bool, query and key are in the same block of the same sample.
         memory: (B, T, T) bool, keys outside the block that are visible as memory (concat) or as sink.
         weights: (B, M, T) float, merge: rows that average compression tokens into memory slots.
-        slots: (B, T, M) bool, merge: memory slots a query sees.
+        slots: (B, T, M) bool, merge and stream: memory slots a query sees.
+        source, shift: (B, M) int64, stream: tokens whose keys and values these slots hold, and by how many positions moved.
+        rotation: stream: moves keys.
     """
 
     own: torch.Tensor
     memory: torch.Tensor
     weights: torch.Tensor | None = None
     slots: torch.Tensor | None = None
+    source: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    rotation: Rotation | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Call:
         if self.linked is not None:
             return plain(module, query, key, value, attention_mask, **kwargs)
         key, value = self.with_merged(key, value)
+        key, value = self.with_moved(key, value, module.layer_idx)
         if name not in ("sdpa", "eager", "flex_attention"):
             if kwargs.get("s_aux") is not None:
                 raise ValueError(f"{name} cannot express the memory's mask beside attention sinks; use eager attention")
@@ -87,6 +94,19 @@ class Call:
         weights = self.layout.weights[:, None].to(key.device, torch.float32)
         merged = [(weights @ states.float()).to(states.dtype) for states in (key, value)]
         return torch.cat([key, merged[0]], dim=2), torch.cat([value, merged[1]], dim=2)
+
+    def with_moved(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, Hkv, T, d) with a stream's sink and memory behind them, once per compression; else as they are.
+
+        Source: Figures 7.8 and 7.9; see `stream_layout`.
+        """
+        layout = self.layout
+        if layout is None or layout.rotation is None or layout.source is None or layout.shift is None:
+            return key, value
+        source = layout.source.to(key.device)[:, None, :, None]
+        held = [states.gather(2, source.expand(-1, states.shape[1], -1, states.shape[3])) for states in (key, value)]
+        held[0] = layout.rotation(layer, held[0], layout.shift.to(key.device))
+        return torch.cat([key, held[0]], dim=2), torch.cat([value, held[1]], dim=2)
 
     def _visible(self, **kwargs: Any) -> torch.Tensor:
         """Mask (B, 1, q, k) bool of the model's own rules (causal, padding, sliding window) with ours on top."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from ..settings import brief, check_flag, check_int, check_kind, check_tokenizer, optional
+from ..settings import brief, check_choice, check_flag, check_int, check_kind, check_tokenizer, optional
 from ..text.chat import ChatFormat, said
 from .attention import skip_positions
 from .config import CCMConfig
+from .stream_layout import stream_row
 from .turns import encode_answer, encode_turn
 
 logger = logging.getLogger(__name__)
@@ -32,21 +33,25 @@ class DataCollatorForCCM:
     `completion_only_loss=False` each c(j) and I carry labels too. With `memory="concat"` and `"merge"` c(j) is predicted
     behind Mem(j-1), so that one pass trains every step of the memory; in the other modes a c(j) sees no memory. For
     conversations: it does harm where contexts cannot be predicted (lists of facts). First tokens have no label, but O's.
+    With `layout="stream"` a sample is a long text instead, `{"text"}` or `{"input_ids"}`, compressed where
+    `StreamingContextMemory` would compress it; every token carries a label but the first and those right behind compression
+    tokens. The adapter's config needs `stream`.
     Set `remove_unused_columns=False` in `TrainingArguments`.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`, optional): not needed for samples of ids.
         config (`CCMConfig`): of the adapter, after `get_peft_model`.
         max_length (`int`, tokens without compression tokens, default 1024): oldest contexts of longer samples are left out;
-            the sample's start (beginning-of-text token, template opening, attention sink) stays.
+            the sample's start (beginning-of-text token, template opening, attention sink) stays. Streams lose their end.
         pack (`bool`, default `False`): put several samples into one row, each with positions from 0.
         completion_only_loss (`bool`, default `True`): labels on O only, as the text.
+        layout (`str`, default `"turns"`): `"turns"` or `"stream"`.
         template_kwargs (`dict`, optional), system (`str`, optional), special_tokens_in_text (`bool`, default `False`): see
             `ChatFormat`; the system message stands before the first message of every sample. Give the memory the same.
 
     Raises:
-        ValueError: an empty batch, a sample without output, ids outside the vocabulary, a special token that cannot be
-            encoded as text, or input and output longer than `max_length`.
+        ValueError: a stream without sizes or packed, an empty batch, a sample without output, ids outside the vocabulary, a
+            special token that cannot be encoded as text, or input and output longer than `max_length`.
         TypeError: a sample of another kind.
 
     Source: Algorithm 6; `max_length` of the reference code.
@@ -66,6 +71,7 @@ class DataCollatorForCCM:
         max_length: int = 1024,
         pack: bool = False,
         completion_only_loss: bool = True,
+        layout: str = "turns",
         template_kwargs: dict[str, Any] | None = None,
         system: str | None = None,
         special_tokens_in_text: bool = False,
@@ -74,6 +80,12 @@ class DataCollatorForCCM:
         check_kind("config", config, CCMConfig, "pass model.peft_config['default']")
         max_length = check_int("max_length", max_length, 2)
         pack, completion_only_loss = check_flag("pack", pack), check_flag("completion_only_loss", completion_only_loss)
+        self.layout = check_choice("layout", layout, ("turns", "stream"))
+        if self.layout == "stream" and (config.stream is None or pack):
+            raise ValueError(
+                "a stream needs CCMConfig(stream=...), which has its sizes, and a row for each text (pack=False); got "
+                f"stream={config.stream!r:.100}, pack={pack}"
+            )
         if config.comp_token_ids is None:
             raise ValueError("this config has no compression tokens yet; pass `model.peft_config['default']`")
         self.tokenizer, self.config, self.max_length, self.pack = tokenizer, config, max_length, pack
@@ -104,7 +116,8 @@ class DataCollatorForCCM:
             raise TypeError(f"features must be a list of samples, got {brief(features)}")
         if not features:
             raise ValueError("cannot collate an empty batch")
-        rows = [[self._sample(feature)] for feature in features]
+        one = self._stream if self.layout == "stream" else self._sample
+        rows = [[one(feature)] for feature in features]
         if self.pack:
             rows = self._packed([row[0] for row in rows])
         longest = max(sum(len(ids) for ids, _, _ in row) for row in rows)
@@ -171,6 +184,23 @@ class DataCollatorForCCM:
         where = torch.where(ids >= comp[0], ids - comp[0], -1)
         return ids, skip_positions(where[None], torch.ones(1, len(ids), dtype=torch.bool))[0], labels
 
+    def _stream(self, feature: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if not isinstance(feature, dict) or (feature.get("text") is None) == (feature.get("input_ids") is None):
+            got = sorted(feature) if isinstance(feature, dict) else feature
+            raise TypeError(
+                f"a stream's sample must be a dict with text or input_ids, got {brief(got)} (with a Trainer, set "
+                "remove_unused_columns=False)"
+            )
+        given = feature["input_ids"] if feature.get("text") is None else feature["text"]
+        ids = self._turn(given, first=True)
+        if len(ids) > self.max_length:
+            self._count_cut(0, f"{len(ids) - self.max_length} last tokens")
+            ids = ids[: self.max_length]
+        limit = (self.config.comp_token_ids or [0])[0]
+        if len(ids) < 2 or not 0 <= min(ids) <= max(ids) < limit:
+            raise ValueError(f"a stream needs at least two ids in [0, {limit - 1}], got {brief(ids)}")
+        return stream_row(ids, self.config)
+
     def _turn(self, turn: Any, first: bool) -> list[int]:
         return encode_turn(self.tokenizer, turn, first, self.chat)
 
@@ -185,11 +215,12 @@ class DataCollatorForCCM:
         keep = self.config.sink or start == [getattr(self.tokenizer, "bos_token_id", None)]
         return [*start, *ids] if keep and ids[:1] != start else ids
 
-    def _count_cut(self, turns: int) -> None:
+    def _count_cut(self, turns: int, what: str = "") -> None:
         worker = torch.utils.data.get_worker_info()
         row = 0 if worker is None else 1 + worker.id % (_WORKERS - 1)
         if not self._cut[row].any():
-            logger.warning("a sample is longer than %d tokens: %d oldest contexts left out", self.max_length, turns)
+            what = what or f"{turns} oldest contexts"
+            logger.warning("a sample is longer than %d tokens: %s left out", self.max_length, what)
         self._cut[row] += torch.tensor([1, turns])
 
     @staticmethod

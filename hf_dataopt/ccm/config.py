@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -50,6 +51,12 @@ _ALLOWED = {
     *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
     *("megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
 }
+STREAM = {
+    "max_kv": 160,
+    "compress_tokens": 64,
+    "memory_size": 8,
+    "sink": 1,
+}  # section 7.4, "Streaming with sliding window"
 MEMORIES = ("concat", "merge", "concat_apart", "merge_apart", "gist")
 
 
@@ -82,6 +89,9 @@ class CCMConfig(LoraConfig):
         comp_init_token_ids (`list[int]`, optional): vocabulary ids whose embeddings the compression tokens start from, in
             turn; default means over the vocabulary, as the reference code. The id of a line break is kinder to short runs.
         sink (`bool`, default `False`): the first token stays visible to every block (attention sink).
+        stream (`dict`, optional): sizes of the stream that `DataCollatorForCCM(layout="stream")` trains the adapter for:
+            `max_kv`, `compress_tokens`, `memory_size`, `sink`. Those left out are section 7.4's, as with `{}`;
+            `StreamingContextMemory` takes them over. Concat memories only.
         conditional (`bool`, default `True`): False is a plain LoRA on every token, the ablation of Table 7.5.
 
     Raises:
@@ -102,6 +112,7 @@ class CCMConfig(LoraConfig):
     merge_weight: float | None = field(default=None, metadata={"help": "a_t for t >= 2; default 1/t"})
     sink: bool = field(default=False, metadata={"help": "first token visible to all blocks"})
     conditional: bool = field(default=True, metadata={"help": "adapt compression tokens only"})
+    stream: dict[str, int] | None = field(default=None, metadata={"help": "sizes of the stream that is trained for"})
     comp_init_token_ids: list[int] | None = field(
         default=None, metadata={"help": "vocabulary ids whose embeddings compression tokens start from"}
     )
@@ -132,6 +143,10 @@ class CCMConfig(LoraConfig):
             self.merge_weight = check_number("merge_weight", self.merge_weight, 0, 1, above=True, todo=todo)
             if not self.merges:
                 raise ValueError(f"merge_weight belongs to the merge memories, not to {self.memory!r}")
+        if self.stream is not None:
+            if self.memory != "concat":
+                raise ValueError(f"a stream is trained for with memory='concat', not {self.memory!r}")
+            self.stream = stream_sizes(self.stream, self.num_comp_tokens)
         for name in ("comp_init_token_ids", "comp_token_ids"):
             if getattr(self, name) is not None:
                 setattr(self, name, list(check_each(name, getattr(self, name), check_int, 0)))
@@ -160,6 +175,31 @@ class CCMConfig(LoraConfig):
         """a_t of step `step` (from 1): the share of h(t) in Mem(t)."""
         step = check_int("step", step, 1)
         return 1.0 if step == 1 else (1.0 / step if self.merge_weight is None else self.merge_weight)
+
+
+def stream_sizes(given: Any, n_tok: int) -> dict[str, int]:
+    """Sizes of a stream, those that are not given as in section 7.4.
+
+    Args:
+        given: `max_kv`, `compress_tokens` (tokens), `memory_size` (slots), `sink` (tokens), any of them.
+        n_tok: compression tokens in a group.
+
+    Raises:
+        TypeError: no mapping.
+        ValueError: other names, or sizes that do not fit together.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"stream must be a dict of {', '.join(STREAM)}, got {brief(given)}; {{}} takes section 7.4's")
+    if set(given) - set(STREAM):
+        raise ValueError(f"stream has sizes {', '.join(STREAM)}; got {sorted(map(str, given))}")
+    least = {"max_kv": 1, "compress_tokens": n_tok, "memory_size": n_tok, "sink": 0}
+    sizes = {name: check_int(name, given.get(name, size), least[name]) for name, size in STREAM.items()}
+    if sizes["sink"] + sizes["memory_size"] + sizes["compress_tokens"] > sizes["max_kv"]:
+        raise ValueError(
+            f"max_kv {sizes['max_kv']} cannot hold sink {sizes['sink']} + memory {sizes['memory_size']} + "
+            f"{sizes['compress_tokens']} tokens to compress"
+        )
+    return sizes
 
 
 def check_conditional(config: CCMConfig) -> None:

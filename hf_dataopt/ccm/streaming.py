@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch.nn import functional
 
-from .._compat import causal_model_of, decoder_of, input_device, layer_kinds, text_config
-from ..errors import UnsupportedModelError
+from .._compat import causal_model_of, input_device, text_config
 from ..publishing.artifacts import push_saved
 from ..settings import (
     check_each,
@@ -26,8 +24,10 @@ from ..text.chat import ChatFormat
 from ..text.positions import warn_beyond_positions
 from .active import ccm_config, check_still_active
 from .cache import MemoryCache, read_behind
+from .config import stream_sizes
 from .memory import CompressedContextMemory
 from .proof import prove
+from .rotation import Rotation
 from .saved_memory import layers_of, load_memory, read_chat, save_memory
 from .turns import encode_turn, is_said
 
@@ -49,9 +49,10 @@ class StreamingContextMemory:
     Args:
         model (`PeftModel`): with an active `CCMConfig` adapter of a concat memory.
         tokenizer (`PreTrainedTokenizerBase`, optional): for text.
-        max_kv (`int`, tokens, default 160): size of the cache; one more token is held for the moment it takes
-            to compress. compress_tokens (`int`, default 64): tokens per compression.
-        memory_size (`int`, slots, default 8): compressed slots at most. sink (`int`, tokens, default 1): first tokens kept.
+        max_kv (`int`, tokens, default the adapter's `stream`, else 160): size of the cache; one more token is held for the
+            moment it takes to compress. compress_tokens (`int`, default likewise, else 64): tokens per compression.
+        memory_size (`int`, slots, default likewise, else 8): compressed slots at most. sink (`int`, tokens, default likewise,
+            else 1): first tokens kept.
         compress (`bool`, default `True`): False drops tokens instead, with the same cache size at every step (StreamingLLM).
         template_kwargs (`dict`, optional), system (`str`, optional), special_tokens_in_text (`bool`, default `False`): for
             `perplexity` of text and messages, see `ChatFormat`. A saved stream keeps them.
@@ -73,10 +74,10 @@ class StreamingContextMemory:
         model: Any,
         tokenizer: Any = None,
         *,
-        max_kv: int = 160,
-        compress_tokens: int = 64,
-        memory_size: int = 8,
-        sink: int = 1,
+        max_kv: int | None = None,
+        compress_tokens: int | None = None,
+        memory_size: int | None = None,
+        sink: int | None = None,
         compress: bool = True,
         template_kwargs: dict[str, Any] | None = None,
         system: str | None = None,
@@ -84,24 +85,21 @@ class StreamingContextMemory:
     ) -> None:
         self.model, self.config = model, ccm_config(model)
         self.tokenizer = optional(check_tokenizer, "tokenizer", tokenizer)
-        n_tok = self.config.num_comp_tokens
-        max_kv = check_int("max_kv", max_kv, 1)
-        compress_tokens = check_int("compress_tokens", compress_tokens, n_tok)
-        memory_size, sink = check_int("memory_size", memory_size, n_tok), check_int("sink", sink, 0)
         if self.config.merges:
             raise ValueError("streaming works on concat memories: a merged key has no position to re-assign")
-        if sink + memory_size + compress_tokens > max_kv:
-            raise ValueError(
-                f"max_kv {max_kv} cannot hold sink {sink} + memory {memory_size} + {compress_tokens} tokens to compress"
-            )
-        self.max_kv, self.compress_tokens, self.memory_size, self.sink = max_kv, compress_tokens, memory_size, sink
+        given = {"max_kv": max_kv, "compress_tokens": compress_tokens, "memory_size": memory_size, "sink": sink}
+        given = {name: size for name, size in given.items() if size is not None}
+        sizes = stream_sizes({**(self.config.stream or {}), **given}, self.config.num_comp_tokens)
+        self.max_kv, self.compress_tokens = sizes["max_kv"], sizes["compress_tokens"]
+        self.memory_size, self.sink = sizes["memory_size"], sizes["sink"]
         self.compress = check_flag("compress", compress)
         self.chat = ChatFormat(
             template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
         )
-        self._rotary = _Rotation(model)
+        self._rotary = Rotation(model)
         prove(model, self.config, CompressedContextMemory)
-        warn_beyond_positions(text_config(causal_model_of(model)), max_kv + n_tok + 1, f"a stream with max_kv {max_kv}")
+        most = self.max_kv + self.config.num_comp_tokens + 1
+        warn_beyond_positions(text_config(causal_model_of(model)), most, f"a stream with max_kv {self.max_kv}")
         self.reset()
 
     def reset(self) -> None:
@@ -276,33 +274,3 @@ class StreamingContextMemory:
         shift = torch.arange(len(kept), device=index.device) - torch.tensor(stands, device=index.device)
         moved = [(self._rotary(number, k[:, :, index], shift), v[:, :, index]) for number, (k, v) in enumerate(layers)]
         self._layers, (self.memory_slots, self._virtual_slots) = moved, counts
-
-
-class _Rotation:
-    """Moves keys to other positions: R(new) = R(new - old) R(old)."""
-
-    def __init__(self, model: Any) -> None:
-        self.module: Any = getattr(decoder_of(model), "rotary_emb", None)
-        config = text_config(causal_model_of(model))
-        if "sliding" in layer_kinds(config):
-            raise UnsupportedModelError(
-                f"{type(causal_model_of(model)).__name__} has sliding-window layers; streaming re-assigns positions in one "
-                "cache and needs global attention in every layer"
-            )
-        if self.module is None:
-            raise ValueError("this model has no rotary embedding to re-assign positions with")
-        self.layer_types = getattr(config, "layer_types", None)
-        self.by_type = "layer_type" in inspect.signature(self.module.forward).parameters
-        if getattr(self.module, "rope_type", "default") in ("dynamic", "longrope"):
-            raise ValueError("rotary frequencies that change with the length cannot be re-assigned")
-
-    def __call__(self, layer: int, keys: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """Keys (1, KV heads, n, d) shifted by `shift` (n,) positions."""
-        extra = {"layer_type": self.layer_types[layer]} if self.by_type and self.layer_types else {}
-        cos, sin = self.module(keys.float(), shift[None], **extra)
-        norm = torch.sqrt(cos[..., :1] ** 2 + sin[..., :1] ** 2)  # attention scaling, already in the keys
-        cos, sin = (cos / norm)[:, None], (sin / norm)[:, None]
-        width = cos.shape[-1]
-        turned, rest = keys[..., :width].float(), keys[..., width:]
-        half = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
-        return torch.cat([(turned * cos + half * sin).to(keys.dtype), rest], dim=-1)

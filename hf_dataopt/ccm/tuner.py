@@ -20,6 +20,8 @@ from .attention import Call, build_layout, current_call, rows_of, skip_positions
 from .cache import MemoryCache
 from .config import CCMConfig, CCMPeftType, check_alone
 from .proof import check_layers, prove
+from .rotation import Rotation
+from .stream_layout import build_stream_layout, is_stream
 
 EMBEDDINGS = "lora_comp_embeddings"
 Linear: Any
@@ -272,7 +274,7 @@ class _Reader:
             kept = comp if has_comp else None
             call = Call(text_config(module), kept, None, name, memory.memory_length, rows=rows_of(comp))
         else:
-            call = self._parallel(comp, kwargs, name, config, text_config(module), cache)
+            call = self._parallel(comp, kwargs, name, config, module, cache)
         if module.training and torch.is_grad_enabled():  # nothing is recomputed otherwise, and the walk costs time
             self._wrap_checkpointing(module)
         CURRENT.set(call)
@@ -289,7 +291,7 @@ class _Reader:
             )
 
     def _parallel(
-        self, comp: torch.Tensor, kwargs: dict[str, Any], name: str, config: CCMConfig, decoder_config: Any, cache: Any
+        self, comp: torch.Tensor, kwargs: dict[str, Any], name: str, config: CCMConfig, module: Any, cache: Any
     ) -> Call:
         if cache is not None and cache.get_seq_length() > 0:
             raise ValueError("compression tokens after a plain cache: use CompressedContextMemory.append")
@@ -302,8 +304,11 @@ class _Reader:
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = skip_positions(comp, mask.bool())
         positions = kwargs["position_ids"].expand_as(comp)
-        layout = build_layout(comp, mask.bool(), positions, config)
-        return Call(decoder_config, comp, layout, name, rows=rows_of(comp))
+        if config.stream is not None and is_stream(comp, positions):
+            layout = build_stream_layout(comp, mask.bool(), positions, config, Rotation(module))
+        else:
+            layout = build_layout(comp, mask.bool(), positions, config)
+        return Call(text_config(module), comp, layout, name, rows=rows_of(comp))
 
     def leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         """After the decoder, also after an error: nothing is said any more."""

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 FLAGS = {"image_column": "--column"}
 HELP = "condense a labelled image data set to a few images per class (IDC, mosaics, RDED, DM, DSA, herding)"
 EXAMPLES = [
-    "hf-dataopt condense cifar10 --column img --preset cifar10 --method mosaic --images-per-class 10 --output-dir run1",
+    "hf-dataopt condense cifar10 --column img --preset cifar10 --method idc-short --images-per-class 10 --output-dir run1",
     "hf-dataopt condense ./my_images --factor 2 --width 32 --outer-iterations 20 --output-dir run2 --evaluate",
     "hf-dataopt condense ./train.parquet --test ./test.parquet --evaluate --output-dir run3 --json",
 ]
 
-_METHODS = ("idc", "idc-i", "mosaic", "rded", "dm", "dsa", "herding", "random")
+_METHODS = ("idc", "idc-short", "idc-i", "mosaic", "rded", "dm", "dsa", "herding", "random")
 _PRESETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "imagenet_subset", "speech")
 # options that set a field of IDCConfig, with its type or its words; None leaves the preset's value
 _FIELDS: dict[str, tuple[type | tuple[str, ...], str]] = {
@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", metavar="DATASET", help="data set to score on; default: the split 'test' of the same")
     parser.add_argument("--test-split", help="split of --test (default: test; train of a file)")
     parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
-    parser.add_argument("--method", choices=_METHODS, default="idc", help="mosaic and rded take seconds to minutes")
+    parser.add_argument(
+        "--method", choices=_METHODS, default="idc", help="idc-short, mosaic and rded take seconds to minutes"
+    )
     parser.add_argument(
         "--teacher", default=None, help="trained image classifier (Hub name or folder) for rded and herding"
     )

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DAY = 86_400
+_WORTH_AN_ESTIMATE = 50  # rounds: an estimate takes two to four of them
 _RANDOM, _INITIAL, _LAYERS = 2**21, 2**22, 2**22 + 3
 
 
@@ -66,9 +67,10 @@ class DatasetCondenser:
 
     Args:
         config ([`IDCConfig`], optional): settings; default `IDCConfig()`.
-        method (`str`, default `"idc"`): `"idc"` runs for hours on a GPU; `"mosaic"` (herded images in multi-formation, as
-            they are) and `"rded"` (patches that a trained network is surest of) take seconds to minutes; `"idc-i"`, `"dm"`,
-            `"dsa"`, `"herding"`, `"random"` are what they are compared with. See `method_config`.
+        method (`str`, default `"idc"`): `"idc"` runs for hours on a GPU; `"idc-short"` (twelve rounds of it), `"mosaic"`
+            (herded images in multi-formation, as they are) and `"rded"` (patches that a trained network is surest of) take
+            seconds to minutes; `"idc-i"`, `"dm"`, `"dsa"`, `"herding"`, `"random"` are what they are compared with. See
+            `method_config`.
         teacher ([`Teacher`], module or `str`, optional): a trained classifier (transformers, timm, any module, or the name of
             one on the Hub): herding goes by its features, `"rded"` by its losses. None: herding goes by pixels, and for
             `"rded"` a network like the configured one is trained on `teacher_images` images.
@@ -390,15 +392,17 @@ class DatasetCondenser:
             self.losses = kept.pop("losses").tolist()
             logger.info("continuing after %d outer iterations", done)
         loop = CondensationLoop(data, config, classes, self.device)
-        if done < config.outer_iterations:
+        if (config.outer_iterations - done) * config.inner_iterations >= _WORTH_AN_ESTIMATE:
             cost = self._estimate(data, len(classes))
             logger.info("%s", cost)
             if cost.total_seconds > _DAY:
                 logger.warning(
-                    "this run takes about %.1f days here; method='mosaic' or 'rded' takes seconds to minutes, and a smaller "
+                    "this run takes about %.1f days here; method='idc-short' or 'mosaic' takes seconds to minutes, a smaller "
                     "width or fewer outer_iterations less time",
                     cost.total_seconds / _DAY,
                 )
+        if config.learning_rate_space == "first_step" and config.outer_iterations:
+            loop.rate = loop.rate_for(whole, network)
         theta = Theta(loop, lambda own: self._build(data, own), kept)
         with bar(config.outer_iterations, "Condensing", unit="outer") as progress:
             progress.update(done)

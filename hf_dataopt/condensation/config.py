@@ -19,7 +19,7 @@ _CHOICES = {
     "metric": ("mse", "l1", "l1_mean", "cos"),
     "train_network_on": ("real", "synthetic", "nothing"),
     "storage": ("uint8", "float16", "float32"),
-    "learning_rate_space": ("stored", "normalised"),
+    "learning_rate_space": ("stored", "normalised", "first_step"),
     "dtype": ("float32", "bfloat16"),
     "image_mode": ("RGB", "L"),
 }
@@ -94,7 +94,8 @@ class IDCConfig(Settings):
         learning_rate (`float`, default 0.005): of the images at 10 images per class.
         scale_learning_rate (`bool`, default True): times images_per_class / 10 and (size / `learning_rate_size`)^2.
         learning_rate_space (`str`, default `"stored"`): what the step counts in: stored values, or `"normalised"` ones,
-            (x - mean) / std, as the papers of DM and DSA give it: a step there is std^2 of it here.
+            (x - mean) / std, as the papers of DM and DSA give it: a step there is std^2 of it here. `"first_step"`: by
+            how many deviations of the data (std) the first step moves values, root mean square; its rate is kept.
         learning_rate_size (`float`, default 32): base size in pixels of that rule (28 for MNIST, 64 speech, 224 ImageNet).
         momentum (`float`, default 0.5): of the images' SGD, shared by all classes.
         outer_iterations (`int`, default 2000): network lives; `inner_iterations` (100) rounds over the classes in each.
@@ -160,7 +161,7 @@ class IDCConfig(Settings):
     match_head: bool = False
     learning_rate: float = 0.005
     scale_learning_rate: bool = True
-    learning_rate_space: Literal["stored", "normalised"] = "stored"
+    learning_rate_space: Literal["stored", "normalised", "first_step"] = "stored"
     learning_rate_size: float = 32
     momentum: float = 0.5
     outer_iterations: int = 2000

@@ -33,7 +33,7 @@ class IDCFields(TypedDict, total=False):
     match_head: bool
     learning_rate: float
     scale_learning_rate: bool
-    learning_rate_space: Literal["stored", "normalised"]
+    learning_rate_space: Literal["stored", "normalised", "first_step"]
     learning_rate_size: float
     momentum: float
     outer_iterations: int

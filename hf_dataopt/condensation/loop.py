@@ -24,6 +24,8 @@ from .training import batches, compiled, network_augmentation, sgd, train_step
 # synthetic images of several classes go through the network together up to this many: below it, calls cost more than
 # arithmetic, above it, caches overflow (measured on a CPU: benchmarks/condensation_speed.py)
 TOGETHER = {"cpu": 24, "cuda": 512}
+_LEAST = 1e-12  # of a slope: where nothing is left to match, nothing moves
+_PROBED, _PROBE = 5, 2**23  # classes that a first step is measured on, and where their random numbers begin
 
 
 @dataclass
@@ -99,6 +101,23 @@ class CondensationLoop:
         """Classes whose images go through the network together."""
         return self._room.fits or len(self.classes)
 
+    def rate_for(self, start: Tensor, network: nn.Module) -> float:
+        """The rate by which the first step moves the images (all classes, images_per_class, C, H, W) that a run starts from by
+        `learning_rate` deviations of the data: root mean square, mean over the first classes, whoever updates them."""
+        slopes = []
+        for label in range(min(_PROBED, len(start))):
+            stream = seeded(self.config.seed, worker=_PROBE + label)
+            one = CondensationLoop(self.data, self.config, [label], self.device)
+            compute = ClassGradients(network, one._names(network))
+            real = [RealBatches(self.data.rows_of_class[label], self.config.real_batch, stream)]
+            with sdpa_kernel(SDPBackend.MATH):
+                _, slope = one._match(start[label : label + 1], network, compute, real, [stream], range(1))
+            slopes.append(float((slope / self.data.std.to(slope).reshape(-1, 1, 1)).square().mean().sqrt()))
+        return self.config.learning_rate / max(sum(slopes) / len(slopes), _LEAST)
+
+    def _names(self, network: nn.Module) -> list[str]:
+        return matched_parameters(network, bias=self.config.match_bias, head=self.config.match_head)
+
     def outer_iteration(
         self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, outer: int
     ) -> Iterator[float]:
@@ -129,21 +148,20 @@ class CondensationLoop:
         self, state: ImageState, network: nn.Module, real: list[RealBatches], streams: list[torch.Generator]
     ) -> float:
         """One update of every class, in order; classes are independent within a round."""
-        config, total = self.config, 0.0
+        config, found = self.config, []
         count = len(self.data.class_names)
-        names = matched_parameters(network, bias=config.match_bias, head=config.match_head)
-        compute = ClassGradients(network, names)
+        compute = ClassGradients(network, self._names(network))
         for index, label in enumerate(self.classes):
             state.pending[index] += label  # classes before this one in the round
             state.settle(index, config.momentum, self.rate)
         done = 0
 
         def group(start: int, stop: int) -> None:
-            nonlocal done, total
+            nonlocal done
             chosen = range(start, stop)
             with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
                 losses, slopes = self._match(state.images[start:stop], network, compute, real, streams, chosen)
-            total += sum(losses.tolist())
+            found.append(losses)
             for index, slope in zip(chosen, slopes, strict=True):
                 state.step(index, slope, config.momentum, self.rate)
                 state.pending[index] += count - 1 - self.classes[index]
@@ -162,7 +180,8 @@ class CondensationLoop:
             return undo
 
         self._room.parts(len(self.classes), group, self.device, mark)
-        return total / max(len(self.classes), 1)
+        # read once a round: a device is not waited for before
+        return sum(torch.cat(found).tolist()) / len(self.classes) if found else 0.0
 
     def _match(
         self,

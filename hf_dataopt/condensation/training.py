@@ -42,7 +42,7 @@ def train_step(
     augmentation: str,
     mix: float,
     dtype: torch.dtype = torch.float32,
-) -> float:
+) -> Tensor:
     """One update on augmented, perhaps mixed images.
 
     Args:
@@ -54,7 +54,7 @@ def train_step(
         dtype: of the network's arithmetic.
 
     Returns:
-        The loss.
+        The loss, on its device: reading it would wait for the step.
 
     Source: "Update theta" of Algorithm 5, `h(a_omega(T))`.
     """
@@ -75,7 +75,7 @@ def train_step(
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-    return float(loss.detach())
+    return loss.detach()
 
 
 def network_augmentation(strategy: str, mix: float) -> str:

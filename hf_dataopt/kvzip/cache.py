@@ -22,18 +22,17 @@ from ..publishing.identity import check_identity, identity
 from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
-from ..settings import brief, check_config, check_flag, check_kind, check_tensor, check_tokenizer, optional
+from ..settings import brief, check_config, check_kind, check_tokenizer, optional
 from .config import KVzipConfig
-from .eviction import keep_mask
 from .gates import KVzipGates
-from .images import build_context
-from .layers import KVzipLayer, KVzipSlidingLayer, Padding, compressed_layers
-from .prefill import prefill
-from .prompt import KVzipPrompt, question_rows
-from .ragged import RaggedContext
+from .layers import KVzipLayer, KVzipSlidingLayer, Padding, mover
+from .making import compress, evict
+from .prompt import KVzipPrompt
+from .questions import ids_of_questions, padded_behind
+from .ragged import Ragged
 from .reading import USER, PrefilledContext, check_supported
 from .saved import load_cache, save_cache
-from .scoring import score_context
+from .turns import compress_again
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -58,8 +57,7 @@ class KVzipCache(RoutedCache):
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`, optional): lets `inputs` take questions as text.
         made_by (`dict`, optional): which model made it (see `publishing.identity`); needed to save it.
 
-    Source: chapter 8.
-    Differs: see `KVzipConfig` and `scoring.score_context`.
+    Source: chapter 8; what differs: `KVzipConfig`, `scoring.score_context`.
     Cost: memory of `nbytes`; a decoded token attends to the kept pairs only.
 
     Example:
@@ -70,6 +68,8 @@ class KVzipCache(RoutedCache):
     """
 
     counts_positions = True
+    padded = False  # whether padding stands among what came after the context
+    gates: KVzipGates | None = None  # that scored the pairs
 
     def __init__(
         self,
@@ -135,31 +135,15 @@ class KVzipCache(RoutedCache):
 
         Cost: about two prefills (`replay="exact"`: two to three; `gates`: one).
         """
-        config, progress = check_config(config, KVzipConfig), check_flag("progress", progress)
+        config = check_config(config, KVzipConfig)
         if keep_ratio is not None:
             config = replace(config, keep_ratio=keep_ratio)
         if head_scores is not None:
-            if gates is not None:
-                raise ValueError("head_scores and gates are two ways to score; give one of them")
             config = replace(config, level="head")
-        scored = check_supported(model)
-        check_tokenizer("tokenizer", tokenizer)
-        optional(check_kind, "gates", gates, KVzipGates)
-        if head_scores is not None:
-            todo = "layers that attend globally, and their KV heads"
-            check_tensor("head_scores", head_scores, (len(scored), "heads"), finite=True, todo=todo)
-        prompt, images = build_context(tokenizer, context, config)
-        if gates is not None and images is None and config.level != "head":
-            return cls._of(gates.read(model, prompt, config, progress=progress), prompt, config, tokenizer, model)
-        if gates is not None:
-            prefilled, scores = gates.prefill(model, prompt, config, images=images, progress=progress)
-            return cls.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
-        prefilled = prefill(model, prompt, config, images=images, progress=progress)
-        if head_scores is None:
-            scores = score_context(prefilled, config, progress=progress)
-        else:
-            scores = head_scores[..., None].expand(*head_scores.shape, prefilled.n_context)
-        return cls.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
+        layers, prompt = compress(
+            model, tokenizer, context, config, head_scores=head_scores, gates=gates, progress=progress
+        )
+        return cls._of(layers, prompt, config, tokenizer, model, gates)
 
     @classmethod
     def from_scores(
@@ -187,28 +171,18 @@ class KVzipCache(RoutedCache):
         Raises:
             ValueError: scores that do not fit the cache, or a cache that was used up.
         """
-        check_kind("prefilled", prefilled, PrefilledContext, "give what prefill returned")
-        config, free = check_config(config, KVzipConfig), check_flag("free", free)
-        check_tensor("scores", scores)
+        config = check_config(config, KVzipConfig)
         optional(check_tokenizer, "tokenizer", tokenizer)
-        full: list[Any] = prefilled.cache.layers
-        first = full[prefilled.scored_layers[0]]
-        if first.keys is None:
-            raise ValueError("this prefilled context was used up by an earlier free=True; prefill again")
-        expected = (len(prefilled.scored_layers), first.keys.shape[1], prefilled.n_context)
-        if tuple(scores.shape) != expected:
-            raise ValueError(
-                f"scores must be (scored layers, KV heads, context tokens) = {expected}, got {tuple(scores.shape)}"
-            )
-        keep = keep_mask(scores, config, prefilled.n_prefix)
-        always = keep.new_ones(*keep.shape[:2], prefilled.n_prefix)
-        layers = compressed_layers(prefilled, torch.cat([always, keep], dim=2), free=free)
+        layers = evict(prefilled, scores, config, free=free)
         return cls._of(layers, prefilled.prompt, config, tokenizer, prefilled.model)
 
     @classmethod
-    def _of(cls, layers: list[Any], prompt: KVzipPrompt, config: KVzipConfig, tokenizer: Any, model: Any) -> KVzipCache:
+    def _of(
+        cls, layers: list[Any], prompt: KVzipPrompt, config: KVzipConfig, tokenizer: Any, model: Any, gates: Any = None
+    ) -> KVzipCache:
         cache = cls(layers, prompt, config, tokenizer, identity(model))
         cache._prepare(model)
+        cache.gates = gates
         return cache
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
@@ -285,7 +259,7 @@ class KVzipCache(RoutedCache):
             DroppedTokensError: a mask that hides tokens of the context.
             ValueError: a padded batch on layers in which padding would change what a token sees.
         """
-        view = super().view(module, tokens, attention_mask)
+        view: Any = super().view(module, tokens, attention_mask)
         flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         padding = Padding.of(attention_mask) if flat and not bool(attention_mask.all()) else None
         if padding is not None and not bool(padding.real[:, : self.ids.shape[1]].all()):
@@ -293,6 +267,7 @@ class KVzipCache(RoutedCache):
                 "the attention mask hides tokens of the compressed context, whose pairs are no longer apart; pad between "
                 "context and question, as `cache.inputs([...])` does"
             )
+        view.padded = self.padded or padding is not None
         for layer in view.layers:
             if has_states(layer):
                 expand_states(layer, tokens.shape[0])
@@ -303,7 +278,8 @@ class KVzipCache(RoutedCache):
                     )
             elif isinstance(layer, KVzipSlidingLayer):
                 layer.pad(padding)
-        return view
+        found: RoutedCache = view
+        return found
 
     @property
     def known_ids(self) -> torch.Tensor:
@@ -314,6 +290,30 @@ class KVzipCache(RoutedCache):
         """A cache for one request: the compressed context shared, not copied; what follows it starts empty."""
         other = copy.copy(self)
         other.reset()
+        return other
+
+    def moved_to(self, where: str | torch.device | PreTrainedModel) -> KVzipCache:
+        """A copy elsewhere, with what was read since: into the host's memory between requests, and back before the next.
+
+        (Accelerate calls whatever has a `to` on the way into a model, and answers would go into that copy.)
+
+        Args:
+            where: a device, or the model, each of whose layers then finds its part where it computes.
+
+        Returns:
+            Another cache, sharing what is there already. Drop this one to free what it holds.
+
+        Raises:
+            TypeError, ValueError: neither a device nor a language model, or a device that is not there.
+
+        Example:
+            ```python
+            cache = cache.moved_to("cpu")  # the accelerator is free
+            output = model.generate(**cache.moved_to(model).inputs(question))
+            ```
+        """
+        other, move = copy.copy(self), mover(where)
+        other._pristine, other.layers = move(self._pristine), move(self.layers)
         return other
 
     def inputs(self, question: Question) -> CallInputs:
@@ -335,43 +335,55 @@ class KVzipCache(RoutedCache):
             TypeError: neither text, messages nor ids.
             ValueError: empty question, text without a tokenizer, or a conversation that cannot be rendered.
         """
-        rows = self._question_rows(question)
-        context = self.ids[0]
-        longest = max(row.numel() for row in rows)
-        ids = torch.zeros(len(rows), context.numel() + longest, dtype=torch.int64)
-        mask = torch.ones_like(ids)
-        for index, row in enumerate(rows):
-            pad = longest - row.numel()
-            ids[index, : context.numel()] = context
-            ids[index, context.numel() + pad :] = row
-            mask[index, context.numel() : context.numel() + pad] = 0
-        device = self.device
-        return CallInputs(input_ids=ids.to(device), attention_mask=mask.to(device), cache=self.fork())
+        rows = ids_of_questions(question, self.prompt, self.tokenizer, self.config)
+        ids, mask = padded_behind(self.ids[0], rows)
+        return CallInputs(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), cache=self.fork())
 
-    def _question_rows(self, question: Question) -> list[torch.Tensor]:
-        if isinstance(question, torch.Tensor):
-            check_tensor("question ids", question, floating=False, least=0)
-            row = question.reshape(-1).cpu() if question.ndim == 1 or question.shape[:1] == (1,) else None
-            if row is None or row.dtype != torch.int64:
-                raise TypeError(
-                    f"question ids must be int64 of shape (q,) or (1, q), got {question.dtype} {tuple(question.shape)}"
-                )
-            n = self.ids.shape[1]
-            if row.numel() > n and torch.equal(row[:n], self.ids[0]):
-                row = row[n:]
-            rows = [row]
-        else:
-            if self.tokenizer is None:
-                raise ValueError("this cache has no tokenizer; pass question ids, or set `cache.tokenizer`")
-            rows = question_rows(self.tokenizer, self.prompt, question, self.config)
-        if min(row.numel() for row in rows) == 0:
-            raise ValueError("the question has no tokens; ask something about the context")
-        return rows
+    def compress_again(
+        self,
+        keep_ratio: float | None = None,
+        *,
+        max_kv_tokens: int | None = None,
+        model: PreTrainedModel | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Cut the context and what was said about it since to one budget, so that a conversation stays small.
+
+        The turns become part of what is compressed: `ids`, `fork` and `reset` stand behind them from now on, and text or
+        messages given to `inputs` go on where the last answer ended. Other forks stay as they are.
+
+        Args:
+            keep_ratio (`float`, in (0, 1], optional): share that stays of all pairs ever read behind the prompt, context
+                and turns, evicted or not: what is gone counts, and does not come back. All that is held stays where that
+                is less.
+            max_kv_tokens (`int`, optional): that budget instead (see `KVzipConfig`); by default the one in `config`.
+            model (`PreTrainedModel`, optional): by default the one that the cache was made with, while it lives.
+            progress (`bool`, default `True`): show a bar.
+
+        Raises:
+            ValueError: pairs without scores (from a file without them), tokens without ids, a batch or padding behind the
+                context, turns of a score that ranks a context as a whole (H2O, SnapKV, ...), or a budget that is none.
+
+        Source: sections 8.3 and 8.4.1: pairs keep their scores, so without turns the result is that of compressing once; turns
+            are scored as the context was, by repeating them or by the cache's gates (`turns.py`).
+        Cost: as for scoring a context of the turns' length (gates: one forward over them); scores take 4 bytes a kept pair.
+
+        Example:
+            >>> cache = KVzipCache.from_context(model, tokenizer, context, keep_ratio=0.3, progress=False)
+            >>> inputs = cache.inputs("Where does Anna live?")
+            >>> output = model.generate(**inputs, max_new_tokens=4)
+            >>> talk = inputs["cache"]
+            >>> talk.compress_again(0.2, progress=False)
+            >>> talk.ids.shape[1] == output.shape[1] - 1  # the last token was not read
+            True
+        """
+        self._pristine, self.prompt, self.config = compress_again(self, keep_ratio, max_kv_tokens, model, progress)
+        self.reset()
 
     def reset(self) -> None:
         """Back to the compressed context: all that came after it is forgotten."""
         self.layers = self.pristine_layers
-        self.read_ids = None
+        self.read_ids, self.padded = None, False
 
     @property
     def pristine_layers(self) -> list[Any]:
@@ -380,13 +392,13 @@ class KVzipCache(RoutedCache):
 
     @property
     def ids(self) -> torch.Tensor:
-        """Prefix and context ids, (1, n) int64: every full prompt for this cache starts with them."""
+        """Ids of prefix, context and compressed turns, (1, n) int64: every full prompt for this cache starts with them."""
         return self.prompt.ids[None]
 
     @property
     def device(self) -> torch.device:
         """Where the kept pairs are."""
-        return self._contexts()[0].keys.device
+        return self._contexts()[0].device
 
     @property
     def scored_layers(self) -> list[int]:
@@ -400,17 +412,13 @@ class KVzipCache(RoutedCache):
 
     @property
     def context_nbytes(self) -> int:
-        """Bytes of the compressed context in the scored layers, prefix included."""
+        """Bytes of the compressed context in the scored layers, prefix, scales and zeros included."""
         return sum(context.nbytes for context in self._contexts())
 
     @property
     def full_context_nbytes(self) -> int:
-        """Bytes the same layers held before eviction."""
-        return sum(
-            context.n_tokens * len(context.lengths) * part.shape[1] * part.element_size()
-            for context in self._contexts()
-            for part in (context.keys, context.values)
-        )
+        """Bytes the same layers held before eviction, in the model's dtype."""
+        return sum(context.full_nbytes for context in self._contexts())
 
     @property
     def nbytes(self) -> int:
@@ -423,5 +431,5 @@ class KVzipCache(RoutedCache):
         """`nbytes` had nothing been evicted."""
         return self.nbytes - self.context_nbytes + self.full_context_nbytes
 
-    def _contexts(self) -> list[RaggedContext]:
+    def _contexts(self) -> list[Ragged]:
         return [layer.context for layer in self._pristine if isinstance(layer, KVzipLayer)]

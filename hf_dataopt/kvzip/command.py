@@ -71,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay", choices=["exact", "local"], default="local", help="exact: the whole cache in sight, slower"
     )
     parser.add_argument("--score", choices=list(NAMES), default="kvzip", help="how pairs are ranked")
+    parser.add_argument(
+        "--storage",
+        choices=["model", "int8", "int4"],
+        default="model",
+        help="how the cache is held: as made, or in few bits",
+    )
     add_template(parser, "the context")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="length of an answer")
     add_device(parser, dtypes=DTYPES)
@@ -108,6 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             chunk_size=args.chunk_size,
             replay=args.replay,
             score=args.score,
+            storage=args.storage,
             **template_options(args),
         )
         if [args.context, *args.question].count(STDIN) > 1:
@@ -171,7 +178,7 @@ def answer(
     others = {}
     if "full" in compare:
         others["answer_full"] = KVzipCache.from_scores(
-            prefilled, scores, replace(config, keep_ratio=1.0, max_kv_tokens=None), tokenizer=tokenizer
+            prefilled, scores, replace(config, keep_ratio=1.0, max_kv_tokens=None, storage="model"), tokenizer=tokenizer
         )
     if "random" in compare:
         noise = score_context(prefilled, replace(config, score="random_eviction"), progress=False)

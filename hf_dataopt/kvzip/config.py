@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
 from ..settings import Settings, check_callable, check_choice, check_number, settle
 from ..text.chat import ChatFormat
+from .quantised import BITS, Storage
 from .scores import NAMES
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _CHOICES = {
     "replay": ("exact", "local"),
     "softmax_keys": ("chunk", "all"),
     "ties": ("position", "reference"),
+    "storage": ("model", *BITS),
 }
 _COUNTS = {
     "chunk_size": 1,
@@ -63,6 +65,9 @@ class KVzipConfig(Settings):
             code), or `"all"` keys (Eq. 8.2 read literally; needs `replay="exact"`).
         ties (`str`, default `"position"`): `"position"` keeps exactly floor(N * keep_ratio) pairs, earlier positions
             first among equals; `"reference"` is the reference code's strict threshold, which keeps fewer.
+        storage (`str`, default `"model"`): how kept pairs are held: in the model's dtype, or in `"int8"` or `"int4"`, with
+            scales 8.4 and 4.4 bits a number (`quantised.py`), opened head by head or layer by layer when a token looks at
+            them. Pairs are scored before they are quantised; what comes after the context is not.
         prefill_chunk_size (`int`, tokens, >= 1, default 16000): context tokens per forward while prefilling;
             a context with images is read in one.
         task_line (`str`): instruction put before the context, as the reference code does.
@@ -97,6 +102,7 @@ class KVzipConfig(Settings):
     replay: Literal["exact", "local"] = "local"
     softmax_keys: Literal["chunk", "all"] = "chunk"
     ties: Literal["position", "reference"] = "position"
+    storage: Storage = "model"
     prefill_chunk_size: int = 16_000
     task_line: str = TASK_LINE
     system: str | None = None

@@ -56,10 +56,7 @@ def _whole_heads(scores: torch.Tensor, config: KVzipConfig, ratio: float, n_pref
     """Heads keep all pairs or those of sinks and recent window alone, as many heads as the budget has room for."""
     heads, n = scores.amax(dim=-1), scores.shape[-1]
     count, budget = heads.numel(), int(scores.numel() * ratio)
-    sinks = min(max(config.head_sinks - n_prefix, 0), n // _WINDOW_SHARE)
-    recent = min(config.head_recent, n // _WINDOW_SHARE)
-    room = budget // count  # for every head: a budget below the windows leaves no head whole
-    sinks, recent = min(sinks, room), min(recent, max(room - sinks, 0))
+    sinks, recent = windows(config, budget // count, n, n_prefix)
     always = torch.zeros(n, dtype=torch.bool, device=scores.device)
     always[:sinks], always[n - recent :] = True, True
     if config.ties == "reference":
@@ -67,6 +64,15 @@ def _whole_heads(scores: torch.Tensor, config: KVzipConfig, ratio: float, n_pref
         return _top(expanded, ratio, "reference").reshape(scores.shape) | always
     whole = (budget - count * (sinks + recent)) // (n - sinks - recent)
     return first(heads.reshape(1, -1), whole).reshape(heads.shape)[..., None] | always
+
+
+def windows(config: KVzipConfig, room: int, n: int, n_prefix: int) -> tuple[int, int]:
+    """Sinks and recent tokens that a dropped head keeps of n behind the prefix, with `room` tokens for every head."""
+    sinks = min(max(config.head_sinks - n_prefix, 0), n // _WINDOW_SHARE)
+    recent = min(config.head_recent, n // _WINDOW_SHARE)
+    # a budget below the windows leaves no head whole
+    sinks = min(sinks, room)
+    return sinks, min(recent, max(room - sinks, 0))
 
 
 def budget_ratio(config: KVzipConfig, n_context: int, n_prefix: int) -> float:

@@ -23,6 +23,7 @@ class KVzipFields(TypedDict, total=False):
     replay: Literal["exact", "local"]
     softmax_keys: Literal["chunk", "all"]
     ties: Literal["position", "reference"]
+    storage: Literal["model", "int8", "int4"]
     prefill_chunk_size: int
     task_line: str
     system: str | None

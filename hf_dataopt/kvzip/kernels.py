@@ -20,9 +20,9 @@ _WIDEST = 256  # of flash attention's heads
 Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-def takes_kernels(keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether a kernel of a GPU attends to these keys."""
-    return keys.is_cuda and keys.dtype in _HALF and values.dtype == keys.dtype
+def takes_kernels(device: torch.device, dtypes: tuple[torch.dtype, torch.dtype]) -> bool:
+    """Whether a kernel of a GPU attends to keys and values of these dtypes."""
+    return device.type == "cuda" and dtypes[0] in _HALF and dtypes[1] == dtypes[0]
 
 
 def kernel_for(query: torch.Tensor, widths: tuple[int, int], softcap: float | None) -> Kernel:

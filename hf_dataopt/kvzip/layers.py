@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .._compat import chunked_attention, copied_layer, text_config
+from .._compat import chunked_attention, copied_layer, layer_device, text_config
 from ..routing.dispatch import tag
+from ..settings import check_device
 from .attention import attend, merge, merged_output
-from .ragged import RaggedContext
+from .quantised import Storage
+from .ragged import Ragged, RaggedContext
 from .ragged_attention import attend_ragged
-from .reading import PrefilledContext
+from .reading import PrefilledContext, check_supported
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
 from .tail import Tail
 
@@ -24,21 +27,31 @@ class KVzipLayer(DynamicLayer):
     Args:
         context: what was kept.
         latent: the model expands what is cached to keys and values of all heads (MLA), so it is handed all of it.
+        scores: of the kept pairs, by head, inf for the prefix; what another compression needs. They stay in main memory.
     """
 
-    def __init__(self, context: RaggedContext, latent: bool = False) -> None:
+    def __init__(self, context: Ragged, latent: bool = False, scores: list[torch.Tensor] | None = None) -> None:
         super().__init__()
-        self.context, self.latent = context, latent
+        self.context, self.latent, self.scores = context, latent, scores
         self.tail: Tail | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to the tail and hand the tail to the model, marked so that attention comes back to `attend`."""
+        """Append to the tail and hand the tail to the model, marked so that attention comes back to `attend`.
+
+        Raises:
+            ValueError: the context is on another device.
+        """
+        if key_states.device != self.context.device:
+            raise ValueError(
+                f"the compressed context is on {self.context.device}, the model's layer on {key_states.device}; ask "
+                "`cache.moved_to(model)`, which is a copy where the model needs it"
+            )
         keys, values = self._append(key_states, value_states)
         if self.latent:
             batch = keys.shape[0]
-            kept = (part[None, None].expand(batch, -1, -1, -1) for part in (self.context.keys, self.context.values))
+            kept = (part[None, None].expand(batch, -1, -1, -1) for part in self.context.opened())
             keys, values = (torch.cat([old, new], 2) for old, new in zip(kept, (keys, values), strict=True))
         return tag(keys, self), values
 
@@ -250,12 +263,21 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
             return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0].to(asked)
 
 
-def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: bool = False) -> list[Any]:
+def compressed_layers(
+    prefilled: PrefilledContext,
+    keep: torch.Tensor,
+    *,
+    scores: torch.Tensor | None = None,
+    storage: Storage = "model",
+    free: bool = False,
+) -> list[Any]:
     """One cache layer per layer of the model, evicted where it attends globally.
 
     Args:
         prefilled: the full cache.
         keep: (scored layers, KV heads, prefix and context tokens) bool, True = stays.
+        scores: as `keep`, float: what the layers are to remember of what stays.
+        storage: see `KVzipConfig`.
         free: release each layer of the full cache as soon as it is compressed.
 
     Returns:
@@ -268,11 +290,61 @@ def compressed_layers(prefilled: PrefilledContext, keep: torch.Tensor, *, free: 
         if index not in prefilled.scored_layers:
             layers.append(kept_layer(layer, chunked))
             continue
-        kept = keep[prefilled.scored_layers.index(index)]
-        layers.append(KVzipLayer(RaggedContext.evict(layer.keys, layer.values, kept), prefilled.latent))
+        place = prefilled.scored_layers.index(index)
+        kept, held = keep[place], None
+        if scores is not None:
+            held = [row[stays] for row, stays in zip(scores[place].cpu(), kept.cpu(), strict=True)]
+        context = RaggedContext.evict(layer.keys, layer.values, kept).stored(storage)
+        layers.append(KVzipLayer(context, prefilled.latent, held))
         if free:
             layer.keys = layer.values = None
     return layers
+
+
+def mover(where: Any) -> Callable[[list[Any]], list[Any]]:
+    """Copies layers of one cache to where they are wanted; contexts that some of them share are copied once.
+
+    Args:
+        where: a device, or the model, whose layers say where they compute.
+
+    Returns:
+        A function of all layers of a cache.
+
+    Raises:
+        TypeError, ValueError: neither a device nor a language model, or a device that is not there.
+    """
+    if isinstance(where, torch.nn.Module):
+        check_supported(where)
+    else:
+        place = torch.device(check_device("where", where, here=True))
+    contexts: dict[int, Ragged] = {}
+
+    def move(layers: list[Any]) -> list[Any]:
+        found = []
+        for index, layer in enumerate(layers):
+            device = layer_device(where, index) if isinstance(where, torch.nn.Module) else place
+            found.append(_moved(layer, device, contexts))
+        return found
+
+    return move
+
+
+def _moved(layer: Any, device: torch.device, contexts: dict[int, Ragged]) -> Any:
+    other = copied_layer(layer)
+    for name, held in list(other.__dict__.items()):
+        if isinstance(held, Ragged):
+            if id(held) not in contexts:
+                contexts[id(held)] = held.to(device)
+            setattr(other, name, contexts[id(held)])
+        elif isinstance(held, torch.Tensor):
+            setattr(other, name, held.to(device))
+        elif isinstance(held, dict):
+            setattr(other, name, {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in held.items()})
+        elif isinstance(held, torch.device):
+            setattr(other, name, device)
+        elif isinstance(held, Tail):  # its tokens are `keys` and `values`, which have no room behind them now
+            setattr(other, name, None)
+    return other
 
 
 def kept_layer(layer: Any, chunked: bool) -> Any:

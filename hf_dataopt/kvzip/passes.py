@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from ..routing.dispatch import tag
 from ..routing.layer_inputs import LayerInputs
 from .attention import attend, merge
+from .ragged_attention import attend_ragged
 from .reading import OwnCache
 from .rules import AttentionRules, no_autocast, same_dtype
 
@@ -34,6 +35,8 @@ class View:
         far: more spans, that the forward attends to.
         scored: the span whose pairs are scored.
         softmax_keys: `"all"`: the far spans are under the softmax of the score too.
+        skipped: tokens before the new ones that are not among the seen ones.
+        rest: the forward attends to what layers hold of these (`turns.HeldLayer`), with the far spans.
     """
 
     seen: int
@@ -41,6 +44,8 @@ class View:
     far: list[tuple[int, int]]
     scored: tuple[int, int]
     softmax_keys: str = "chunk"
+    skipped: int = 0
+    rest: bool = False
 
     @classmethod
     def of_chunk(cls, n_prefix: int, start: int, end: int, total: int, *, local: bool, softmax_keys: str) -> View:
@@ -105,17 +110,22 @@ class PassLayer(DynamicLayer):
             key_states, value_states = super().update(key_states, value_states)
         if not self.latent:
             return tag(key_states, self), value_states
-        seen = self.view.seen
+        seen = self._seen
         keys = torch.cat([self.full.keys[:, :, :seen], key_states], 2)
         return tag(keys, self), torch.cat([self.full.values[:, :, :seen], value_states], 2)
 
     def get_seq_length(self) -> int:
         """Tokens that the forward goes on behind."""
-        return self.view.seen + self._earlier
+        return self.view.seen + self.view.skipped + self._earlier
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Masks cover the new tokens only."""
-        return self._earlier + query_length, self.view.seen
+        return self._earlier + query_length, self.view.seen + self.view.skipped
+
+    @property
+    def _seen(self) -> int:
+        """Cached tokens that are handed to the model where it expands latents."""
+        return self.view.seen + getattr(self.full, "more", 0)
 
     @property
     def _earlier(self) -> int:
@@ -137,7 +147,7 @@ class PassLayer(DynamicLayer):
         if torch.is_grad_enabled() and not query.requires_grad:  # the first layer of a model whose weights are frozen
             query = query.detach().requires_grad_()
         cached = (key, value) if expanded else (self.full.keys, self.full.values)
-        new = (key[:, :, view.seen :], value[:, :, view.seen :]) if expanded else (key, value)
+        new = (key[:, :, self._seen :], value[:, :, self._seen :]) if expanded else (key, value)
         a, b = view.scored
 
         def show(result: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -147,7 +157,7 @@ class PassLayer(DynamicLayer):
                 raise AllSeen
 
         with no_autocast(query.device):
-            fast = torch.is_grad_enabled() and rules.softcap is None and rules.sinks is None
+            fast = torch.is_grad_enabled() and rules.softcap is None and rules.sinks is None and not view.rest
             with torch.set_grad_enabled(torch.is_grad_enabled() and not fast):
                 rows, earlier = query.shape[2], new[0].shape[2] - query.shape[2]
                 now = (part[:, :, earlier:] for part in new)
@@ -157,6 +167,10 @@ class PassLayer(DynamicLayer):
                 if view.softmax_keys == "chunk":
                     show(result)
                 result = _joined(result, query, cached, view.far, rules)
+                if view.rest and self.full.rest is None:
+                    result = _joined(result, query, cached, [(view.seen, self._seen)], rules)
+                elif view.rest:
+                    result = merge(result, attend_ragged(query, self.full.rest, **rules.options))
                 if view.softmax_keys == "all":
                     show(result)
             if fast:

@@ -160,7 +160,7 @@ def payback(
     whole = KVzipCache.from_scores(
         prefilled,
         torch.zeros(len(prefilled.scored_layers), len(cache.stored_lengths[0]), prefilled.n_context),
-        replace(config, keep_ratio=1.0, max_kv_tokens=None),
+        replace(config, keep_ratio=1.0, max_kv_tokens=None, storage="model"),
     )
     plain = copy.deepcopy(prefilled.cache)
     asked = question_ids(tokenizer, prompt.suffix_ids, question, config)

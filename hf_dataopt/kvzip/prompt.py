@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     AnyTokenizer = PreTrainedTokenizerBase | ProcessorMixin
 
-_SENTINEL = "<<KVZIP CONTEXT GOES HERE>>"
+_SENTINEL, _ANSWER = "<<KVZIP CONTEXT GOES HERE>>", "<<KVZIP ANSWER GOES HERE>>"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class KVzipPrompt:
         suffix_ids: end of the user's turn and start of the answer.
         first_repeat_ids: repeat prompt of the first chunk.
         next_repeat_ids: repeat prompt of a later chunk; the last tokens of the preceding chunk follow it.
+        turn_ids: what was said about the context since, once it is part of the compressed cache.
     """
 
     prefix_ids: torch.Tensor
@@ -36,9 +37,10 @@ class KVzipPrompt:
     suffix_ids: torch.Tensor
     first_repeat_ids: torch.Tensor
     next_repeat_ids: torch.Tensor
+    turn_ids: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        for name in ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids"):
+        for name in ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids", "turn_ids"):
             ids = getattr(self, name)
             if not isinstance(ids, torch.Tensor) or ids.ndim != 1 or ids.dtype != torch.int64:
                 raise TypeError(f"{name} must be a 1-D int64 tensor, got {brief(ids)}")
@@ -48,30 +50,37 @@ class KVzipPrompt:
 
     @property
     def ids(self) -> torch.Tensor:
-        """Prefix and context, as they stand in the cache: 1-D int64."""
-        return torch.cat([self.prefix_ids, self.context_ids])
+        """Prefix, context and turns, as they stand in the cache: 1-D int64."""
+        return torch.cat([self.prefix_ids, self.context_ids, self.turn_ids])
 
-    def repeat_inputs(self, chunk_size: int, overlap: int) -> list[tuple[int, int, torch.Tensor]]:
+    def repeat_inputs(
+        self, chunk_size: int, overlap: int, before: torch.Tensor | None = None
+    ) -> list[tuple[int, int, torch.Tensor]]:
         """The repeat input of every chunk (Figure 8.7): prompt, last tokens of the chunk before, suffix, the chunk itself.
 
         Args:
             chunk_size: context tokens per chunk.
             overlap: tokens of the preceding chunk in the prompt.
+            before: (n,) int64, what stands between prefix and context and is not repeated: then no chunk is the first one.
 
         Returns:
             `(start, end, ids)` per chunk; `start` and `end` count context tokens.
         """
         chunk_size, overlap = check_int("chunk_size", chunk_size, 1), check_int("overlap", overlap, 0)
+        if before is not None:
+            check_tensor("before", before, ("tokens",), floating=False, least=0)
         pieces = []
         n = self.context_ids.numel()
+        earlier = self.context_ids if before is None else torch.cat([before, self.context_ids])
+        skipped = earlier.numel() - n
         for start in range(0, n, chunk_size):
             end = min(start + chunk_size, n)
             chunk = self.context_ids[start:end]
-            if start == 0:
+            if start + skipped == 0:
                 head = [self.first_repeat_ids]
             else:
-                before = self.context_ids[max(start - min(overlap, chunk_size), 0) : start]
-                head = [self.next_repeat_ids, before]
+                at = start + skipped
+                head = [self.next_repeat_ids, earlier[max(at - min(overlap, chunk_size), 0) : at]]
             pieces.append((start, end, torch.cat([*head, self.suffix_ids, chunk])))
         return pieces
 
@@ -150,15 +159,7 @@ def conversation_ids(
             with another start of the prompt, or a template that rewrites it once more is said.
     """
     first, later = messages[0], messages[1:]
-    if first["role"] != "user":
-        raise ValueError(
-            f"a conversation about the context starts with the user's question, got a message of {first['role']!r}; "
-            "a system message belongs into KVzipConfig(system=...)"
-        )
-    if messages[-1]["role"] == "assistant":
-        raise ValueError("the last message is the assistant's; end with the question that is to be answered")
-    if any(message["role"] == "user" and not message["content"].strip() for message in messages):
-        raise ValueError("the question is empty; ask something about the context")
+    _check_conversation(messages)
     if not later:
         return question_ids(tokenizer, prompt.suffix_ids, first["content"], config)
     chat = config.chat
@@ -170,6 +171,42 @@ def conversation_ids(
             "tokenizer, system message or template_kwargs are not those of the cache; ask one question at a time"
         )
     return torch.cat([begin, torch.tensor(chat.ids(tokenizer, rest), dtype=torch.int64)])
+
+
+def next_turn_ids(
+    tokenizer: AnyTokenizer, prompt: KVzipPrompt, messages: list[Message], config: KVzipConfig
+) -> torch.Tensor:
+    """Ids of messages behind turns that the cache holds: the end of the last answer, then what the template makes of them.
+
+    Args:
+        tokenizer, config: as `conversation_ids`.
+        prompt: with turns, which end in an answer.
+        messages: the next ones, from the user's on.
+
+    Raises:
+        ValueError: see `conversation_ids`.
+    """
+    _check_conversation(messages)
+    chat = config.chat
+    given: list[Message] = [{"role": "assistant", "content": _ANSWER}, *chat.hide(tokenizer, messages)]
+    rest = _around(tokenizer, config, given)[1]
+    if rest.count(_ANSWER) != 1:
+        raise ValueError("the chat template does not repeat an answer once; give the ids of the whole conversation")
+    ids = torch.tensor(chat.ids(tokenizer, rest.partition(_ANSWER)[2]), dtype=torch.int64)
+    return ids[1:] if torch.equal(prompt.turn_ids[-1:].cpu(), ids[:1]) else ids  # the answer's end was read already
+
+
+def _check_conversation(messages: list[Message]) -> None:
+    first = messages[0]
+    if first["role"] != "user":
+        raise ValueError(
+            f"a conversation about the context starts with the user's question, got a message of {first['role']!r}; "
+            "a system message belongs into KVzipConfig(system=...)"
+        )
+    if messages[-1]["role"] == "assistant":
+        raise ValueError("the last message is the assistant's; end with the question that is to be answered")
+    if any(message["role"] == "user" and not message["content"].strip() for message in messages):
+        raise ValueError("the question is empty; ask something about the context")
 
 
 def question_rows(
@@ -205,10 +242,13 @@ def question_rows(
         raise TypeError(f"{needs}, got an empty one")
     rows = []
     for entry in map(said, entries):
-        if isinstance(entry, str):
+        if isinstance(entry, str) and prompt.turn_ids.numel():
+            rows.append(next_turn_ids(tokenizer, prompt, [{"role": "user", "content": entry}], config))
+        elif isinstance(entry, str):
             rows.append(question_ids(tokenizer, prompt.suffix_ids, entry, config))
         elif isinstance(entry, list) and entry and isinstance(entry[0], dict):
-            rows.append(conversation_ids(tokenizer, prompt, entry, config))
+            asked = next_turn_ids if prompt.turn_ids.numel() else conversation_ids
+            rows.append(asked(tokenizer, prompt, entry, config))
         else:
             raise TypeError(f"{needs}, got {brief(entry)}")
     return rows

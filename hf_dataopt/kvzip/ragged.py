@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+
+from .quantised import BITS, QuantisedRows, Storage
 
 # a GPU's processors, twice over, and rows that one of them handles at once
 _SPANS, _SPAN = 256, 128
@@ -46,15 +49,83 @@ class Pieces:
         return cls(heads, member, empty, bounds, longest)
 
 
+class Ragged(ABC):
+    """The kept pairs of one layer, however they are stored; never changed, so every fork of a cache shares them.
+
+    Args:
+        lengths: kept pairs of each KV head, prefix included.
+        n_tokens: tokens the context had (its logical length).
+    """
+
+    lengths: list[int]
+    n_tokens: int
+
+    @abstractmethod
+    def opened(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (sum of lengths, d) and values (sum of lengths, v) in the model's dtype."""
+
+    @abstractmethod
+    def heads(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys (1, 1, length, d) and values (1, 1, length, v) of one KV head after the other."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Ragged:
+        """The same pairs on another device."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is held, by name."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held."""
+        return sum(one.untyped_storage().nbytes() for one in self.tensors.values())
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    @property
+    @abstractmethod
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Of keys and values, as the model made them."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> tuple[int, int]:
+        """Numbers in a key and in a value."""
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes of the whole context, with nothing evicted, in the model's dtype."""
+        sizes = (width * dtype.itemsize for width, dtype in zip(self.widths, self.dtypes, strict=True))
+        return self.n_tokens * len(self.lengths) * sum(sizes)
+
+    @cached_property
+    def spans(self) -> Pieces:
+        """Long pieces, enough of them to keep every processor of a GPU busy with one token."""
+        size = max(-(-sum(self.lengths) // _SPANS), _SPAN)
+        return Pieces.of(self.lengths, -(-size // _SPAN) * _SPAN, self.device)
+
+    @cached_property
+    def whole_heads(self) -> Pieces:
+        """Heads as pieces."""
+        return Pieces.of(self.lengths, max(*self.lengths, 1), self.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ragged:
+        return self
+
+
 @dataclass(frozen=True)
-class RaggedContext:
-    """The kept pairs as the model made them; never changed, so every fork of a cache shares them.
+class RaggedContext(Ragged):
+    """The kept pairs as the model made them.
 
     Args:
         keys: (sum of lengths, d), values: (sum of lengths, v): one KV head after the other, each in order of position, keys
             after RoPE.
-        lengths: kept pairs of each KV head, prefix included.
-        n_tokens: tokens the context had (its logical length).
+        lengths, n_tokens: see `Ragged`.
     """
 
     keys: torch.Tensor
@@ -76,31 +147,99 @@ class RaggedContext:
         kept = keep.to(keys.device)
         return cls(keys[0][kept], values[0][kept], kept.sum(dim=1).tolist(), keep.shape[1])
 
-    @cached_property
-    def key_heads(self) -> list[torch.Tensor]:
-        """Views of `keys` per KV head, (1, 1, length, d)."""
-        return [part[None, None] for part in self.keys.split(self.lengths)]
+    def stored(self, storage: Storage) -> Ragged:
+        """As `KVzipConfig.storage` says: as it is, or a quantised copy."""
+        if storage == "model":
+            return self
+        keys, values = (
+            QuantisedRows.of(part, self.lengths, BITS[storage], per_channel=part is self.keys)
+            for part in (self.keys, self.values)
+        )
+        return QuantisedContext(keys, values, self.lengths, self.n_tokens)
+
+    def opened(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Ragged.opened`: what is held, no copy."""
+        return self.keys, self.values
+
+    def heads(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """As `Ragged.heads`, views."""
+        return self._heads
 
     @cached_property
-    def value_heads(self) -> list[torch.Tensor]:
-        """Views of `values` per KV head, (1, 1, length, v)."""
-        return [part[None, None] for part in self.values.split(self.lengths)]
+    def _heads(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        parts = zip(self.keys.split(self.lengths), self.values.split(self.lengths), strict=True)
+        return [(keys[None, None], values[None, None]) for keys, values in parts]
 
-    @cached_property
-    def spans(self) -> Pieces:
-        """Long pieces, enough of them to keep every processor of a GPU busy with one token."""
-        size = max(-(-sum(self.lengths) // _SPANS), _SPAN)
-        return Pieces.of(self.lengths, -(-size // _SPAN) * _SPAN, self.keys.device)
-
-    @cached_property
-    def whole_heads(self) -> Pieces:
-        """Heads as pieces."""
-        return Pieces.of(self.lengths, max(*self.lengths, 1), self.keys.device)
+    def to(self, device: torch.device) -> RaggedContext:
+        """As `Ragged.to`."""
+        return RaggedContext(self.keys.to(device), self.values.to(device), self.lengths, self.n_tokens)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the kept keys and values."""
-        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Keys and values."""
+        return {"keys": self.keys, "values": self.values}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RaggedContext:
-        return self
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.keys.device
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Of keys and values."""
+        return self.keys.dtype, self.values.dtype
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers in a key and in a value."""
+        return self.keys.shape[1], self.values.shape[1]
+
+
+@dataclass(frozen=True)
+class QuantisedContext(Ragged):
+    """The kept pairs in 8 or 4 bits, opened a head (on a CPU) or a layer (on a GPU) at a time, whenever a token looks at them.
+
+    Args:
+        keys, values: of all heads.
+        lengths, n_tokens: see `Ragged`.
+    """
+
+    keys: QuantisedRows
+    values: QuantisedRows
+    lengths: list[int]
+    n_tokens: int
+
+    def opened(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Ragged.opened`: a copy, for as long as the caller holds it."""
+        return self.keys.opened(self.lengths), self.values.opened(self.lengths)
+
+    def heads(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """As `Ragged.heads`: one head exists at a time."""
+        parts = zip(self.lengths, self.keys.heads(self.lengths), self.values.heads(self.lengths), strict=True)
+        for length, keys, values in parts:
+            yield keys.opened([length])[None, None], values.opened([length])[None, None]
+
+    def to(self, device: torch.device) -> QuantisedContext:
+        """As `Ragged.to`."""
+        return QuantisedContext(self.keys.to(device), self.values.to(device), self.lengths, self.n_tokens)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What keys and values are made of."""
+        parts = {"keys": self.keys, "values": self.values}
+        return {f"{part}.{name}": one for part, rows in parts.items() for name, one in rows.tensors.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.keys.codes.device
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Of keys and values, once opened."""
+        return self.keys.dtype, self.values.dtype
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers in a key and in a value."""
+        return self.keys.width, self.values.width

@@ -12,7 +12,7 @@ import torch
 from .._compat import cpu_flash
 from .attention import attend, takes_cpu_flash
 from .kernels import kernel_for, takes_kernels
-from .ragged import RaggedContext
+from .ragged import Ragged
 from .rules import same_dtype
 
 # queries a head, up to which a GPU has processors to spare for pieces of a head
@@ -21,7 +21,7 @@ Part = tuple[torch.Tensor, torch.Tensor]
 
 
 def attend_ragged(
-    query: torch.Tensor, context: RaggedContext, *, scale: float, softcap: float | None = None
+    query: torch.Tensor, context: Ragged, *, scale: float, softcap: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of every query over all kept pairs of its KV head, where heads keep different numbers of pairs.
 
@@ -43,7 +43,7 @@ def attend_ragged(
     by_head = query.reshape(batch, kv_heads, -1, dim)
     if batch > 1:
         by_head = by_head.transpose(0, 1).reshape(1, kv_heads, -1, dim)
-    if takes_kernels(context.keys, context.values):
+    if takes_kernels(context.device, context.dtypes):
         output, lse = _in_kernel(by_head[0], context, scale, softcap)
     else:
         parts = _head_by_head(by_head, context, scale, softcap)
@@ -54,27 +54,30 @@ def attend_ragged(
     return output.reshape(batch, heads, rows, -1).to(query.dtype), lse.reshape(batch, heads, rows)
 
 
-def _head_by_head(by_head: torch.Tensor, context: RaggedContext, scale: float, softcap: float | None) -> list[Part]:
+def _head_by_head(by_head: torch.Tensor, context: Ragged, scale: float, softcap: float | None) -> list[Part]:
     """Attention of queries (1, KV heads, R, d): for each head, output (1, 1, R, v) and log-sum-exp (1, 1, R)."""
-    asked = zip(by_head.split(1, 1), context.key_heads, context.value_heads, strict=True)
-    if 0 not in context.lengths and takes_cpu_flash(by_head, context.keys, context.values, softcap):
-        return [cpu_flash(one, key, value, None, False, scale) for one, key, value in asked]
-    return [attend(*same_dtype(one, key, value), scale=scale, softcap=softcap) for one, key, value in asked]
+    found = []
+    for one, (key, value) in zip(by_head.split(1, 1), context.heads(), strict=True):
+        if key.shape[2] and takes_cpu_flash(one, key, value, softcap):
+            found.append(cpu_flash(one, key, value, None, False, scale))
+        else:
+            found.append(attend(*same_dtype(one, key, value), scale=scale, softcap=softcap))
+    return found
 
 
-def _in_kernel(by_head: torch.Tensor, context: RaggedContext, scale: float, softcap: float | None) -> Part:
+def _in_kernel(by_head: torch.Tensor, context: Ragged, scale: float, softcap: float | None) -> Part:
     """Attention of queries (KV heads, R, d) from one variable-length kernel; pieces of a head are put together again."""
     n_rows = by_head.shape[1]
     pieces = context.spans if n_rows <= _FEW_ROWS else context.whole_heads
-    rows = by_head.to(context.keys.dtype).index_select(0, pieces.heads)
+    rows = by_head.to(context.dtypes[0]).index_select(0, pieces.heads)
     count = rows.shape[0]
     if not count:
-        nothing = by_head.new_zeros(*by_head.shape[:2], context.values.shape[1])
+        nothing = by_head.new_zeros(*by_head.shape[:2], context.widths[1])
         return nothing, by_head.new_full(by_head.shape[:2], float("-inf"), dtype=torch.float32)
-    kernel = kernel_for(rows, (context.keys.shape[1], context.values.shape[1]), softcap)
+    kernel = kernel_for(rows, context.widths, softcap)
     asked = torch.arange(0, (count + 1) * n_rows, n_rows, dtype=torch.int32, device=rows.device)
     bounds, longest = (asked, pieces.bounds), (n_rows, pieces.longest)
-    output, lse = kernel(rows.flatten(0, 1), context.keys, context.values, bounds, longest, scale, softcap)
+    output, lse = kernel(rows.flatten(0, 1), *context.opened(), bounds, longest, scale, softcap)
     shares = lse.unflatten(0, (count, n_rows)).t()[:, None] + pieces.member
     found = output.unflatten(0, (count, n_rows)).transpose(0, 1).to(shares.dtype)
     weights = torch.softmax(shares, -1)

@@ -58,6 +58,8 @@ class PrefilledContext:
         scored_layers: indices of the layers that attend globally; other layers are neither scored nor evicted.
         latent: the model caches one latent a token and expands it to keys and values of all heads (MLA).
         embeddings: (1, n, width), what the decoder read, where the context holds images; None for text.
+        before: (n,) int64, tokens between prefix and context of which some are evicted, and which are not scored: layers then
+            hold prefix and context alone, and the rest of it as `turns.HeldLayer` has it.
     """
 
     model: PreTrainedModel
@@ -66,6 +68,12 @@ class PrefilledContext:
     scored_layers: list[int]
     latent: bool = False
     embeddings: torch.Tensor | None = None
+    before: torch.Tensor | None = None
+
+    @property
+    def n_before(self) -> int:
+        """Tokens of `before`."""
+        return 0 if self.before is None else self.before.numel()
 
     @property
     def n_prefix(self) -> int:
@@ -160,14 +168,17 @@ def read_text(
     cache: OwnCache,
     step: int,
     *,
+    start: int = 0,
     after: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> None:
     """Forwards of the decoder over ids (1, n), `step` at a time, into `cache`; `after` is called behind each piece.
 
+    The first of the ids stands at position `start`.
+
     Where the device has no room for a piece, it is read in halves, quarters, ...: the same cache, up to rounding.
     """
-    decoder, start = decoder_of(model), 0
+    decoder = decoder_of(model)
     name, room = cache_keyword(decoder.forward), Room("pieces of {} tokens")
     with bar(ids.shape[1], "Prefilling", unit="tok", disable=not progress or ids.shape[1] <= step) as shown, maskless():
         for piece in ids.split(step, dim=1):

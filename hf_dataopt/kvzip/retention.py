@@ -32,7 +32,7 @@ def retention(cache: KVzipCache) -> torch.Tensor:
     """
     check_kind("cache", cache, KVzipCache, "give what KVzipCache.from_context returned")
     kept = torch.tensor(cache.stored_lengths, dtype=torch.float32) - cache.prompt.prefix_ids.numel()
-    return kept / cache.prompt.context_ids.numel()
+    return kept / (cache.prompt.ids.numel() - cache.prompt.prefix_ids.numel())
 
 
 def plot_retention(cache: KVzipCache) -> Figure:

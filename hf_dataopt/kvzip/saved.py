@@ -24,12 +24,14 @@ from .config import KVzipConfig
 from .layers import KVzipLayer, KVzipSlidingLayer
 from .prompt import KVzipPrompt
 from .proof import Proof, prove
-from .ragged import RaggedContext
+from .quantised import BITS, QuantisedRows, Storage
+from .ragged import QuantisedContext, Ragged, RaggedContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FILE = "cache.safetensors"
+_TURNS = "turn_ids"  # where the cache was compressed again
 _IDS = ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
 
 
@@ -52,15 +54,19 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
     layers: list[Any] = cache.pristine_layers
     tensors: dict[str, Tensor] = {name: getattr(cache.prompt, name).contiguous() for name in _IDS}
+    if cache.prompt.turn_ids.numel():
+        tensors[_TURNS] = cache.prompt.turn_ids
     windows: dict[str, Any] = {}
     for index, layer in enumerate(layers):
         if isinstance(layer, KVzipLayer):
-            context = layer.context
-            tensors |= {
-                f"layer.{index}.keys": context.keys.contiguous(),
-                f"layer.{index}.values": context.values.contiguous(),
-                f"layer.{index}.lengths": torch.tensor(context.lengths),
-            }
+            context: Ragged = layer.context
+            held = {name: one for name, one in context.tensors.items() if one.shape[-1]}
+            tensors |= {f"layer.{index}.{name}": one.contiguous() for name, one in held.items()}
+            tensors[f"layer.{index}.lengths"] = torch.tensor(context.lengths)
+            # gates are not saved along, and other scores cannot be held against theirs
+            if layer.scores is not None and cache.gates is None:
+                n_prefix = cache.prompt.prefix_ids.numel()
+                tensors[f"layer.{index}.scores"] = torch.cat([row[n_prefix:] for row in layer.scores])
         elif hasattr(layer, "sliding_window"):
             tensors |= {
                 f"window.{index}.keys": layer.keys.contiguous(),
@@ -129,14 +135,17 @@ def load_cache(
         config = KVzipConfig.from_json_string(
             known_settings(about["config"], (one.name for one in fields(KVzipConfig)), newer)
         )
-        prompt = KVzipPrompt(*(tensors[name] for name in _IDS))
-        ids = torch.cat([tensors[name] for name in _IDS])
+        names = (*_IDS, _TURNS) if _TURNS in tensors else _IDS
+        prompt = KVzipPrompt(*(tensors[name] for name in names))
+        ids = torch.cat([tensors[name] for name in names])
         picture = getattr(model.config, "image_token_id", None)  # may lie outside the vocabulary
         ids = ids if picture is None else ids[ids != picture]
         if bool((ids < 0).any() | (ids >= text_config(model).vocab_size).any()):
             raise ValueError("token ids outside the vocabulary")
         layers = [
-            _layer(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])
+            _ragged(tensors, index, model, proof, prompt, config.storage)
+            if kind == "full"
+            else _whole(tensors, index, kind, model, proof, prompt.ids.numel(), about["windows"])
             for index, kind in enumerate(layer_kinds(text_config(model)))
         ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -146,7 +155,7 @@ def load_cache(
     return layers, prompt, config, about["model"]
 
 
-def _layer(
+def _whole(
     tensors: dict[str, Tensor],
     index: int,
     kind: str,
@@ -155,8 +164,6 @@ def _layer(
     n_tokens: int,
     windows: dict[str, int],
 ) -> Any:
-    if kind == "full":
-        return _ragged(tensors, index, model, proof, n_tokens)
     if kind == "sliding":
         return _window(tensors, index, model, proof.shapes[index], n_tokens, int(windows[str(index)]))
     states = {
@@ -172,16 +179,48 @@ def _layer(
     return linear_layer(model, index, states)
 
 
-def _ragged(tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proof: Proof, n_tokens: int) -> KVzipLayer:
-    keys, values, lengths = (tensors[f"layer.{index}.{name}"] for name in ("keys", "values", "lengths"))
-    heads, key_width, value_width = proof.shapes[index]
+def _ragged(
+    tensors: dict[str, Tensor], index: int, model: PreTrainedModel, proof: Proof, prompt: KVzipPrompt, storage: Storage
+) -> KVzipLayer:
+    start = f"layer.{index}."
+    parts = {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
+    n_tokens, n_prefix = prompt.ids.numel(), prompt.prefix_ids.numel()
+    lengths, (heads, *widths) = parts["lengths"], proof.shapes[index]
     counts = lengths.tolist() if lengths.ndim == 1 else []
     if lengths.dtype != torch.int64 or len(counts) != heads or not all(0 <= n <= n_tokens for n in counts):
         raise ValueError(f"layer {index} has lengths {counts!r:.80} for {heads} heads")
-    _check_values(index, model, keys, (sum(counts), key_width))
-    _check_values(index, model, values, (sum(counts), value_width))
-    device = layer_device(model, index)
-    return KVzipLayer(RaggedContext(keys.to(device), values.to(device), counts, n_tokens), proof.latent)
+    context: Ragged
+    if storage == "model":
+        for name, width in zip(("keys", "values"), widths, strict=True):
+            _check_values(index, model, parts[name], (sum(counts), width))
+        context = RaggedContext(parts["keys"], parts["values"], counts, n_tokens)
+    else:
+        keys, values = (
+            QuantisedRows.read(
+                {
+                    one: parts[f"{name}.{one}"]
+                    for one in ("codes", "scales", "zeros", "order")
+                    if f"{name}.{one}" in parts
+                },
+                counts,
+                width,
+                BITS[storage],
+                per_channel=name == "keys",
+                dtype=model.dtype,
+            )
+            for name, width in zip(("keys", "values"), widths, strict=True)
+        )
+        context = QuantisedContext(keys, values, counts, n_tokens)
+    scores = None if "scores" not in parts else _scores(parts["scores"], index, counts, n_prefix)
+    return KVzipLayer(context.to(layer_device(model, index)), proof.latent, scores)
+
+
+def _scores(found: Tensor, index: int, lengths: list[int], n_prefix: int) -> list[Tensor]:
+    """Scores of the kept pairs, by head, inf for the prefix."""
+    counts = [length - n_prefix for length in lengths]
+    if min(counts) < 0 or tuple(found.shape) != (sum(counts),) or not found.is_floating_point():
+        raise ValueError(f"layer {index} has scores {found.dtype} {tuple(found.shape)} for {sum(counts)} pairs")
+    return [torch.cat([row.new_full((n_prefix,), torch.inf), row]) for row in found.split(counts)]
 
 
 def _window(

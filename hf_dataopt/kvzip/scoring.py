@@ -127,12 +127,15 @@ class _Run:
         prefilled, prompt = self.prefilled, self.prefilled.prompt
         total, chunk = prompt.ids.numel(), fitting_chunk(prefilled, config)
         with bar(prefilled.n_context, "Scoring", unit="tok", disable=not progress) as shown:
-            for start, end, ids in prompt.repeat_inputs(chunk, config.overlap):
+            for start, end, ids in prompt.repeat_inputs(chunk, config.overlap, prefilled.before):
                 first, after = prefilled.n_prefix + start, prefilled.n_prefix + end
                 local, keys = config.replay == "local", config.softmax_keys
                 view = View.of_chunk(prefilled.n_prefix, first, after, total, local=local, softmax_keys=keys)
+                if prefilled.n_before:
+                    view = replace(view, skipped=prefilled.n_before, rest=not local)
                 ids = ids.to(input_device(prefilled.model))[None]
-                self._pass(view, self._copies, repeated(prefilled, start, end, ids), total)
+                given = repeated(prefilled, start, end, ids)
+                self._pass(view, self._copies, given, total + prefilled.n_before)
                 shown.update(end - start)
 
     def read_again(self) -> None:
@@ -243,7 +246,8 @@ class _Run:
             module=module,
             given=None if given is None else given[counted],
         )
-        shown = (query[0][:, counted], keys, values, Positions(at[counted], torch.arange(a, b, device=at.device)))
+        places = torch.arange(a, b, device=at.device) + self.prefilled.n_before
+        shown = (query[0][:, counted], keys, values, Positions(at[counted], places))
         if self.waits:
             self.kept.setdefault(self.looks, []).append((layer, *shown))
             self.looks += 1
@@ -344,20 +348,21 @@ def fitting_chunk(prefilled: PrefilledContext, config: KVzipConfig) -> int:
         `chunk_size`, or less where the context leaves less room; a chunk of 64 tokens at least (a warning says so).
     """
     prompt = prefilled.prompt
-    limit = positions_alike(text_config(prefilled.model), prompt.ids.numel())
+    total = prompt.ids.numel() + prefilled.n_before
+    limit = positions_alike(text_config(prefilled.model), total)
     if limit is None:
         return config.chunk_size
     overlap = min(config.overlap, config.chunk_size, prefilled.n_context)
     words = max(prompt.first_repeat_ids.numel(), prompt.next_repeat_ids.numel() + overlap) + prompt.suffix_ids.numel()
     chunk = min(config.chunk_size, prefilled.n_context)
-    room = limit - prompt.ids.numel() - words
+    room = limit - total - words
     if chunk <= room:
         return config.chunk_size
     if room >= min(_LEAST_CHUNK, chunk):
         logger.info("chunks of %d tokens instead of %d, so that replays end before position %s", room, chunk, limit)
         return room
     warnings.warn(
-        f"{prompt.ids.numel()} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
+        f"{total} tokens of context leave {max(room, 0)} of the model's {limit} positions for repeating it: "
         "scores come from positions it was not trained on; use a shorter context",
         stacklevel=5,
     )

@@ -16,10 +16,11 @@ from .._compat import chunked_attention, input_device, text_config
 from ..routing.attach import attach
 from .attention import attend
 from .config import KVzipConfig
-from .eviction import budget_ratio, first
 from .layers import KVzipLayer, kept_layer
+from .live import Budget, Keep, keep_live, kept_rows
 from .prompt import KVzipPrompt
 from .proof import Proof
+from .quantised import Storage
 from .ragged import RaggedContext
 from .reading import USER, OwnCache, check_supported, hearing, read_text
 from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
@@ -67,8 +68,8 @@ def read_within_budget(
     """
     scored = check_supported(model)
     attach(model, USER)
-    n_prefix = prompt.prefix_ids.numel()
-    budget = _Budget.of(prompt, config, len(scored) * proof.shapes[scored[0]][0])
+    n, n_prefix = prompt.ids.numel(), prompt.prefix_ids.numel()
+    budget = Budget.of(config, n - n_prefix, n_prefix, len(scored) * proof.shapes[scored[0]][0])
     step = config.prefill_chunk_size
     if config.max_kv_tokens is not None and not budget.everything:
         step = min(step, max(config.max_kv_tokens // _PIECES, 1))
@@ -81,15 +82,21 @@ def read_within_budget(
         place = scored.index(layer)
         streams[place].expect(score(place, given), n_prefix)
 
+    def fold(keep: Keep) -> None:
+        for stream, kept in zip(streams, keep, strict=True):
+            stream.fold(kept)
+
+    def cut() -> None:
+        fold(budget.keep([stream.scores for stream in streams]))
+
     ids = prompt.ids.to(input_device(model))[None]
     with hearing(model, scored, on_input) as heard:
-        read_text(model, ids, OwnCache(layers, heard), step, after=lambda: budget.cut(streams), progress=progress)
+        read_text(model, ids, OwnCache(layers, heard), step, after=cut, progress=progress)
     if config.ties == "reference":
-        budget.cut_strictly(streams)
+        fold(keep_live([stream.scores for stream in streams], config, n - n_prefix, n_prefix))
     chunked = chunked_attention(text_config(model))
     return [
-        KVzipLayer(layer.context, layer.latent) if isinstance(layer, _Stream) else kept_layer(layer, chunked)
-        for layer in layers
+        layer.done(config.storage) if isinstance(layer, _Stream) else kept_layer(layer, chunked) for layer in layers
     ]
 
 
@@ -101,10 +108,12 @@ class _Stream(KVzipLayer):
         latent: see `KVzipLayer`.
     """
 
+    context: RaggedContext  # what a piece brings is cut before anything is quantised
+
     def __init__(self, shape: tuple[int, int, int], latent: bool) -> None:
         heads, keys, values = shape
         super().__init__(RaggedContext(torch.empty(0, keys), torch.empty(0, values), [0] * heads, 0), latent)
-        self.scores = [torch.empty(0)] * heads  # of the kept pairs, then of the piece too; inf for the prefix
+        self.scores: list[torch.Tensor] = [torch.empty(0)] * heads  # of the kept pairs, then of the piece too
 
     def expect(self, scores: torch.Tensor, n_prefix: int) -> None:
         """Scores (KV heads, n) of the piece that is about to be read."""
@@ -153,6 +162,12 @@ class _Stream(KVzipLayer):
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[:, :, :n], self.values[:, :, :n]
 
+    def done(self, storage: Storage) -> KVzipLayer:
+        """The layer of a compressed cache, once everything is read; this one is used up."""
+        context, scores = self.context.stored(storage), [row.cpu() for row in self.scores]
+        del self.context, self.scores
+        return KVzipLayer(context, self.latent, scores)
+
     def fold(self, keep: list[torch.Tensor]) -> None:
         """Make what stays of context and piece the context; `keep` (pairs,) bool per head, in order of position."""
         n_tokens, before, device = self.get_seq_length(), self.context.lengths, self.context.keys.device
@@ -164,62 +179,5 @@ class _Stream(KVzipLayer):
         self.context = RaggedContext(**empty, lengths=[0] * len(before), n_tokens=n_tokens)
         self.reset()
         # old keys are gone before values are copied: half a layer exists twice, never a whole one
-        made = {name: _kept(old.pop(name), before, piece.pop(name), keep, lengths) for name in ("keys", "values")}
+        made = {name: kept_rows(old.pop(name), before, piece.pop(name), keep, lengths) for name in ("keys", "values")}
         self.context = RaggedContext(**made, lengths=lengths, n_tokens=n_tokens)
-
-
-def _kept(
-    old: torch.Tensor, before: list[int], piece: Any, keep: list[torch.Tensor], lengths: list[int]
-) -> torch.Tensor:
-    """What stays of ragged pairs (sum of `before`, d) and of a piece (1, heads, n, d) or None: (sum of `lengths`, d)."""
-    made = old.new_empty(sum(lengths), old.shape[1])
-    new = old.new_empty(len(before), 0, old.shape[1]) if piece is None else piece[0]
-    for target, one, more, kept in zip(made.split(lengths), old.split(before), new, keep, strict=True):
-        stays, joins = kept[: len(one)].nonzero()[:, 0], kept[len(one) :].nonzero()[:, 0]
-        torch.index_select(one, 0, stays, out=target[: len(stays)])
-        torch.index_select(more, 0, joins, out=target[len(stays) :])
-    return made
-
-
-class _Budget:
-    """How many pairs stay and which: the best of all layers and heads together, or of each head.
-
-    Args:
-        count: pairs that stay, prefix included.
-        uniform: of each head.
-        everything: no pair is ever evicted.
-    """
-
-    def __init__(self, count: int, uniform: bool, everything: bool) -> None:
-        self.count, self.uniform, self.everything = count, uniform, everything
-
-    @classmethod
-    def of(cls, prompt: KVzipPrompt, config: KVzipConfig, heads: int) -> _Budget:
-        """As `eviction.keep_mask` counts them, of `heads` heads in all layers."""
-        n, n_prefix = prompt.context_ids.numel(), prompt.prefix_ids.numel()
-        ratio, uniform = budget_ratio(config, n, n_prefix), config.level == "pair-uniform"
-        rows = 1 if uniform else heads
-        return cls(int(rows * n * ratio) + rows * n_prefix, uniform, ratio >= 1)
-
-    def cut(self, streams: list[_Stream]) -> None:
-        """Evict what is not among the best."""
-        rows = [scores for stream in streams for scores in stream.scores]
-        if self.uniform:
-            keep = [first(row[None], self.count)[0] for row in rows]
-        else:
-            joined = torch.cat([row.to(rows[0].device) for row in rows])
-            keep = list(first(joined[None], self.count)[0].split([len(row) for row in rows]))
-        self._fold(streams, keep)
-
-    def cut_strictly(self, streams: list[_Stream]) -> None:
-        """The reference code's rule: only what is above the lowest score that would stay."""
-        if self.uniform or self.everything:
-            return
-        rows = [scores for stream in streams for scores in stream.scores]
-        lowest = min((float(row.min()) for row in rows if len(row)), default=torch.inf)
-        self._fold(streams, [(row > lowest) | row.isinf() for row in rows])
-
-    def _fold(self, streams: list[_Stream], keep: list[torch.Tensor]) -> None:
-        heads = len(keep) // len(streams)
-        for place, stream in enumerate(streams):
-            stream.fold(keep[place * heads : (place + 1) * heads])

@@ -74,8 +74,11 @@ def out_of_sample_probs(
     Cost: 4 n d bytes; folds + 6 fits of up to 200 passes of 4 n d C operations; `"copies"`: half of f f^T, n^2 d.
 
     Example:
-        >>> dataset = out_of_sample_probs(dataset)  # doctest: +SKIP
-        >>> report = RelationCleaner().fit(dataset)  # doctest: +SKIP
+        >>> from datasets import Dataset
+        >>> points = np.repeat(np.eye(3), 8, axis=0) + np.random.default_rng(0).normal(scale=0.1, size=(24, 3))
+        >>> data = Dataset.from_dict({"features": points, "label": ["ape"] * 8 + ["bee"] * 8 + ["cat"] * 8})
+        >>> np.argmax(out_of_sample_probs(data, quiet=True)["probs"][:], axis=1).tolist() == [0] * 8 + [1] * 8 + [2] * 8
+        True
     """
     check_dataset("dataset", dataset)
     count = len(dataset)

@@ -82,10 +82,10 @@ def _loaded(kind: Any, made: Any, **arguments: Any) -> Any:
 def cases() -> dict[str, Case]:
     """All of the room."""
     sizes = _of(
-        max_kv=Argument(lambda: 24, count(1)),
-        compress_tokens=Argument(lambda: 8, count(2)),
-        memory_size=Argument(lambda: 8, count(2)),
-        sink=Argument(lambda: 1, count(0)),
+        max_kv=Argument(lambda: 24, NONE | count(1)),
+        compress_tokens=Argument(lambda: 8, NONE | count(2)),
+        memory_size=Argument(lambda: 8, NONE | count(2)),
+        sink=Argument(lambda: 1, NONE | count(0)),
         compress=Argument(lambda: True, FLAG),
     )
     for name in ("max_kv", "compress_tokens", "memory_size", "sink"):
@@ -139,6 +139,7 @@ def cases() -> dict[str, Case]:
                 "max_length": Argument(lambda: 64, count(2)),
                 "pack": Argument(lambda: False, FLAG),
                 "completion_only_loss": Argument(lambda: True, FLAG),
+                "layout": Argument(lambda: "turns", WORDS),
                 **CHAT,
             },
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -179,7 +180,11 @@ def cases() -> dict[str, Case]:
             rows,
         ),
         "DatasetCondenser.initial": Case(lambda **a: _condenser().initial(**a), {"dataset": TRAIN, **COLUMNS}, rows),
-        "DatasetCondenser.estimate": Case(lambda **a: _condenser().estimate(**a), {"dataset": TRAIN, **COLUMNS}, rows),
+        "DatasetCondenser.estimate": Case(
+            lambda **a: _condenser().estimate(**a),
+            {"dataset": TRAIN, **COLUMNS, "clock": Argument(lambda: time.perf_counter, CALLABLE)},
+            rows,
+        ),
         "DatasetCondenser.evaluate": Case(
             lambda **a: _condenser().evaluate(**a),
             _of(

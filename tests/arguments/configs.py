@@ -197,6 +197,7 @@ KVZIP = {
         replay=("exact", choice("exact", "local")),
         softmax_keys=("chunk", choice("chunk", "all")),
         ties=("position", choice("position", "reference")),
+        storage=("int4", choice("model", "int8", "int4")),
         prefill_chunk_size=(16_000, count(1)),
         task_line=("Answer.", TEXT),
     ),
@@ -206,6 +207,7 @@ IDS = Kind(
     lambda value: None if isinstance(value, range) else _channels(value),
     [lambda: [-1], lambda: [2.5], lambda: ["a"], lambda: [True]],
 )
+_STREAMS = [lambda: {"max_kv": 20.5}, lambda: {"window": 4}, lambda: {"max_kv": 20}]
 CCM = _arguments(
     r=(8, count(1, 2**16)),
     lora_alpha=(16, number(-1e9, 1e9)),
@@ -216,6 +218,7 @@ CCM = _arguments(
     sink=(False, FLAG),
     conditional=(True, FLAG),
     comp_init_token_ids=([5], NONE | IDS),
+    stream=(None, NONE | Kind(lambda value: None if isinstance(value, dict) else False, _STREAMS)),
     target_modules=(
         ["q_proj"],
         NONE | WORDS | Kind(lambda value: None if isinstance(value, list | tuple | set) else False),

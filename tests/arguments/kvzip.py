@@ -261,6 +261,18 @@ def cases() -> dict[str, Case]:
             lambda question: cache().inputs(question),
             _of(question=Argument(lambda: "Which?", Kind(lambda v: None if isinstance(v, _ASKED) else False, ASKED))),
         ),
+        "KVzipCache.compress_again": Case(
+            lambda **a: cache().fork().compress_again(**a),
+            _of(
+                keep_ratio=Argument(lambda: None, NONE | number(0, 1, above=True)),
+                max_kv_tokens=Argument(lambda: None, NONE | Kind(lambda v: count(1).takes(v) and None, count(1).bad)),
+                model=Argument(model, NONE | UNCALLED),
+                progress=Argument(lambda: False, FLAG),
+            ),
+        ),
+        "KVzipCache.moved_to": Case(
+            lambda where: cache().moved_to(where), _of(where=Argument(lambda: "cpu", WORDS | instance(torch.device)))
+        ),
         "KVzipCache.attach": Case(lambda model: cache().attach(model), _of(model=MODEL)),
         "KVzipCache.save_pretrained": Case(
             lambda **a: cache().save_pretrained(**a), _of(folder=FOLDER, license=LICENCE)
@@ -275,11 +287,23 @@ def cases() -> dict[str, Case]:
             KVzipPrompt,
             {
                 name: Argument(ids, Kind(_ids, like(ids, more=[lambda: ids() - 9, lambda: ids().int()]).bad))
-                for name in ("prefix_ids", "context_ids", "suffix_ids", "first_repeat_ids", "next_repeat_ids")
+                for name in (
+                    "prefix_ids",
+                    "context_ids",
+                    "suffix_ids",
+                    "first_repeat_ids",
+                    "next_repeat_ids",
+                    "turn_ids",
+                )
             },
         ),
         "KVzipPrompt.repeat_inputs": Case(
-            prompt().repeat_inputs, _of(chunk_size=Argument(lambda: 8, count(1)), overlap=Argument(lambda: 2, count(0)))
+            prompt().repeat_inputs,
+            _of(
+                chunk_size=Argument(lambda: 8, count(1)),
+                overlap=Argument(lambda: 2, count(0)),
+                before=Argument(lambda: None, NONE | like(ids, more=[lambda: ids() - 9], loose=True)),
+            ),
         ),
         "build_prompt": Case(
             build_prompt,

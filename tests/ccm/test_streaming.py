@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_dataopt import StreamingContextMemory
-from hf_dataopt.ccm.streaming import _Rotation
+from hf_dataopt.ccm.rotation import Rotation
 from hf_dataopt.errors import UnsupportedModelError
 
 from ..models import byte_tokenizer, tiny_model
@@ -32,7 +32,7 @@ def test_moved_keys_stand_where_they_should(family: str) -> None:
     before = torch.stack([rotate(key, position, theta) for key, position in zip(keys, old, strict=True)])
     after = torch.stack([rotate(key, position, theta) for key, position in zip(keys, new, strict=True)])
     shift = torch.tensor(new) - torch.tensor(old)
-    moved = _Rotation(model)(0, before[None, None], shift)
+    moved = Rotation(model)(0, before[None, None], shift)
     torch.testing.assert_close(moved[0, 0], after, rtol=0, atol=1e-4)
 
 

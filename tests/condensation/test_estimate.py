@@ -38,7 +38,7 @@ def _counted(channels: int, classes: int, size: tuple[int, int]) -> Counted:
         ("idc", {"images_per_class": 9}),
         ("idc", {"early_epochs": 2}),
         ("idc", {"early_epochs": 2, "reinitialise_every": 2}),
-        ("idc", {"early_epochs": 2, "pretrained_networks": 5, "outer_iterations": 30}),
+        ("idc", {"early_epochs": 2, "pretrained_networks": 2, "outer_iterations": 8}),
         ("dm", {}),
         ("dsa", {}),
         ("rded", {"teacher_images": 200}),

@@ -90,6 +90,23 @@ def test_classes_together_equal_one_at_a_time(
     torch.testing.assert_close(run(8 * chunk), run(1), rtol=0, atol=1e-6)
 
 
+def test_losses_are_read_once_a_round(data: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Tensor] = []
+    plain = Tensor.tolist
+
+    def noted(self: Tensor) -> object:
+        read.append(self)
+        return plain(self)
+
+    loop = CondensationLoop(data, replace(SMALL, images_per_class=24), range(3), torch.device("cpu"))  # a class a group
+    state, theta = ImageState.start(torch.rand(3, 24, 1, 12, 12)), network()
+    monkeypatch.setattr(Tensor, "tolist", noted)
+    found = list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+    losses = [one for one in read if one.is_floating_point()]
+    assert loop.chunk == 1 and [one.shape for one in losses] == [(3,), (3,)] and len(found) == 2
+    assert found == pytest.approx([float(one.mean()) for one in losses])
+
+
 @pytest.mark.parametrize("size", [(12, 12), (13, 9), (7, 10)])
 def test_pooling_equals_pytorchs(size: tuple[int, int]) -> None:
     images = torch.randn(3, 1, *size, generator=torch.Generator().manual_seed(0))

@@ -51,9 +51,8 @@ def test_every_method_condenses_saves_and_decodes_alike(train: Dataset, method: 
     assert images.shape == (6, 1, 12, 12) and float(images.min()) >= 0 and float(images.max()) <= 1
     start = stack(condenser.initial(train)["image"][:])
     assert torch.equal(images, start) == (method in CHOSEN)
-    assert (
-        len(condenser.losses) == condenser.config.outer_iterations == {"dm": 2}.get(method, int(method not in CHOSEN))
-    )
+    lives = {"dm": 2, "idc-short": 4}.get(method, int(method not in CHOSEN))
+    assert len(condenser.losses) == condenser.config.outer_iterations == lives
     near = read_recipe(condensed)["start_correlation"]
     both = zip(images.flatten(1).numpy(), start.flatten(1).numpy(), strict=True)
     assert near == pytest.approx(np.mean([np.corrcoef(a, b)[0, 1] for a, b in both]), abs=1e-3)
@@ -63,10 +62,17 @@ def test_every_method_condenses_saves_and_decodes_alike(train: Dataset, method: 
     loaded = load_condensed(folder)
     assert read_recipe(loaded)["method"] == method and METHODS[method] in (folder / "README.md").read_text()
     formed = loaded.map(MultiFormation.from_dataset(loaded), batched=True)
-    assert len(formed) == 6 * {"idc": 4, "mosaic": 4, "rded": 4}.get(method, 1)
+    assert len(formed) == 6 * {"idc": 4, "idc-short": 4, "mosaic": 4, "rded": 4}.get(method, 1)
     assert torch.equal(
         stack(condensed["image"][:]), stack(DatasetCondenser(QUICK, method=method).condense(train)["image"][:])
     )
+
+
+def test_a_short_run_is_idc_with_its_own_steps() -> None:
+    short = method_config("idc-short", replace(QUICK, initialisation="noise", learning_rate=7.0, metric="l1"))
+    assert (short.outer_iterations, short.inner_iterations, short.initialisation) == (4, 3, "mix_herding")
+    assert (short.learning_rate, short.learning_rate_space, short.scale_learning_rate) == (0.035, "first_step", False)
+    assert (short.metric, short.match, short.factor) == ("l1", "gradient", QUICK.factor)
 
 
 def test_the_command_knows_the_same_methods() -> None:
@@ -211,10 +217,12 @@ def test_a_run_of_days_is_told_before_it_starts(train: Dataset, caplog: pytest.L
     def interrupt(outer: int, loss: float) -> None:
         raise stop
 
-    for outer, warned in ((10**9, True), (2, False)):
+    caplog.set_level("INFO", logger="hf_dataopt.condensation.condenser")
+    for outer, warned in ((10**9, True), (50, False), (49, False)):
         caplog.clear()
         with pytest.raises(RuntimeError, match="seen enough"):
             DatasetCondenser(replace(QUICK, outer_iterations=outer, inner_iterations=1)).condense(
                 train, callback=interrupt
             )
-        assert ("days" in caplog.text and "mosaic" in caplog.text) == warned
+        assert ("days" in caplog.text and "idc-short" in caplog.text) == warned
+        assert ("estimate:" in caplog.text) == (outer >= 50), "a few rounds are not worth one"

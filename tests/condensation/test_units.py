@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_dataopt.condensation.baselines import method_config
 from hf_dataopt.condensation.columns import LabelledImages
+from hf_dataopt.condensation.condenser import DatasetCondenser
 from hf_dataopt.condensation.loop import CondensationLoop, ImageState
 from hf_dataopt.condensation.preview import preview
 
@@ -39,6 +43,53 @@ def test_a_step_in_normalised_space_is_std_squared_in_pixels(data: LabelledImage
         list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
         moved.append(state.images - start)
     torch.testing.assert_close(moved[1], moved[0] * data.std**2, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric, scale", [("mse", 1.0), ("l1", 1.0), ("mse", 1e-3)])
+def test_a_first_step_moves_as_far_whatever_the_metric(data: LabelledImages, metric: str, scale: float) -> None:
+    start = torch.rand(3, 2, 1, 12, 12, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.45
+    config = replace(SMALL, learning_rate_space="first_step", learning_rate=0.03, metric=metric, momentum=0.0)
+    config = replace(config, inner_iterations=1, augmentation="none", real_batch=30)  # the same numbers in both
+    state, theta = ImageState.start(start.clone()), network()
+    with torch.no_grad():
+        theta.classifier.weight.mul_(scale)
+    for mine in (range(3), [1]):  # one process, or its share
+        loop = CondensationLoop(data, config, mine, torch.device("cpu"))
+        loop.rate = loop.rate_for(start, theta)
+        state = ImageState.start(start[list(mine)].clone())
+        list(loop.outer_iteration(state, deepcopy(theta), loop.optimiser(theta), 0))
+        moved = (state.images - start[list(mine)]).flatten(1).square().mean(1).sqrt() / data.std
+        if len(moved) == 3:
+            assert float(moved.mean()) == pytest.approx(0.03, rel=1e-3) and float(moved.std()) > 1e-4
+            all_of_them = moved
+        else:
+            torch.testing.assert_close(moved, all_of_them[1:2])
+
+
+def test_where_nothing_is_to_match_nothing_moves(data: LabelledImages) -> None:
+    config = replace(SMALL, learning_rate_space="first_step", inner_iterations=1, learning_rate=0.03)
+    start, theta = torch.full((3, 2, 1, 12, 12), 0.5), network()
+    with torch.no_grad():
+        theta.classifier.weight.zero_()
+    loop, state = CondensationLoop(data, config, range(3), torch.device("cpu")), ImageState.start(start.clone())
+    loop.rate = loop.rate_for(start, theta)
+    list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+    assert torch.equal(state.images, start)
+
+
+def test_the_rate_of_a_first_step_is_the_runs(train: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    real = CondensationLoop.outer_iteration
+
+    def noted(self: CondensationLoop, *args: Any) -> Any:
+        rates.append(self.rate)
+        return real(self, *args)
+
+    monkeypatch.setattr(CondensationLoop, "outer_iteration", noted)
+    for step in (0.01, 0.03):
+        config = replace(SMALL, learning_rate_space="first_step", learning_rate=step, inner_iterations=1)
+        DatasetCondenser(config).condense(train)
+    assert len(set(rates)) == 2 and rates[3] == pytest.approx(3 * rates[0]) != pytest.approx(0.03)
 
 
 @pytest.mark.parametrize("method", ["dm", "dsa"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from hf_dataopt.text.demo_model import INSTALL, load_demo_model, packaged_model_
 
 from ..conftest import REPO
 from ..models import held
+from ..pages import README, blocks
 
 pytestmark = [
     pytest.mark.real_model,
@@ -115,3 +117,15 @@ def test_scores_find_what_answers_need_and_bytes_are_freed(
     assert gates - full < 0.2 * (random - full), f"full {full:.2f}, gates {gates:.2f}, random {random:.2f}"
     kept = [keep_mask(values, KVzipConfig(keep_ratio=RATIO)) for values in (scores, foretold)]
     assert (kept[0] & kept[1]).sum() > 0.65 * kept[0].sum()
+
+
+def test_readme_block_answers_as_it_says(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_dataopt.text.demo_model.load_demo_model", lambda: loaded)
+    (block,) = [block for block in blocks(README) if "KVzipCache" in block]
+    exec(compile(block, README, "exec"), {})
+    printer, founder, sizes = capsys.readouterr().out.splitlines()
+    assert "Gutenberg" in printer and "Greta Lindqvist" in founder
+    kept, full = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", sizes))
+    assert 0.3 < kept / full < 0.45  # the prompt's own pairs stay

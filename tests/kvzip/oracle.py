@@ -94,10 +94,10 @@ def _by_cached_head(values: torch.Tensor, cached: int) -> torch.Tensor:
     return values.reshape(-1, cached, heads // cached, n).amax(dim=(0, 2)) if cached > 1 else values.amax(0, True)
 
 
-def masked_logits(
+def masked_read(
     model: PreTrainedModel, full: DynamicCache, ids: torch.Tensor, keep: dict[int, torch.Tensor]
-) -> torch.Tensor:
-    """Logits (q, vocabulary) of ids (q,) behind a full cache of which some pairs are hidden.
+) -> tuple[torch.Tensor, DynamicCache]:
+    """Logits (q, vocabulary) of ids (q,) behind a full cache of which some pairs are hidden, and the longer cache.
 
     Args:
         model: not attached to anything.
@@ -114,7 +114,58 @@ def masked_logits(
 
     cache = copy.deepcopy(full)
     with torch.no_grad(), _looking(model, cache, hide):
-        return model(ids[None], **{cache_keyword(model): cache}).logits[0]
+        return model(ids[None], **{cache_keyword(model): cache}).logits[0], cache
+
+
+def masked_logits(
+    model: PreTrainedModel, full: DynamicCache, ids: torch.Tensor, keep: dict[int, torch.Tensor]
+) -> torch.Tensor:
+    """The logits of `masked_read`."""
+    return masked_read(model, full, ids, keep)[0]
+
+
+def written_out_turn_scores(
+    model: PreTrainedModel,
+    full: DynamicCache,
+    prompt: KVzipPrompt,
+    begin: int,
+    config: KVzipConfig,
+    keep: dict[int, torch.Tensor],
+) -> torch.Tensor:
+    """Eq. 8.2 of what stands from `begin` on (scored layers, heads, turn tokens), behind a context of hidden pairs.
+
+    Args:
+        full: plain cache of prefix, context and turns.
+        prompt: its ids are those of `full`.
+        config: replay, chunks and overlap.
+        keep: per scored layer, (heads, begin) bool.
+    """
+    ids, n_prefix, layers = prompt.ids, prompt.prefix_ids.numel(), sorted(keep)
+    n, heads = ids.numel(), keep[layers[0]].shape[0]
+    scores = torch.zeros(len(layers), heads, n - begin)
+    for start in range(begin, n, config.chunk_size):
+        end = min(start + config.chunk_size, n)
+        before = ids[max(start - min(config.overlap, config.chunk_size), n_prefix) : start]
+        repeat = torch.cat([prompt.next_repeat_ids, before, prompt.suffix_ids, ids[start:end]])
+        near = torch.cat([torch.arange(n_prefix), torch.arange(start, end), torch.arange(n, n + repeat.numel())])
+
+        def look(index: int, found: torch.Tensor, sinks: Any, start=start, end=end, near=near) -> None:
+            if index not in layers:
+                return
+            kept = keep[index]
+            hidden = torch.zeros(heads, found.shape[2], dtype=torch.bool)
+            hidden[:, : kept.shape[1]] = ~kept
+            if config.replay == "local":
+                hidden[:] = True
+                hidden[:, near] = False
+            weights = _softmax(found[:, :, near], sinks)[:, :, n_prefix : n_prefix + end - start]
+            scores[layers.index(index), :, start - begin : end - begin] = _by_cached_head(weights.amax(dim=1), heads)
+            found.masked_fill_(hidden.repeat_interleave(found.shape[0] // heads, dim=0)[:, None], float("-inf"))
+
+        cache = copy.deepcopy(full)
+        with torch.no_grad(), _looking(model, cache, look):
+            model(repeat[None], **{cache_keyword(model): cache})
+    return scores
 
 
 def written_out_scores(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -387,3 +388,36 @@ def test_a_prepared_model_can_be_copied_and_saved(tmp_path: Path) -> None:
     twin = copy.deepcopy(model)
     twin.save_pretrained(tmp_path)
     assert twin.generate(new_ids("a"), max_new_tokens=2).shape == (1, 3)
+
+
+# -- elsewhere
+
+
+@pytest.mark.parametrize("storage", ["model", "int4"])
+def test_moved_caches_answer_as_before(storage: Any) -> None:
+    model, tokenizer = tiny_model("gemma3"), byte_tokenizer()
+    config = KVzipConfig(keep_ratio=0.5, storage=storage)
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, config=config, progress=False)
+    fork, ids = cache.fork(), torch.arange(20, 29)[None]
+    with torch.no_grad():
+        model(ids, **held(fork))
+        expected = model(ids, **held(copy.deepcopy(fork))).logits
+        for where in ("cpu", torch.device("cpu"), model):
+            moved = fork.moved_to(where)
+            layer, pristine = moved.layers[1], moved._pristine[1]
+            assert layer.context is pristine.context and layer.tail is None
+            assert moved.get_seq_length() == fork.get_seq_length() and moved.nbytes == fork.nbytes
+            assert torch.equal(model(ids, **held(moved)).logits, expected)
+            assert torch.equal(model(ids, **held(moved.fork())).logits, model(ids, **held(cache.fork())).logits)
+    with pytest.raises(TypeError, match="language model"):
+        cache.moved_to(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="holds no values"):
+        cache.moved_to("meta")
+
+
+def test_a_context_on_another_device_is_refused_with_what_to_do(llama: Compressed) -> None:
+    cache = llama.cache(0.5)
+    for layer in cache.layers:
+        layer.context = layer.context.to(torch.device("meta"))
+    with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
+        llama.logits(cache, torch.arange(20, 29)[None])

@@ -198,7 +198,7 @@ def torch_varlen() -> Callable[..., Any]:
 @pytest.fixture(params=["flash-attn", "torch", "flex"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Half precision goes to a kernel, as on a GPU with that kernel."""
-    monkeypatch.setattr(kernels, "takes_kernels", lambda keys, values: keys.dtype == torch.bfloat16)
+    monkeypatch.setattr(kernels, "takes_kernels", lambda device, dtypes: dtypes[0] == torch.bfloat16)
     monkeypatch.setattr(ragged_attention, "takes_kernels", kernels.takes_kernels)
     monkeypatch.setattr(
         kernels, "flash_varlen", lambda: flash_attn_varlen_func if request.param == "flash-attn" else None

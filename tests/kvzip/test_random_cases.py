@@ -1,18 +1,20 @@
-"""Scores, levels, budgets and replays drawn at random, each cache against KVzip written out on a plain one.
+"""Scores, levels, budgets, replays and storages drawn at random, each cache against KVzip written out on a plain one.
 
 Invariants: the pairs that stay are those of the slow version, to the pair; the answers are those of the full cache with the
-other pairs hidden; a batch of questions is answered as its rows alone. `HF_DATAOPT_FAULTS=20` is the full size, 1,000 cases.
+other pairs hidden, and with the numbers in it that 8 or 4 bits leave; a batch of questions is answered as its rows alone;
+compressed again, a cache is the one that was compressed once. `HF_DATAOPT_FAULTS=20` is the full size, 1,000 cases.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.kvzip.eviction import budget_ratio
@@ -50,6 +52,7 @@ def drawn(draw: random.Random, n_prefix: int, n: int) -> KVzipConfig:
         head_sinks=draw.choice([0, n_prefix + 2, n_prefix + 9]),
         head_recent=draw.randint(0, 5),
         prefill_chunk_size=draw.choice([50, 16_000]),
+        storage=draw.choice(["model", "int8", "int4"]),
         **budget,
     )
 
@@ -64,6 +67,17 @@ def slow_mask(scores: torch.Tensor, config: KVzipConfig, n_prefix: int) -> torch
         return torch.stack(rows).reshape(scores.shape)
     most = n // _WINDOW_SHARE
     return whole_heads(scores, ratio, min(max(config.head_sinks - n_prefix, 0), most), min(config.head_recent, most))
+
+
+def as_stored(full: DynamicCache, kept: dict[int, torch.Tensor], cache: KVzipCache) -> DynamicCache:
+    """A plain cache whose kept pairs are what the compressed one holds, after a look at how far off these are."""
+    for index, keep in kept.items():
+        layer: Any = full.layers[index]
+        for mine, rows in zip((layer.keys, layer.values), cache.pristine_layers[index].context.opened(), strict=True):
+            step = {"model": 0, "int8": 1 / 255, "int4": 1 / 3}[cache.config.storage]
+            assert (mine[0][keep] - rows).abs().max() <= step * rows.abs().max() + 1e-3
+            mine[0][keep] = rows
+    return full
 
 
 @pytest.mark.parametrize("seed", range(50 * FAULTS))
@@ -84,9 +98,20 @@ def test_caches_equal_the_slow_version(seed: int) -> None:
 
     prefix = keep.new_ones(keep.shape[1], n_prefix)
     kept = {index: torch.cat([prefix, rows], dim=1) for index, rows in zip(prefilled.scored_layers, keep, strict=True)}
+    full = as_stored(plain_cache(untouched, plain.ids), kept, cache)
     ids = torch.randint(3, 200, (2, draw.randint(1, 12)), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         both = model(ids, **held(cache.fork())).logits
     for row, logits in zip(ids, both, strict=True):
-        expected = masked_logits(untouched, plain_cache(untouched, plain.ids), row, kept)
+        expected = masked_logits(untouched, full, row, kept)
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=0, msg=lambda text: f"{config}: {text}")
+
+    ratio = budget_ratio(config, n, n_prefix) * draw.random()
+    again = cache.fork()
+    again.compress_again(ratio, progress=False)
+    smaller = replace(config, keep_ratio=ratio, max_kv_tokens=None)
+    once = KVzipCache.from_scores(prefilled, scores, smaller, tokenizer=byte_tokenizer())
+    assert again.stored_lengths == once.stored_lengths, smaller
+    if config.storage == "model":  # other numbers are quantised twice
+        with torch.no_grad():
+            assert torch.equal(model(ids, **held(again)).logits, model(ids, **held(once)).logits), smaller
