@@ -183,6 +183,9 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
         say(f"features of {len(dataset):,} rows by {args.model}")
         size = args.batch_size or 64
         dataset = dataset.map(extractor, batched=True, with_indices=True, batch_size=size, desc="Features")
+    else:
+        for column in _ready(args).values():
+            dataset = _read_lists(dataset, column, skip=args.on_error == "skip")
     if args.folds is None:
         return dataset
     from .probe import out_of_sample_probs
@@ -190,6 +193,30 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
     options: dict[str, Any] = {**_ready(args), "folds": args.folds, "seed": args.seed, "on_error": args.on_error}
     taken = [name for name in [options["probs_column"]] if name in dataset.column_names]
     return out_of_sample_probs(dataset.remove_columns(taken), args.label_column or "label", quiet=args.quiet, **options)
+
+
+def _read_lists(dataset: Any, column: str, *, skip: bool) -> Any:
+    """The dataset with lists of numbers where a column holds them as text, as csv files do: "[0.1, 0.2]" or "[0.1 0.2]"."""
+    from datasets import Features, List, Value
+
+    if getattr(dataset.features.get(column), "dtype", None) not in ("string", "large_string"):
+        return dataset
+
+    def read(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+        found: list[list[float] | None] = []
+        for row, text in zip(rows, batch[column], strict=True):
+            try:
+                found.append(
+                    None if text is None else [float(one) for one in text.strip("[] \n").replace(",", " ").split()]
+                )
+            except ValueError as error:
+                if not skip:
+                    raise ValueError(f"row {row}: {column} holds {text!r:.60}, no list of numbers") from error
+                found.append(None)
+        return {column: found}
+
+    kinds = Features({**dataset.features, column: List(Value("float32"))})
+    return dataset.map(read, batched=True, with_indices=True, features=kinds, desc=f"Numbers of {column}")
 
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
@@ -202,7 +229,8 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
     paths = {"report": "report.html", "scores": "report", "dataset": "data"}
     with replacing(out, "cleaned_dataset") as draft:
         report.save(draft / "report")
-        write_page(report, dataset, draft / "report.html", count=args.rows)
+        gone = report.dropped(outliers=args.drop_outliers, near_duplicates=args.drop_near_duplicates)
+        write_page(report, dataset, draft / "report.html", count=args.rows, dropped=gone, quiet=args.quiet)
         try:
             draw_worst(report, dataset).savefig(draft / "worst.png", dpi=120)
             paths["picture"] = "worst.png"
