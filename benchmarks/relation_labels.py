@@ -6,9 +6,10 @@ Labels: rows 0-9,999 and 20,000-29,999 of CIFAR-10 (EfficientNet-Lite0 features,
 in-sample and out of 4 folds) with confusable flips and three columns of CIFAR-10N, and VADER tweets with one vote as label.
 The mixture's constants were chosen on the even rows; `report` figures are those of the odd rows, over the same graph. F1 is
 of the rows that `filter()` drops; `F1 at the true rate` of the same ranking, cut where the truth has its count. Rare: 8 % flips
-in classes of 1,000 to 20 rows. Copies: 20 wrong rows of which 0, 5 or 30 exact copies are added; the probe is fitted without
-them (`given`), or with them out of 4 folds (`refitted`). Near duplicates: exact and JPEG copies of CIFAR-10 rows, without the
-pairs that are found before any is planted.
+in classes of 1,000 to 20 rows; what is done for small classes was chosen on rows 20,000-29,999. Copies: 20 wrong rows of which
+0, 5 or 30 exact copies are added; the probe is fitted without them, or with them: out of 4 folds that they are dealt to as any
+row, or by `out_of_sample_probs`, which keeps them together. Near duplicates: exact and JPEG copies of CIFAR-10 rows, without
+the pairs that are found before any is planted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from relation_quality import dataset_of, fit, folded, top2_flips
 from hf_dataopt.metrics import average_precision
 from hf_dataopt.relation import baselines
 from hf_dataopt.relation.cleaner import RelationCleaner
+from hf_dataopt.relation.probe import out_of_sample_probs
 
 Array = np.ndarray
 UNARY = ("loss", "margin", "jsd", "cwe", "tracin")
@@ -113,33 +115,53 @@ def label_rows(n: int) -> list[dict[str, Any]]:
     return rows
 
 
-def rare_rows(seeds: int) -> list[dict[str, Any]]:
-    """Clean rows dropped, in classes of at most 120 rows and in the others."""
+def rare_rows() -> list[dict[str, Any]]:
+    """Clean rows dropped, in classes of at most 120 rows and in the others: sets that were chosen on, and the others."""
     from cleanlab.filter import find_label_issues
 
-    features, clean = cifar_features(), np.asarray(cifar10n()["clean_label"][:10_000], np.int64)
     rows = []
-    for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        order = rng.permutation(10)
-        keep = [rng.permutation(np.flatnonzero(clean == c))[:size] for c, size in zip(order, RARE, strict=True)]
-        rows_kept = np.sort(np.concatenate(keep))
-        part, truth = features[rows_kept], clean[rows_kept]
-        labels = top2_flips(part, truth, seed)
-        few = np.isin(labels, order[[size <= 120 for size in RARE]])
-        for kind in ("in-sample", "4-fold"):
-            probs = fit(part, labels, 0.003).predict_proba(part).astype(np.float32)
-            probs = probs if kind == "in-sample" else folded(part, labels, 0.003, seed)
-            report = RelationCleaner(outlier_reference=100).fit(dataset_of(part, probs, labels), quiet=True)
-            for who, flagged in (("ours", report.is_label_error), ("cleanlab", find_label_issues(labels, probs))):
-                right = labels == truth
-                shares = [float(flagged[right & mask].mean()) for mask in (few, ~few)]
-                row = {"seed": seed, "probs": kind, "who": who, "clean rare rows": int((right & few).sum())}
-                row |= {"dropped of them": round(shares[0], 4), "dropped of clean common": round(shares[1], 4)}
-                row |= {"times": round(shares[0] / max(shares[1], 1e-9), 2), "F1": round(f1(flagged, ~right), 4)}
-                rows.append(row)
-                print(rows[-1], flush=True)
+    for start, seeds in ((20_000, 5), (0, 6)):
+        features = cifar_features(start, start + 10_000)
+        clean = np.asarray(cifar10n()["clean_label"][start : start + 10_000], np.int64)
+        pooled: dict[tuple[str, str], list[Array]] = {}
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            order = rng.permutation(10)
+            keep = [rng.permutation(np.flatnonzero(clean == c))[:size] for c, size in zip(order, RARE, strict=True)]
+            rows_kept = np.sort(np.concatenate(keep))
+            part, truth = features[rows_kept], clean[rows_kept]
+            labels = top2_flips(part, truth, seed)
+            few = np.isin(labels, order[[size <= 120 for size in RARE]])
+            for kind in ("in-sample", "4-fold"):
+                probs = fit(part, labels, 0.003).predict_proba(part).astype(np.float32)
+                probs = probs if kind == "in-sample" else folded(part, labels, 0.003, seed)
+                report = RelationCleaner(outlier_reference=100).fit(dataset_of(part, probs, labels), quiet=True)
+                for who, flagged in (("ours", report.is_label_error), ("cleanlab", find_label_issues(labels, probs))):
+                    right = labels == truth
+                    counts = np.array(
+                        [
+                            (flagged & right & few).sum(),
+                            (right & few).sum(),
+                            (flagged & right & ~few).sum(),
+                            (right & ~few).sum(),
+                        ]
+                    )
+                    pooled.setdefault((kind, who), []).append(np.append(counts, f1(flagged, ~right)))
+                    rows.append(_rare_row(start, str(seed), kind, who, pooled[kind, who][-1]))
+                    print(rows[-1], flush=True)
+        for (kind, who), found in pooled.items():
+            rows.append(
+                _rare_row(start, "all", kind, who, np.append(np.sum(found, axis=0)[:4], np.mean(found, axis=0)[4]))
+            )
+            print(rows[-1], flush=True)
     return rows
+
+
+def _rare_row(start: int, seed: str, kind: str, who: str, counts: Array) -> dict[str, Any]:
+    shares = counts[0] / counts[1], counts[2] / counts[3]
+    row = {"rows": f"{start:,}", "seed": seed, "probs": kind, "who": who, "clean rare rows": int(counts[1])}
+    row |= {"dropped of them": round(shares[0], 4), "dropped of clean common": round(shares[1], 4)}
+    return row | {"times": round(shares[0] / max(shares[1], 1e-9), 2), "F1": round(counts[4], 4)}
 
 
 def copy_rows(seeds: int) -> list[dict[str, Any]]:
@@ -149,20 +171,23 @@ def copy_rows(seeds: int) -> list[dict[str, Any]]:
     for seed in range(seeds):
         labels = top2_flips(features, clean, seed)
         wrong = np.random.default_rng(seed).permutation(np.flatnonzero(labels != clean))[:20]
-        for kind in ("in-sample", "4-fold"):
-            probs = fit(features, labels, 0.003).predict_proba(features).astype(np.float32)
-            probs = probs if kind == "in-sample" else folded(features, labels, 0.003, seed)
-            for count in (0, 5, 30):
-                again = np.concatenate([np.arange(5000), np.repeat(wrong, count)])
-                for how in ("given", "refitted"):
-                    said = probs[again]
-                    if how == "refitted" and count:
-                        said = folded(features[again], labels[again], 0.003, seed)
-                    data = dataset_of(features[again], said, labels[again])
-                    report = RelationCleaner(outlier_reference=100).fit(data, quiet=True)
-                    row = {"seed": seed, "probs": kind, "copies": count, "probe": how, "of": 20}
-                    rows.append(row | {"found": int(report.is_label_error[wrong].sum())})
-                    print(rows[-1], flush=True)
+        in_sample = fit(features, labels, 0.003).predict_proba(features).astype(np.float32)
+        out = folded(features, labels, 0.003, seed)
+        for count in (0, 5, 30):
+            again = np.concatenate([np.arange(5000), np.repeat(wrong, count)])
+            data = dataset_of(features[again], in_sample[again], labels[again])
+            said = {"in-sample, without the copies": in_sample[again], "4-fold, without the copies": out[again]}
+            said["4-fold, each row in any fold"] = folded(features[again], labels[again], 0.003, seed)
+            kept = out_of_sample_probs(data.remove_columns("probs"), seed=seed, quiet=True)
+            said["out_of_sample_probs"] = kept.with_format("numpy")["probs"][:]
+            for probe, probs in said.items():
+                found = RelationCleaner(outlier_reference=100).fit(
+                    dataset_of(features[again], probs, labels[again]), quiet=True
+                )
+                row = {"seed": seed, "copies": count, "probs": probe, "of": 20}
+                row["found"] = int(found.is_label_error[wrong].sum())
+                rows.append(row | {"F1 of the 5,000": round(f1(found.is_label_error[:5000], labels != clean), 4)})
+                print(rows[-1], flush=True)
     return rows
 
 
@@ -221,8 +246,8 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = {
         "labels": lambda: label_rows(2000 if args.smoke else 10_000),
-        "rare": lambda: rare_rows(3),
-        "copies": lambda: copy_rows(1),
+        "rare": rare_rows,
+        "copies": lambda: copy_rows(2),
         "duplicates": duplicate_rows,
     }
     try:

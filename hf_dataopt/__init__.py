@@ -41,6 +41,7 @@ _PUBLIC = {
     "StreamingContextMemory": "hf_dataopt.ccm.streaming",
     "co_mixup": "hf_dataopt.mixup.co_mixup",
     "load_ccm": "hf_dataopt.ccm.saved",
+    "out_of_sample_probs": "hf_dataopt.relation.probe",
     "payback": "hf_dataopt.kvzip.payback",
     "plot_mixup": "hf_dataopt.mixup.plot",
     "plot_retention": "hf_dataopt.kvzip.retention",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from .mixup.schedule import MixupSchedule as MixupSchedule
     from .relation.cleaner import RelationCleaner as RelationCleaner
     from .relation.config import RelationConfig as RelationConfig
+    from .relation.probe import out_of_sample_probs as out_of_sample_probs
     from .relation.report import RelationReport as RelationReport
 
 

@@ -32,6 +32,7 @@ HELP = "find label errors and outliers of a dataset, write it without them (neur
 EXAMPLES = [
     "hf-dataopt clean cifar10 --model me/vit-cifar10 --column img --label-column label --output-dir cleaned",
     "hf-dataopt clean reviews.csv --model me/roberta --column text --modality text --noise-rate 0.05 --output-dir cleaned",
+    "hf-dataopt clean photos.parquet --features-column clip --folds 4 --label-column kind --output-dir cleaned",
     "hf-dataopt clean saved_folder --features-column features --probs-column probs --output-dir cleaned --json",
 ]
 
@@ -45,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of the model's weights (default: float32)")
     parser.add_argument("--features-column", help="embeddings that are already there (default: features)")
     parser.add_argument("--probs-column", help="class probabilities that are already there (default: probs)")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        help="make the probabilities: by a probe on the features, for each of so many parts from the others",
+    )
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     parser.add_argument("--temperature", type=float, default=4.0, help="t of Eq. 5.4")
     parser.add_argument(
@@ -97,7 +103,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if distributed.is_main_process():
             check_target(out, "cleaned_dataset")
         source = read_dataset(args.dataset, args.split, args.config, revision=args.revision, token=args.token)
-        needed = {"column": args.column or "image"} if args.model else _ready(args)
+        needed: dict[str, str | None] = {"column": args.column or "image"} if args.model else {**_ready(args)}
+        if args.folds is not None:
+            needed["probs_column"] = None
         check_columns(source, label_column=args.label_column or "label", **needed)
         read_labels(source, args.label_column or "label")
     place = out.resolve()
@@ -114,7 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.noise_rate is not None:
         report = report.rethreshold(noise_rate=args.noise_rate)
     cleaned = report.filter(source, outliers=args.drop_outliers, near_duplicates=args.drop_near_duplicates)
-    result = summary(report, len(cleaned))
+    result = outcome(report, len(cleaned))
     # every process of accelerate or torchrun comes here; one writes
     if not distributed.is_main_process():
         return result
@@ -141,6 +149,8 @@ def _checked(args: argparse.Namespace) -> RelationConfig:
     only(args, args.noise_rate is None, "and --noise-rate are two cuts; give one", "cut")
     optional(check_number, "noise_rate", args.noise_rate, 0, 1)
     check_count("rows", args.rows)
+    if args.folds is not None:
+        check_count("folds", args.folds, 2)
     check_count("batch_size", 64 if args.batch_size is None else args.batch_size)
     return RelationConfig(
         score=args.score,
@@ -162,17 +172,51 @@ def _ready(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
-    if args.model is None:
-        return dataset
-    from ..features import FeatureExtractor
+    """Columns as `fit` reads them: of the model, of a probe on the features, or those that are there."""
+    if args.model is not None:
+        from ..features import FeatureExtractor
 
-    modality, column = args.modality or "image", args.column or "image"
-    extractor = FeatureExtractor(
-        args.model, column=column, modality=modality, dtype=args.dtype or "float32", on_error=args.on_error
-    )
-    say(f"features of {len(dataset):,} rows by {args.model}")
-    size = args.batch_size or 64
-    return dataset.map(extractor, batched=True, with_indices=True, batch_size=size, desc="Features")
+        modality, column = args.modality or "image", args.column or "image"
+        extractor = FeatureExtractor(
+            args.model, column=column, modality=modality, dtype=args.dtype or "float32", on_error=args.on_error
+        )
+        say(f"features of {len(dataset):,} rows by {args.model}")
+        size = args.batch_size or 64
+        dataset = dataset.map(extractor, batched=True, with_indices=True, batch_size=size, desc="Features")
+    else:
+        for column in _ready(args).values():
+            dataset = _read_lists(dataset, column, skip=args.on_error == "skip")
+    if args.folds is None:
+        return dataset
+    from .probe import out_of_sample_probs
+
+    options: dict[str, Any] = {**_ready(args), "folds": args.folds, "seed": args.seed, "on_error": args.on_error}
+    taken = [name for name in [options["probs_column"]] if name in dataset.column_names]
+    return out_of_sample_probs(dataset.remove_columns(taken), args.label_column or "label", quiet=args.quiet, **options)
+
+
+def _read_lists(dataset: Any, column: str, *, skip: bool) -> Any:
+    """The dataset with lists of numbers where a column holds them as text, as csv files do: "[0.1, 0.2]" or "[0.1 0.2]"."""
+    from datasets import Features, List, Value
+
+    if getattr(dataset.features.get(column), "dtype", None) not in ("string", "large_string"):
+        return dataset
+
+    def read(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+        found: list[list[float] | None] = []
+        for row, text in zip(rows, batch[column], strict=True):
+            try:
+                found.append(
+                    None if text is None else [float(one) for one in text.strip("[] \n").replace(",", " ").split()]
+                )
+            except ValueError as error:
+                if not skip:
+                    raise ValueError(f"row {row}: {column} holds {text!r:.60}, no list of numbers") from error
+                found.append(None)
+        return {column: found}
+
+    kinds = Features({**dataset.features, column: List(Value("float32"))})
+    return dataset.map(read, batched=True, with_indices=True, features=kinds, desc=f"Numbers of {column}")
 
 
 def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
@@ -185,7 +229,8 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
     paths = {"report": "report.html", "scores": "report", "dataset": "data"}
     with replacing(out, "cleaned_dataset") as draft:
         report.save(draft / "report")
-        write_page(report, dataset, draft / "report.html", count=args.rows)
+        gone = report.dropped(outliers=args.drop_outliers, near_duplicates=args.drop_near_duplicates)
+        write_page(report, dataset, draft / "report.html", count=args.rows, dropped=gone, quiet=args.quiet)
         try:
             draw_worst(report, dataset).savefig(draft / "worst.png", dpi=120)
             paths["picture"] = "worst.png"
@@ -198,7 +243,7 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
     return paths
 
 
-def summary(report: Any, kept: int) -> dict[str, Any]:
+def outcome(report: Any, kept: int) -> dict[str, Any]:
     """Counts, settings and the worst rows, ready for JSON; rows by their numbers in the dataset that was given."""
     numbers = report.rows
     return {
@@ -228,14 +273,14 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
     from ..publishing.cards import size_category
     from ..publishing.dataset_files import write_parquet
     from ..publishing.writer import finish
-    from .pages import facts, flagging_rule
+    from .summary import facts, flagging_rule
 
     local = args.dataset == STDIN or Path(args.dataset).exists()
     split = re.split(r"[^\w.]", args.split or "train")[0]  # "train[:1000]" is published as "train"
     return finish(
         folder,
         "cleaned_dataset",
-        about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": summary(report, len(cleaned))},
+        about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": outcome(report, len(cleaned))},
         metadata={
             "tags": ["label-noise", "neural-relation-graph"],
             "license": args.license,

@@ -1,10 +1,11 @@
-"""The doctor's letter: one HTML file (and one PNG for images) with the worst rows and the evidence against them."""
+"""The doctor's letter: the worst rows and the evidence against them, then every dropped row, as HTML (and a PNG for images)."""
 
 from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 
 from ..decoding import read_picture
 from ..errors import MissingExtraError
+from ..progress import track
+from .evidence import Evidence
 from .report import RelationReport
+from .summary import facts
 
 TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
-SCORES = {
-    "combined": "probability that the label is wrong, from the model and the nearest rows",
-    "label_noise": "noisiness s of Algorithm 4",
-}
+PAGE = 100  # dropped rows on one page
+LEAST = 0.005  # relations below it would be shown as 0.00, and are left out
+SCORES = {"combined": "probability that the label is wrong", "label_noise": "noisiness s"}
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,25 @@ class Item:
 
 
 def write_page(
-    report: RelationReport, dataset: Any, path: str | Path, *, count: int = 24, column: str | None = None
+    report: RelationReport,
+    dataset: Any,
+    path: str | Path,
+    *,
+    count: int = 24,
+    column: str | None = None,
+    dropped: Mapping[int, str] | None = None,
+    quiet: bool = False,
 ) -> Path:
-    """One self-contained HTML file: facts, the worst labels with their evidence, relation maps, outliers.
+    """Self-contained HTML: facts, the worst labels with their evidence, relation maps, outliers; then all dropped rows.
 
     Args:
         report: a report with its graph.
         dataset: the fitted dataset.
-        path: file to write.
-        count: rows shown, half as many outliers.
+        path: file to write; the dropped rows come beside it, 100 to a page, in `NAME-dropped-1.html` and so on.
+        count: rows shown with evidence, half as many outliers.
         column: what is shown of a row; default the first image column, else the first text column, else nothing.
+        dropped: rows that were dropped and why, as `report.dropped` has them; default `report.dropped()`.
+        quiet: no progress bar.
 
     Returns:
         The path.
@@ -51,14 +63,12 @@ def write_page(
     Raises:
         ValueError: unknown column, or another dataset than was fitted.
 
-    Cost: one row of the graph, n (d + C) operations, for each row shown.
+    Cost: one row of the graph, n (d + C) operations, for each row shown with evidence; a small picture a dropped row.
     """
-    import jinja2
-
     shown = _Shown(report, dataset, column)
     entries = []
     for row in report.worst(count):
-        evidence = report.evidence(int(row), 4)
+        evidence = above_zero(report.evidence(int(row), 4))
         entries.append(
             {
                 "item": shown.item(int(row)),
@@ -70,54 +80,51 @@ def write_page(
             }
         )
     odd = np.argsort(-report.outlier_score, kind="stable")[: max(1, count // 2)]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=f"Label report: {report.label_column}",
-        facts=facts(report),
-        entries=entries,
-        maps=_maps(report),
-        outliers=shown.items(odd, None),
-    )
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
+    path, gone = Path(path), report.dropped() if dropped is None else dropped
+    names = [f"{path.stem}-dropped-{k + 1}.html" for k in range(-(-len(gone) // PAGE))]
+    same = {"title": f"Label report: {report.label_column}", "score_name": SCORES[report.config.score], "links": names}
+    first = {"facts": facts(report), "entries": entries, "maps": _maps(report), "outliers": shown.items(odd, None)}
+    _render(path, **same, **first, dropped=[], total=len(gone), here=path.name, first=path.name)
+    rows = list(gone.items())
+    for k, name in enumerate(track(names, "Dropped rows", unit="page", disable=quiet)):
+        cells = [_dropped(report, shown, row, why) for row, why in rows[k * PAGE : (k + 1) * PAGE]]
+        page = {"facts": [], "entries": [], "maps": [], "outliers": [], "dropped": cells}
+        _render(path.with_name(name), **same, **page, total=len(gone), here=name, first=path.name)
     return path
 
 
-def facts(report: RelationReport) -> list[tuple[str, str]]:
-    """Numbers at the top of the page and on the card."""
-    first = report.about["checkpoints"][0]
-    skipped = report.about.get("skipped", {}).get("reasons", {})
-    unlabelled = int((report.labels < 0).sum())
-    copies = report.near_duplicates()
-    some = {
-        "rows left out": ", ".join(f"{count:,}: {why}" for why, count in skipped.items()),
-        "unlabelled rows": f"{unlabelled:,}" if unlabelled else "",
-        "estimated share of wrong labels": f"{report.noise_rate:.1%}" if report.noise_rate >= 0 else "",
-        "near duplicates": f"{sum(map(len, copies)):,} rows in {len(copies):,} groups" if copies else "",
+def above_zero(evidence: Evidence) -> Evidence:
+    """Evidence without the relations that would be written as 0.00."""
+    against, support = -evidence.conflicting_relations >= LEAST, evidence.supporting_relations >= LEAST
+    return replace(
+        evidence,
+        conflicting=evidence.conflicting[against],
+        conflicting_labels=evidence.conflicting_labels[against],
+        conflicting_relations=evidence.conflicting_relations[against],
+        supporting=evidence.supporting[support],
+        supporting_labels=evidence.supporting_labels[support],
+        supporting_relations=evidence.supporting_relations[support],
+    )
+
+
+def _dropped(report: RelationReport, shown: _Shown, row: int, why: str) -> dict[str, Any]:
+    """One cell of the dropped rows; rows go by their numbers in the dataset that was given to `fit`."""
+    kind, _, other = why.partition(" of row ")
+    suggested = report.name_of(report.other_label[row]) if kind == "label error" else None
+    return {
+        "item": shown.item(row, size=96),
+        "why": f"{kind} of row {report.rows[int(other)]}" if other else kind,
+        "score": report.outlier_score[row] if kind == "outlier" else report.label_noise_score[row],
+        "suggested": suggested,
     }
-    return [
-        ("rows", f"{len(report):,}"),
-        ("classes", f"{len(report.label_names):,}"),
-        *((name, text) for name, text in some.items() if text),
-        ("label errors", f"{int(report.is_label_error.sum()):,} ({report.is_label_error.mean():.1%})"),
-        ("outliers", f"{int(report.is_outlier.sum()):,} ({report.is_outlier.mean():.1%})"),
-        ("score", f"{report.config.score}: {SCORES[report.config.score]}"),
-        ("flagged", flagging_rule(report)),
-        ("temperature", f"{report.config.temperature:g}"),
-        ("max-cut objective of Algorithm 4's set (Eq. 5.2)", f"{first['objective']:.4g}"),
-        ("passes", f"{first['passes']} ({', '.join(first['stopped'])})"),
-    ]
 
 
-def flagging_rule(report: RelationReport) -> str:
-    """What a row was flagged by, in one phrase for the card and the page."""
-    cut = report.about.get("cut", {"rule": "algorithm4"})
-    if cut["rule"] == "algorithm4":
-        return "the set that Algorithm 4 found"
-    score = "the probability that the label is wrong" if report.config.score == "combined" else "Algorithm 4's score"
-    if cut["rule"] == "estimated":
-        return f"the {cut['value']:.1%} of the labels that are worst by {score}; how many was estimated"
-    return f"the worst by {score}, cut at {cut['rule']} {cut['value']:g}"
+def _render(path: Path, **given: Any) -> None:
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(given)
+    path.write_text(page, encoding="utf-8")
 
 
 def draw_worst(
@@ -149,7 +156,7 @@ def draw_worst(
     rows = report.worst(count)
     figure = Figure(figsize=(1.5 * (evidence + 1), 1.75 * len(rows)), layout="constrained")
     for line, row in enumerate(rows):
-        found = report.evidence(int(row), evidence)
+        found = above_zero(report.evidence(int(row), evidence))
         cells = [(int(row), None), *zip(found.conflicting, found.conflicting_relations, strict=True)]
         for place, (one, relation) in enumerate(cells):
             axes = figure.add_subplot(len(rows), evidence + 1, line * (evidence + 1) + place + 1)
@@ -195,10 +202,10 @@ class _Shown:
         except ValueError:  # features may be there for a picture that cannot be shown
             return None
 
-    def item(self, row: int, relation: float | None = None) -> Item:
+    def item(self, row: int, relation: float | None = None, size: int = 192) -> Item:
         value, image, text = self.value(row), None, None
         if self.is_image:
-            image = None if value is None else _thumbnail(value)
+            image = None if value is None else _thumbnail(value, size)
         elif value is not None:
             text = str(value)
             text = text if len(text) <= 220 else text[:217] + "..."
@@ -209,11 +216,11 @@ class _Shown:
         return [self.item(int(row), value) for row, value in zip(rows, values, strict=True)]
 
 
-def _thumbnail(image: Any) -> str:
+def _thumbnail(image: Any, size: int) -> str:
     from PIL.Image import Resampling
 
     small = image.convert("RGB")
-    small.thumbnail((192, 192))
+    small.thumbnail((size, size))
     if max(small.size) < 96:  # tiny images are enlarged without smoothing
         factor = 96 // max(small.size) + 1
         small = small.resize((small.width * factor, small.height * factor), Resampling.NEAREST)

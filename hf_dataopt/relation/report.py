@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ..settings import (
     brief,
-    check_array,
     check_dataset,
     check_each,
     check_flag,
@@ -21,27 +20,26 @@ from ..settings import (
     check_kind,
     check_number,
     check_path,
-    check_text,
     numbers,
     optional,
     plain,
 )
-from .config import RelationConfig
 from .cut import flag, groups_of, one_of_each
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
 from .graphs import graphs_of
-from .outlier import Reference, is_outlier
-from .saved import ARRAYS, CODES, INTEGERS, load_report, save_report
+from .outlier import is_outlier
+from .relabel import relabelled
+from .row_scores import UNLABELLED, RowScores
+from .saved import ARRAYS, load_report, save_report
+from .summary import confusion_of, facts, review_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNLABELLED = (None, -1)
-
 
 @dataclass(kw_only=True, eq=False)
-class RelationReport:
+class RelationReport(RowScores):
     """Scores of every row of the dataset that a `RelationCleaner` was fitted to. Higher scores are worse.
 
     Args:
@@ -72,82 +70,6 @@ class RelationReport:
         >>> dataset.map(report.annotate, batched=True, with_indices=True)  # doctest: +SKIP
     """
 
-    config: RelationConfig
-    label_column: str
-    columns: list[tuple[str, str]]
-    label_values: list[Any]
-    label_names: list[str]
-    labels: NDArray[np.int64]
-    label_noise_score: NDArray[np.float64]
-    is_label_error: NDArray[np.bool_]
-    suggested_label: NDArray[np.int64]
-    other_label: NDArray[np.int64]
-    outlier_score: NDArray[np.float64]
-    is_outlier: NDArray[np.bool_]
-    outlier_level: float
-    group: NDArray[np.int64]
-    reference: list[Reference]
-    parts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
-    _graphs: list[RelationGraph] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        """One value a row, of the right kind; results are built here and by `load`, seldom by hand."""
-        check_kind("config", self.config, RelationConfig)
-        check_text("label_column", self.label_column)
-        count = len(check_array("labels", self.labels, 1, kinds="iu"))
-        for name, kind in {**ARRAYS, **dict.fromkeys(INTEGERS, "iu")}.items():
-            check_array(name, getattr(self, name), 1, kinds=kind, finite=False, rows=count)
-            if kind == "f" and np.isnan(getattr(self, name)).any():
-                raise ValueError(f"{name} must have no NaN; fit again")
-        for name in ("columns", "label_values", "label_names", "reference"):
-            check_kind(name, getattr(self, name), list)
-        for name in ("parts", "about"):
-            check_kind(name, getattr(self, name), dict)
-        for name in CODES:
-            codes = getattr(self, name)
-            if not codes.min() >= -1 or not codes.max() < len(self.label_values):
-                raise ValueError(
-                    f"{name} run from {codes.min()} to {codes.max()}, there are {len(self.label_values)} label_values"
-                )
-        if not self.group.min() >= 0 or not self.group.max() < count:
-            raise ValueError(
-                f"group must hold row numbers, 0 to {count - 1}, got {self.group.min()} to {self.group.max()}"
-            )
-        level = plain(self.outlier_level)
-        if isinstance(level, bool) or not isinstance(level, int | float) or level != level:
-            raise TypeError(f"outlier_level must be a number, got {brief(level)}")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickling and `datasets` hashing see: scores and settings, never the graph over the dataset."""
-        return {**self.__dict__, "_graphs": None}
-
-    @property
-    def noise_rate(self) -> float:
-        """The estimated share of wrong labels among the labelled rows."""
-        return float(self.about.get("noise_rate", np.nan))
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """(n,) numbers that the fitted rows have in the dataset that was given to `fit`."""
-        skipped = self.about.get("skipped", {}).get("rows", [])
-        return np.setdiff1d(np.arange(len(self) + len(skipped)), skipped)
-
-    def fitted(self, dataset: Any) -> Any:
-        """The rows of a dataset that this report is about: all, without those that `fit(on_error="skip")` left out.
-
-        Args:
-            dataset: the `datasets.Dataset` that was given to `fit`, or one without those rows already.
-        """
-        check_dataset("dataset", dataset)
-        skipped = self.about.get("skipped", {}).get("rows", [])
-        if not skipped or len(dataset) != len(self) + len(skipped):
-            return dataset
-        return dataset.select(self.rows)
-
     def annotate(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, Any]:
         """The five columns of a batch, looked up: for `dataset.map(report.annotate, batched=True, with_indices=True)`.
 
@@ -166,11 +88,7 @@ class RelationReport:
         Cost: a look-up. Hashes by scores and settings in `datasets`; works with `num_proc`.
         """
         check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True, with_indices=True)")
-        rows = numbers("indices", indices, kinds="iu") if not _is_empty(indices) else np.empty(0, np.int64)
-        if rows.ndim != 1:
-            raise ValueError(f"indices must be the row numbers of a batch, (n,), got shape {rows.shape}")
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise ValueError(f"row {rows.max()} is not among the {len(self)} fitted rows; annotate the fitted dataset")
+        rows = self._check_numbers("indices", indices)
         given = batch.get(self.label_column)
         if given is not None:
             fitted = self._values(self.labels[rows])
@@ -210,14 +128,55 @@ class RelationReport:
         Raises:
             ValueError: another number of rows than was fitted.
         """
-        label_errors, outliers = check_flag("label_errors", label_errors), check_flag("outliers", outliers)
-        near_duplicates = check_flag("near_duplicates", near_duplicates)
         dataset = self.fitted(dataset)
         self._check_same(dataset)
-        kept = np.flatnonzero(~((self.is_label_error & label_errors) | (self.is_outlier & outliers)))
+        gone = self.dropped(label_errors=label_errors, outliers=outliers, near_duplicates=near_duplicates)
+        return dataset.select(np.setdiff1d(np.arange(len(self)), list(gone)))
+
+    def dropped(
+        self, *, label_errors: bool = True, outliers: bool = False, near_duplicates: bool = False
+    ) -> dict[int, str]:
+        """Which rows `filter` drops, and why.
+
+        Args:
+            label_errors, outliers, near_duplicates: as for `filter`.
+
+        Returns:
+            "label error", "outlier" or "near duplicate of row N" by row number, ascending.
+        """
+        label_errors, outliers = check_flag("label_errors", label_errors), check_flag("outliers", outliers)
+        near_duplicates = check_flag("near_duplicates", near_duplicates)
+        gone = dict.fromkeys(np.flatnonzero(self.is_outlier & outliers).tolist(), "outlier")
+        gone |= dict.fromkeys(np.flatnonzero(self.is_label_error & label_errors).tolist(), "label error")
         if near_duplicates:
-            kept = one_of_each(kept, self.group, self.label_noise_score, self.labels)
-        return dataset.select(kept)
+            left = np.setdiff1d(np.arange(len(self)), list(gone))
+            kept = one_of_each(left, self.group, self.label_noise_score, self.labels)
+            stays = dict(zip(self.group[kept].tolist(), kept.tolist(), strict=True))
+            copies = np.setdiff1d(left, kept).tolist()
+            gone |= {row: f"near duplicate of row {stays[int(self.group[row])]}" for row in copies}
+        return dict(sorted(gone.items()))
+
+    def relabel(self, dataset: Any, *, rows: Sequence[int] | None = None, given_column: str = "given_label") -> Any:
+        """The dataset with the likeliest other label on flagged rows; what they were labelled before stays beside it.
+
+        Args:
+            dataset: the fitted `datasets.Dataset`, in the fitted order; rows that the fit left out keep their label.
+            rows: row numbers to relabel, such as those of `review` that were looked at; default those with
+                `is_label_error`. Unlabelled ones stay so.
+            given_column: name of the new column that holds the labels as they were given.
+
+        Returns:
+            A `datasets.Dataset` with all rows. Features are not copied.
+
+        Raises:
+            ValueError: another dataset than was fitted, a column of that name already, or no such row.
+        """
+        part = self.fitted(dataset)
+        self._check_same(part)
+        chosen = np.flatnonzero(self.is_label_error) if rows is None else self._check_numbers("rows", rows)
+        chosen = chosen[self.labels[chosen] >= 0]
+        at = chosen if len(part) == len(dataset) else self.rows[chosen]
+        return relabelled(dataset, self.label_column, at, self._values(self.other_label[chosen]), given_column)
 
     def near_duplicates(self, across: Sequence[Any] | None = None) -> list[NDArray[np.int64]]:
         """Groups of rows that are copies of each other, or nearly.
@@ -278,6 +237,35 @@ class RelationReport:
         if outlier_threshold is not None:
             changed.is_outlier, changed.outlier_level = self.outlier_score > outlier_threshold, float(outlier_threshold)
         return changed
+
+    def summary(self) -> str:
+        """What was found, in a few lines: sizes, classes, estimated and flagged label errors, which classes are taken for
+        which, outliers, copies, which score and which cut. `report.html` and the card begin with the same facts."""
+        return "\n".join(f"{name}: {text}" for name, text in facts(self))
+
+    def confusion(self) -> NDArray[np.float64]:
+        """How many rows of each label are likely of each class.
+
+        Returns:
+            (classes, classes) float64 expected counts in the order of `label_names`, [given, likely]: a row counts with the
+            probability that its label is wrong for its likeliest other class, and with the rest for its own. Rows sum to
+            the class sizes.
+        """
+        return confusion_of(self)
+
+    def review(self, count: int = 25) -> NDArray[np.int64]:
+        """The rows that are most worth a look by a person: those whose flag is least sure.
+
+        Args:
+            count: how many, >= 1.
+
+        Returns:
+            Row numbers: probability that the label is wrong nearest to one half first (`worst` has the surest errors first);
+            a row with copies counts as many times, and one of its copies is asked for.
+
+        Source: uncertainty sampling; not in the dissertation.
+        """
+        return review_order(self)[: check_int("count", count, 1)]
 
     def worst(self, count: int = 25) -> NDArray[np.int64]:
         """Row numbers by falling `label_noise_score`."""
@@ -413,15 +401,16 @@ class RelationReport:
             report.attach(graphs_of(dataset, report.columns, report.labels, report.config))
         return report
 
-    def _values(self, codes: NDArray[np.int64]) -> list[Any]:
-        """What codes stand for in the dataset; None or -1 for none."""
-        none = None if self.label_values and isinstance(self.label_values[0], str) else -1
-        return [self.label_values[code] if code >= 0 else none for code in codes]
-
-    def name_of(self, code: int) -> str:
-        """What a label code is called; -1 is "unlabelled"."""
-        code = check_int("code", code, -1, len(self.label_names) - 1)
-        return self.label_names[code] if code >= 0 else "unlabelled"
+    def _check_numbers(self, name: str, given: Any) -> NDArray[np.int64]:
+        """Row numbers, any number of them."""
+        empty = isinstance(given, list | tuple | range) and not given
+        rows = np.empty(0, np.int64) if empty else numbers(name, given, kinds="iu")
+        if rows.ndim != 1:
+            raise ValueError(f"{name} must be row numbers, (n,), got shape {rows.shape}")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            row = rows.max() if rows.max() >= len(self) else rows.min()
+            raise ValueError(f"row {row} is not among the {len(self)} fitted rows; {name} must be numbers of those")
+        return rows.astype(np.int64)
 
     def _need_graphs(self) -> list[RelationGraph]:
         if self._graphs is None:
@@ -429,29 +418,3 @@ class RelationReport:
                 "the report has no graph (it was loaded or sent to another process); use RelationReport.load(folder, dataset)"
             )
         return self._graphs
-
-    def _check_row(self, row: int) -> int:
-        return check_int("row", row, 0, len(self) - 1, todo=f"the report has rows 0 to {len(self) - 1}")
-
-    def _check_same(self, dataset: Any) -> None:
-        """The fitted dataset has as many rows and, where the column is still there, the same labels in the same order."""
-        if len(dataset) != len(self):
-            raise ValueError(f"the dataset has {len(dataset)} rows, the report {len(self)}; give the fitted dataset")
-        if self.label_column not in dataset.column_names:
-            return
-        given = dataset.select_columns([self.label_column]).with_format(None)[self.label_column][:]
-        fitted = self._values(self.labels)
-        differs = [
-            row
-            for row, (one, other) in enumerate(zip(given, fitted, strict=True))
-            if one != other and not (other in UNLABELLED and one in UNLABELLED)
-        ]
-        if len(differs):
-            raise ValueError(
-                f"row {differs[0]} (and {len(differs) - 1} more) has another label than was fitted: the dataset was shuffled, "
-                "filtered or changed since; give the fitted dataset"
-            )
-
-
-def _is_empty(indices: Any) -> bool:
-    return isinstance(indices, list | tuple | range) and not indices

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..settings import check_text
+
 
 class Rows:
     """A matrix whose rows are gathered by index, from one or many zero-copy chunks.
@@ -98,6 +100,20 @@ def rows_of_column(dataset: Any, column: str) -> Rows:
     if dataset._indices is not None:
         index = dataset._indices.column(0).to_numpy().astype(np.int64)
     return Rows(chunks, index)
+
+
+def check_new_column(argument: str, name: Any, dataset: Any) -> None:
+    """A name for one more column of a `datasets.Dataset`.
+
+    Raises:
+        ValueError: no name that Arrow can hold, or one that is taken.
+        TypeError: no text.
+    """
+    check_text(argument, name, empty=False)
+    if "\0" in name:
+        raise ValueError(f"{argument} {name!r} holds a zero byte; give a plain name")
+    if name in dataset.column_names:
+        raise ValueError(f"the dataset has a column {name!r} already; remove it, or name another {argument}")
 
 
 def _chunks(dataset: Any, column: str) -> list[NDArray[Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 
-from hf_dataopt import RelationCleaner, RelationConfig, RelationReport
+from hf_dataopt import RelationCleaner, RelationConfig, RelationReport, out_of_sample_probs
 from hf_dataopt.errors import FolderInUseError, MissingExtraError
 from hf_dataopt.relation import baselines
 from hf_dataopt.relation.graph import RelationGraph
@@ -285,6 +285,23 @@ def cases() -> dict[str, Case]:
                 near_duplicates=Argument(lambda: False, FLAG),
             ),
         ),
+        "RelationReport.dropped": Case(
+            lambda **a: report().dropped(**a),
+            _of(**{name: Argument(lambda: True, FLAG) for name in ("label_errors", "outliers", "near_duplicates")}),
+        ),
+        "RelationReport.relabel": Case(
+            lambda **a: report().relabel(**a),
+            _of(
+                dataset=Argument(
+                    data, Kind(_dataset, [lambda: data().select(range(5)), lambda: data().shuffle(seed=1)])
+                ),
+                rows=Argument(lambda: [3], NONE | NUMBERED),
+                given_column=Argument(lambda: "before", WORDS),
+            ),
+        ),
+        "RelationReport.summary": Case(lambda **a: report().summary(**a), {}),
+        "RelationReport.confusion": Case(lambda **a: report().confusion(**a), {}),
+        "RelationReport.review": Case(lambda **a: report().review(**a), _of(count=_int(5, 1))),
         "RelationReport.near_duplicates": Case(
             lambda **a: report().near_duplicates(**a),
             _of(
@@ -412,6 +429,28 @@ def cases() -> dict[str, Case]:
                 max_points=Argument(lambda: 20, count(2)),
             ),
             (MissingExtraError,),
+        ),
+        "out_of_sample_probs": Case(
+            out_of_sample_probs,
+            _of(
+                dataset=DATASET,
+                label_column=Argument(lambda: "label", WORDS),
+                features_column=Argument(lambda: "features", WORDS),
+                probs_column=Argument(lambda: "out", WORDS),
+                folds=_int(2, 2),
+                groups=Argument(
+                    lambda: None,
+                    NONE
+                    | Kind(
+                        lambda v: None if isinstance(v, str) and v == "copies" or _whole(v, 60) is None else False,
+                        [lambda: "none", lambda: [1]],
+                    ),
+                ),
+                strength=Argument(lambda: 0.1, NONE | number(0, 1.7e308, above=True)),
+                seed=_int(0, 0),
+                on_error=Argument(lambda: "raise", choice("raise", "skip")),
+                quiet=Argument(lambda: True, FLAG),
+            ),
         ),
         "is_outlier": Case(is_outlier, _of(scores=floats((6,)), share=Argument(lambda: 0.1, number(0, 1, below=True)))),
     }

@@ -19,9 +19,9 @@ from datasets.fingerprint import Hasher
 from hf_dataopt.metrics import average_precision
 from hf_dataopt.relation.cleaner import RelationCleaner
 from hf_dataopt.relation.config import RelationConfig
-from hf_dataopt.relation.pages import facts, flagging_rule
 from hf_dataopt.relation.relation_map import draw_relation_map, relation_values
 from hf_dataopt.relation.report import RelationReport
+from hf_dataopt.relation.summary import facts, flagging_rule
 from hf_dataopt.relation.tiles import LARGEST_TILE
 
 from ..conftest import REPO

@@ -22,15 +22,22 @@ def shares(rows: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray,
     return rng.dirichlet(np.full(classes, 0.5), rows).clip(1e-6, 1 - 1e-6), rng.integers(0, classes, rows)
 
 
+def terms(table: np.ndarray, labels: np.ndarray, lift: Any = 0.0, weights: Any = 1.0) -> module._Terms:
+    classes = np.zeros(table.shape[1]) + lift
+    return module._Terms(table, labels, classes, np.zeros(len(labels)) + weights)
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_posterior_is_that_of_the_definition(classes: int) -> None:
     table, labels = shares(classes=classes)
-    four = np.array([0.4, -0.3, -1.0, 0.2])
+    four, lift, doubt = np.array([0.4, -0.3, -1.0, 0.2]), np.linspace(0, 0.7, classes), np.linspace(0.5, 0, classes)
     beta, gamma = np.exp(0.4), 1.5 / (1 + np.exp(0.3))
-    wrong, other = module._posterior(table, labels, four)
+    wrong, other = module._posterior(terms(table, labels, lift), four, doubt)
     for p, y, found, best in zip(table, labels, wrong, other, strict=True):
         rate = 1 / (1 + np.exp(-(-1.0 + 0.2 * np.log(p.max() / (1 - p.max())))))
-        true = p**beta / (p**beta).sum()
+        true = p**beta * np.exp(lift)
+        true[y] *= np.exp(doubt[y])
+        true /= true.sum()
         amiss = {
             c: rate * true[c] * p[y] ** gamma / sum(p[k] ** gamma for k in range(classes) if k != c)
             for c in range(classes)
@@ -41,22 +48,87 @@ def test_the_posterior_is_that_of_the_definition(classes: int) -> None:
         assert best == max(amiss, key=lambda c: amiss[c])
 
 
+def _minimised(monkeypatch: pytest.MonkeyPatch, *given: Any) -> tuple[np.ndarray, Any]:
+    """What `_fit` finds, and the cost that it looks at."""
+    costs: list[Any] = []
+    whole = optimize.minimize
+
+    def minimize(cost: Any, *more: Any, **options: Any) -> Any:
+        costs.append(cost)
+        return whole(cost, *more, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optimize, "minimize", minimize)
+        found = module._fit(*given)
+    return found, costs[0]
+
+
 def test_the_fit_follows_the_gradient_and_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     table, labels = shares()
-    costs: list[Any] = []
-
-    def minimize(cost: Any, *given: Any, **options: Any) -> Any:
-        costs.append(cost)
-        return whole(cost, *given, **options)
-
-    whole = optimize.minimize
-    monkeypatch.setattr(optimize, "minimize", minimize)
-    found = module._fit(table, labels, module._START)
-    (cost,) = costs
+    weights, lift = np.random.default_rng(1).uniform(0.2, 1, len(labels)), np.array([0, 0.5, 0, 1.0])
+    found, cost = _minimised(monkeypatch, terms(table, labels, lift, weights), module._START)
     for four in (module._START, np.array([0.2, -0.5, -1.0, 0.4]), found):
         differences = optimize.approx_fprime(four, lambda x: cost(x)[0], 1e-6)
         np.testing.assert_allclose(cost(four)[1], differences, atol=2e-6)
     assert cost(found)[0] < cost(module._START)[0] - 0.01 and np.abs(cost(found)[1]).max() < 1e-3
+
+
+def test_two_halves_of_a_row_count_as_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, labels = shares()
+    again, weights = np.append(np.arange(60), [3, 3]), np.ones(62)
+    weights[[3, 60, 61]] = 1 / 3
+    _, once = _minimised(monkeypatch, terms(table, labels), module._START)
+    _, thrice = _minimised(monkeypatch, terms(table[again], labels[again], 0.0, weights), module._START)
+    four = np.array([0.2, -0.5, -1.0, 0.4])
+    np.testing.assert_allclose(thrice(four)[1], once(four)[1], rtol=1e-9)
+    assert thrice(four)[0] == pytest.approx(once(four)[0])
+
+
+def test_lifts_are_where_the_likelihood_is_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes 0 and 1 are half as likely in P as among the labels; 1 has too few rows to say so surely."""
+    rng, classes = np.random.default_rng(3), 3
+    table = rng.dirichlet([1, 1, 2.0], 4000).clip(1e-6, 1)
+    table /= table.sum(axis=1, keepdims=True)
+    truer = table * [2, 2, 1]
+    labels = (truer.cumsum(axis=1) / truer.sum(axis=1, keepdims=True) < rng.random((4000, 1))).sum(axis=1)
+    kept = np.flatnonzero((labels != 1) | (np.arange(4000) % 8 == 0))
+    table, labels, weights = table[kept], labels[kept], rng.uniform(0.5, 1, len(kept))
+    four, small = np.array([0.0, 0.0, -4.0, 0.0]), np.array([0, 1])
+    pieces = [slice(0, 1000), slice(1000, None)]
+
+    def given(lift: np.ndarray) -> Any:
+        return ((None, terms(table[one], labels[one], lift, weights[one])) for one in pieces)
+
+    def log_like(lift: np.ndarray) -> float:
+        true, wrong, total, rate = terms(table, labels, lift).at(four)
+        own = np.arange(len(labels)), labels
+        part = true / (total[:, None] - wrong)
+        part[own] = 0
+        like = (1 - rate) * true[own] + rate * part.sum(axis=1) * wrong[own]
+        return float(weights @ np.log(like) - (lift**2).sum() / 2 / module._SPREAD**2)
+
+    monkeypatch.setattr(module, "_STEPS", 60)
+    lift, doubt = module._lifts(given, four, np.zeros(classes), small)
+    slopes = optimize.approx_fprime(lift, log_like, 1e-5)
+    assert abs(slopes[0]) < 0.02 and 0.5 < lift[0] < 1.2 and lift[2] == doubt[2] == 0
+    assert lift[1] == 0 and slopes[1] < 0  # its labels are fewer than P says: nothing is lowered
+    scores = np.stack(
+        [optimize.approx_fprime(lift, lambda x, k=k: _one(table, labels, x, four, k), 1e-6)[:2] for k in range(300)]
+    )
+    known = module._SPREAD**-2.0 + (weights[:300, None] * scores**2).sum(axis=0)
+    part = module._lifts(
+        lambda lift: iter([(None, terms(table[:300], labels[:300], lift, weights[:300]))]), four, lift, small
+    )
+    np.testing.assert_allclose(module.DOUBT / np.sqrt(known), part[1][:2], rtol=0.02)
+    assert doubt[1] > doubt[0]
+
+
+def _one(table: np.ndarray, labels: np.ndarray, lift: np.ndarray, four: np.ndarray, row: int) -> float:
+    """Log likelihood of one label."""
+    true, wrong, total, rate = terms(table[row : row + 1], labels[row : row + 1], lift).at(four)
+    y = labels[row]
+    among = sum(true[0, c] * wrong[0, y] / (total[0] - wrong[0, c]) for c in range(len(lift)) if c != y)
+    return float(np.log((1 - rate[0]) * true[0, y] + rate[0] * among))
 
 
 @pytest.mark.parametrize("block", [1, 20, 1 << 20])
@@ -103,8 +175,13 @@ def test_blocks_and_samples_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch
 
 def test_a_block_holds_no_more_numbers_than_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", 12)
-    assert [rows.tolist() for rows in module._blocks(8, 4)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    assert [rows.tolist() for rows in module._blocks(2, 13)] == [[0], [1]]
+    for rows, classes, expected in ((8, 4, [[0, 1, 2], [3, 4, 5], [6, 7]]), (2, 13, [[0], [1]])):
+        asked: list[list[int]] = []
+        for _ in module._pieces(
+            lambda part, lift, asked=asked: asked.append(part.tolist()), np.arange(rows), np.zeros(classes)
+        ):
+            pass
+        assert asked == expected
 
 
 def test_two_checkpoints_are_heard_alike() -> None:
@@ -127,6 +204,48 @@ def test_the_model_of_copied_rows_is_not_believed() -> None:
     group[[wrong, wrong + 1]] = wrong
     half = label_posterior(case.labels, 5, [Neighbours(near.rows, near.similarity, group)], [rows_of(said, "p")])
     assert half.wrong[wrong] > learned.wrong[wrong]
+
+
+def _uneven(n: int = 1500) -> tuple[Any, np.ndarray, Neighbours]:
+    """Class 4 has a tenth of its even share, the model believes in it too little, and 8 % of the labels are flipped."""
+    case, rng = make(n=n, rate=0.0), np.random.default_rng(0)
+    kept = np.flatnonzero((case.labels != 4) | (np.arange(n) % 10 == 0))
+    said = case.probs[kept] * [1, 1, 1, 1, 0.01]
+    wrong = rng.random(len(kept)) < 0.08
+    labels = np.where(wrong, (case.labels[kept] + rng.integers(1, 5, len(kept))) % 5, case.labels[kept])
+    said /= said.sum(axis=1, keepdims=True)
+    part = type(case)(case.features[kept], said.astype(np.float32), labels, wrong)
+    return part, labels == 4, _nearest(part)
+
+
+def test_a_small_class_is_lifted_and_its_clean_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, rare, near = _uneven()
+    found = label_posterior(case.labels, 5, [near], [rows_of(case.probs, "p")])
+    assert found.lift[4] > 0.3 and not found.lift[:4].any()
+    monkeypatch.setattr(module, "SMALL", 0.0)
+    plain = label_posterior(case.labels, 5, [near], [rows_of(case.probs, "p")])
+    right = rare & ~case.wrong
+    assert not plain.lift.any() and found.wrong[right].mean() < plain.wrong[right].mean() / 2
+    assert found.wrong[case.wrong & ~rare].mean() > 0.9
+
+
+def test_what_is_not_known_of_a_small_class_speaks_for_its_own_labels_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, rare, near = _uneven(600)
+    monkeypatch.setattr(module, "DOUBT", 0.0)
+    sure = label_posterior(case.labels, 5, [near], [rows_of(case.probs, "p")])
+    monkeypatch.setattr(module, "DOUBT", 3.0)
+    found = label_posterior(case.labels, 5, [near], [rows_of(case.probs, "p")])
+    right = rare & ~case.wrong
+    assert (found.wrong[rare] < sure.wrong[rare]).all()
+    assert found.wrong[right].mean() < 0.3 * sure.wrong[right].mean()
+    assert abs(found.wrong[~rare].mean() - sure.wrong[~rare].mean()) < 0.005
+
+
+def test_a_class_without_labels_is_no_small_class() -> None:
+    case = make(n=300)
+    said = np.concatenate([case.probs * 0.9, np.full((300, 1), 0.1, np.float32)], axis=1)
+    found = label_posterior(case.labels, 6, [_nearest(case)], [rows_of(said, "p")])
+    assert not found.lift.any() and not (found.other == 5).all()
 
 
 def test_the_cut_has_the_largest_expected_f1() -> None:
