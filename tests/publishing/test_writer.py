@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -56,8 +57,12 @@ def test_targets_that_cannot_be_replaced(how: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
-def test_ctrl_c_is_one_whatever_a_library_makes_of_it(swallowed: bool, tmp_path: Path) -> None:
-    folder, before = save(tmp_path / "scores"), signal.getsignal(signal.SIGINT)
+def test_ctrl_c_is_one_whatever_a_library_makes_of_it(
+    swallowed: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder, before = save(tmp_path / "scores"), signal.default_int_handler
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, before)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt), replacing(folder, "head_scores") as draft:
         assert draft.is_dir()
         try:
