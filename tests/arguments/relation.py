@@ -379,6 +379,7 @@ def cases() -> dict[str, Case]:
                 row=Argument(lambda: lambda i: np.zeros(6), UNCALLED),
                 threshold=Argument(lambda: 10.0, number(0, 1.7e308)),
                 max_moves=Argument(lambda: 5, NONE | count(0)),
+                most=Argument(lambda: 3, NONE | count(0)),
             ),
         ),
         "RelationGraph": Case(
