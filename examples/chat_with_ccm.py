@@ -1,5 +1,6 @@
 """Chat in the terminal with a compressed memory; every answer shows tokens seen, KV held and KV saved.
 
+    python examples/chat_with_ccm.py             # packaged SmolLM2, examples/adapters/facts: tell it facts, ask for them
     python examples/chat_with_ccm.py --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter me/chat-ccm
     python examples/chat_with_ccm.py --adapter ccm-adapter --memory user42    # goes on where `user42` left off, and saves it
     python examples/chat_with_ccm.py --smoke     # a tiny random model and four lines of its own: shows sizes, says nothing
@@ -70,7 +71,9 @@ def main() -> None:
     parser.add_argument(
         "--model", default=None, help="Hub name or folder; default: the adapter's own, or the packaged SmolLM2"
     )
-    parser.add_argument("--adapter", default=None, help="trained by train_ccm_adapter.py for this model")
+    parser.add_argument(
+        "--adapter", default=None, help="trained by train_ccm_adapter.py; default: the packaged model's"
+    )
     parser.add_argument("--memory", type=Path, default=None, help="folder to read the memory from, and to save it to")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--smoke", action="store_true", help="a tiny random model")
@@ -78,9 +81,10 @@ def main() -> None:
     if args.smoke:
         model, tokenizer = tiny_model()
         args.max_new_tokens = 8
-    elif args.adapter is None:
-        parser.error("--adapter is needed: train one with train_ccm_adapter.py")
+    elif args.adapter is None and args.model is not None:
+        parser.error("--adapter is needed: train one for this model with train_ccm_adapter.py")
     else:
+        args.adapter = args.adapter or str(Path(__file__).resolve().parent / "adapters" / "facts")
         base, tokenizer = load_demo_model(args.model or base_of(args.adapter))
         model = load_adapter(base, args.adapter)
     if args.memory is not None and (args.memory / "memory.json").is_file():

@@ -1,7 +1,8 @@
-"""The pages of README and docs/, their fenced blocks, and what stands in for a real model and for minutes of training."""
+"""The pages of README and docs/, the notebooks, and what stands in for a real model and for minutes of training."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from .models import byte_tokenizer, tiny_model
 
 README = "README.md"
 DOCS = sorted(path.relative_to(REPO).as_posix() for path in (REPO / "docs").rglob("*.md"))
+NOTEBOOKS = sorted(path.relative_to(REPO).as_posix() for path in (REPO / "examples" / "notebooks").glob("*.ipynb"))
 # what CI runs instead of minutes
 SMALLER = {
     "max_new_tokens=64": "max_new_tokens=3",
@@ -39,15 +41,27 @@ def blocks(page: str, language: str = "python") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
 
 
+def cells(notebook: str, kind: str = "code") -> list[dict[str, Any]]:
+    """The cells of a notebook, of one kind."""
+    return [cell for cell in json.loads(text_of(notebook))["cells"] if cell["cell_type"] == kind]
+
+
+def code_of(notebook: str) -> str:
+    """The code of a notebook, without what only Jupyter understands."""
+    lines = "\n".join("".join(cell["source"]) for cell in cells(notebook)).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("%"))
+
+
 def needs_hub(block: str) -> bool:
     """Whether a block uploads something."""
     return "push_" in block
 
 
 def scripts() -> dict[str, str]:
-    """What runs in one go: each block of README by itself, the blocks of a page of docs/ from top to bottom."""
+    """What runs in one go: each block of README by itself, the blocks of a page of docs/ from top to bottom, a notebook."""
     found = {f"{README}, block {number}": block for number, block in enumerate(blocks(README), 1)}
-    return found | {page: "\n".join(blocks(page)) for page in DOCS if blocks(page)}
+    found |= {page: "\n".join(blocks(page)) for page in DOCS if blocks(page)}
+    return found | {notebook: code_of(notebook) for notebook in NOTEBOOKS}
 
 
 def run(name: str, script: str) -> dict[str, Any]:

@@ -29,7 +29,11 @@ INNER = {
     "scores.kvzip.KVzip": "score_context",
     "ragged_attention.attend_ragged": "KVzipCache.from_scores",
 }
-ASKED_BY_MODELS = {"KVzipCache.check_model", "KVzipCache.view"}  # a forward calls them, with what it was given
+ASKED_BY_MODELS = {
+    "KVzipCache.check_model",
+    "KVzipCache.view",
+    "KVzipCache.update",
+}  # a forward calls them, with what it was given
 
 
 @pytest.mark.parametrize("name", list(cases()))

@@ -16,7 +16,20 @@ from hf_dataopt.cli import build_parser
 from hf_dataopt.text import demo_model
 
 from .conftest import REPO
-from .pages import DOCS, MAPPED, README, anchors, blocks, needs_hub, run, scripts, small_demo_model, text_of
+from .pages import (
+    DOCS,
+    MAPPED,
+    NOTEBOOKS,
+    README,
+    anchors,
+    blocks,
+    cells,
+    needs_hub,
+    run,
+    scripts,
+    small_demo_model,
+    text_of,
+)
 
 SCRIPTS = scripts()
 OFFLINE = {name: script for name, script in SCRIPTS.items() if not needs_hub(script)}
@@ -38,6 +51,20 @@ def test_python_runs_as_it_stands(
 def test_a_block_that_errs_is_noticed() -> None:
     with pytest.raises(NameError):
         run("a page", "print(nowhere)")
+
+
+def test_notebooks_are_kept_as_they_ran() -> None:
+    assert len(NOTEBOOKS) == 3
+    for notebook in NOTEBOOKS:
+        made = [output for cell in cells(notebook) for output in cell["outputs"]]
+        assert [cell["execution_count"] for cell in cells(notebook)] == list(range(1, len(cells(notebook)) + 1))
+        assert any("image/png" in output.get("data", {}) for output in made), f"{notebook} has no picture"
+        assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in made), notebook
+        said = " ".join("".join(output.get("text", [])) for output in made)
+        assert said and not re.search(r"(?<!\w)/(tmp|home|root|work|usr)/", said), (
+            f"{notebook} names a path of a machine"
+        )
+        assert notebook.rpartition("/")[2] in text_of("docs/index.md"), f"no page leads to {notebook}"
 
 
 def test_every_job_has_a_block_a_picture_or_table_a_figure_and_a_warning() -> None:

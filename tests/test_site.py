@@ -38,6 +38,13 @@ def test_every_public_name_has_its_place(site: Path) -> None:
         assert f'id="{module}.{name}"' in pages, name
 
 
+def test_docstrings_are_read_by_their_headings(site: Path) -> None:
+    page = (site / "api" / "kvzip.html").read_text(encoding="utf-8")
+    assert "<strong>Source:</strong> " in page and "<strong>Cost:</strong>" in page
+    assert '<span class="gp">&gt;&gt;&gt; </span>' in page  # an example is code, not a quotation
+    assert "<code>`list`</code>" not in page
+
+
 def test_commands_are_written_out(site: Path) -> None:
     page = (site / "command_line.html").read_text(encoding="utf-8")
     for name in COMMANDS:

@@ -31,6 +31,7 @@ def _row(action: argparse.Action) -> str:
     taken = "" if action.nargs == 0 or not action.option_strings else f" {action.metavar or action.dest.upper()}"
     if action.choices is not None:
         taken = " " + " / ".join(map(str, action.choices))
-    default = "" if action.default in (None, False, argparse.SUPPRESS) else f"`{action.default}`"
+    shown = action.default is not None and action.default is not False and action.default != argparse.SUPPRESS
+    default = f"`{action.default}`" if shown else ""
     meaning = (action.help or "").replace("|", "\\|").replace("<", "&lt;")
     return f"| `{written}{taken}`{' (required)' if action.required and action.option_strings else ''} | {default} | {meaning} |"

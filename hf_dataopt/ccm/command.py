@@ -33,12 +33,28 @@ EXAMPLES = [
     "hf-dataopt ccm --adapter me/chat-ccm --chat --turn 'My cat is Otto.' --turn 'A fine name.' --question 'Its name?' --json",
     "hf-dataopt ccm --turn 'My cat is Otto.' --turn 'He is grey.' --question 'Its name?' --memory merge   # sizes only",
 ]
+# what the demo's user tells, and asks; the adapter's training data has such sentences, with none of these words in them
 DEMO_TURNS = [
-    "User: My name is Greta and I live in Trieste.\n",
-    "User: My cat is called Bismarck and he is grey.\n",
-    "User: On Thursdays I play chess with Omar.\n",
-    "User: The train to Vienna leaves at half past six.\n",
+    "My name is Clara.",
+    "I live in Lisbon.",
+    "My cat is called Pepper.",
+    "I work as a lawyer.",
+    "I am learning Danish.",
+    "My best friend is Hugo.",
+    "I am allergic to honey.",
+    "I put the lantern in the cellar.",
 ]
+DEMO_QUESTIONS = {
+    "What is my name?": "Clara",
+    "Where do I live?": "Lisbon",
+    "What is my cat called?": "Pepper",
+    "What is my job?": "lawyer",
+    "Which language am I learning?": "Danish",
+    "Who is my best friend?": "Hugo",
+    "What am I allergic to?": "honey",
+    "Where is the lantern?": "cellar",
+}
+_PACKAGED = Path(__file__).resolve().parents[2] / "examples" / "adapters" / "facts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -224,22 +240,106 @@ def show(result: dict[str, Any], console: Any) -> None:
     else:
         console.print(
             "This adapter is untrained: sizes are real, but no answer comes from the memory. Train one with "
-            "examples/train_ccm_adapter.py and pass it as --adapter."
+            "examples/train_ccm_adapter.py and pass it as --adapter; examples/adapters/facts is one of the packaged model."
         )
     for name in ("folder", "repository"):
         if name in result:
             console.print(f"{name}: {escape(str(result[name]))}", soft_wrap=True)
 
 
+def packaged_adapter() -> Path | None:
+    """The adapter of the packaged language model that a checkout of this package holds (`make adapters`), or None."""
+    return _PACKAGED if _PACKAGED.is_dir() else None
+
+
 def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
-    """The demo's section: turns compressed by an untrained adapter, to show sizes; answers need training."""
-    turns = DEMO_TURNS[:2] if args.smoke else DEMO_TURNS
+    """The demo's section: a user tells facts, and asks about them; answers from memory beside full and no context.
+
+    With another model than the packaged one there is no adapter: then sizes only.
+    """
+    from .saved import load_adapter
+
+    adapter = packaged_adapter() if args.model is None else None
+    turns = [{"role": "user", "content": turn} for turn in (DEMO_TURNS[:2] if args.smoke else DEMO_TURNS)]
+    questions = [{"role": "user", "content": question} for question in DEMO_QUESTIONS]
     base, tokenizer = load_language_model(args.model)
-    model = _untrained(base, "concat", 2, args.seed)
-    result, _ = converse(model, tokenizer, turns, "User: What is my cat called?\n", 4)
-    result["trained"] = False
+    model = load_adapter(base, adapter) if adapter else _untrained(base, "concat", 2, args.seed)
+    result, memory = converse(model, tokenizer, turns, questions[0], 16 if adapter else 4)
+    result["trained"] = adapter is not None
     show(result, args.console)
-    return {**result, "claims": _claims(result)}
+    if adapter is None:
+        return {**result, "claims": _claims(result)}
+    asked = questions[:3] if args.smoke else questions
+    result["questions"] = answers(model, tokenizer, turns, asked, memory)
+    _show_answers(result["questions"], args.console)
+    return {**result, "claims": [_right(result["questions"]), *_claims(result)]}
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    turns: list[dict[str, str]],
+    questions: list[dict[str, str]],
+    memory: CompressedContextMemory,
+) -> list[dict[str, str]]:
+    """Each question answered with no context, with all turns before it, and from the memory of them.
+
+    Args:
+        model: with the adapter; without compression tokens it is the plain base model.
+        tokenizer: of the model.
+        turns: chat messages that the memory holds.
+        questions: chat messages, keys of `DEMO_QUESTIONS`.
+        memory: of the turns.
+
+    Returns:
+        Rows of question, needed word, and answers `none`, `full` and `memory`.
+    """
+    import torch
+
+    rows = []
+    for question in questions:
+        row = {"question": question["content"], "needed": DEMO_QUESTIONS[question["content"]]}
+        for name, before in (("none", []), ("full", turns)):
+            ids = tokenizer.apply_chat_template([*before, question], add_generation_prompt=True, return_dict=False)
+            given = torch.tensor([ids], device=memory.steps.device)
+            output = model.generate(
+                input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=16, do_sample=False
+            )
+            row[name] = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
+        row["memory"] = str(memory.generate(question, max_new_tokens=16, do_sample=False)).strip()
+        rows.append(row)
+    return rows
+
+
+def _is_right(row: dict[str, str], name: str) -> bool:
+    return row["needed"].lower() in row[name].lower()
+
+
+def _right(rows: list[dict[str, str]]) -> dict[str, str]:
+    """How many answers hold the word asked for, for the demo's last table."""
+    right = {name: sum(_is_right(row, name) for row in rows) for name in ("none", "full", "memory")}
+    return {
+        "claim": f"right answers of {len(rows)}, from memory alone",
+        "baseline": f"no context {right['none']}, full context {right['full']}",
+        "ours": str(right["memory"]),
+    }
+
+
+def _show_answers(rows: list[dict[str, str]], console: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Answers (green: the word asked for is in it)")
+    for title in ("question", "no context", "full context", "memory"):
+        table.add_column(title)
+    for row in rows:
+        cells = [escape(row[name]) for name in ("none", "full", "memory")]
+        marked = [
+            f"[green]{cell}[/green]" if _is_right(row, name) else cell
+            for cell, name in zip(cells, ("none", "full", "memory"), strict=True)
+        ]
+        table.add_row(escape(row["question"]), *marked)
+    console.print(table)
 
 
 def _claims(result: dict[str, Any]) -> list[dict[str, str]]:

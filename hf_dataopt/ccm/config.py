@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -160,6 +161,13 @@ class CCMConfig(LoraConfig):
     def to_dict(self) -> dict[str, Any]:
         """Fields for `adapter_config.json`; the type's name tells a reader without this package what to do."""
         return {**super().to_dict(), "peft_type": CCMPeftType.SAVED.value}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT; the last file that PEFT's own saves and pushes write, so its empty card becomes ours here."""
+        from ..publishing.adapters import replace_form
+
+        super().save_pretrained(save_directory, **kwargs)
+        replace_form(Path(save_directory))
 
     @property
     def merges(self) -> bool:

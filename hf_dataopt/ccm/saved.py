@@ -43,7 +43,7 @@ def save_adapter(
     folder: str | Path,
     tokenizer: Any = None,
     *,
-    example: tuple[Sequence[str], str] | None = None,
+    example: tuple[Sequence[Any], Any] | None = None,
     results: Sequence[Mapping[str, Any]] = (),
     license: str | None = None,
     name: str | None = None,
@@ -54,7 +54,8 @@ def save_adapter(
         model: `PeftModel` with an active CCM adapter.
         folder: made if missing; an adapter in it is replaced, other files are not touched: with some, it is refused.
         tokenizer: needed for `example`.
-        example: contexts and a question; the answer is computed and put on the card.
+        example: contexts and a question, each text or a message `{"role", "content"}`; the answer is computed and put on the
+            card.
         results: measured figures: `task`, `dataset`, `metric`, `value`, `baseline`, `seeds`; none is fine.
         license: default the base model's, at the push.
         name: title of the card.
@@ -75,8 +76,8 @@ def save_adapter(
     if example is not None and not (isinstance(example, tuple | list) and len(example) == 2):
         raise TypeError(f"example must be (contexts, question), got {brief(example)}")
     if example is not None:
-        check_each("the example's contexts", example[0], check_text)
-        check_text("the example's question", example[1], empty=False)
+        check_each("the example's contexts", example[0], _check_said)
+        _check_said("the example's question", example[1])
     lacking = [row for row in results if set(_RESULT) - set(row)]
     if lacking:
         raise ValueError(f"every result needs {', '.join(_RESULT)}; got {sorted(lacking[0])}")
@@ -107,6 +108,15 @@ def save_adapter(
 
 
 _RESULT = ("task", "dataset", "metric", "value", "baseline", "seeds")
+
+
+def _check_said(name: str, value: Any) -> Any:
+    """Text, or a message of text."""
+    if not isinstance(value, Mapping):
+        return check_text(name, value, empty=False)
+    if set(value) != {"role", "content"}:
+        raise ValueError(f"{name} must be text or {{'role', 'content'}}, got {brief(dict(value))}")
+    return {key: check_text(f"{name}: {key}", value[key], empty=False) for key in ("role", "content")}
 
 
 def _answer(model: Any, tokenizer: Any, code: Mapping[str, Any]) -> str:

@@ -15,23 +15,25 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from .._compat import causal_model_of, copied_layer, decoder_of, expand_states, has_states, layer_tensors
-from ..errors import DroppedTokensError
+from .._compat import causal_model_of, copied_layer, decoder_of
 from ..publishing.artifacts import push_saved
 from ..publishing.identity import check_identity, identity
 from ..routing.attach import attach, detach
 from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
+from ..routing.layer_inputs import LayerInputs, deaf, watch
 from ..settings import brief, check_config, check_kind, check_tokenizer, optional
 from .config import KVzipConfig
 from .gates import KVzipGates
-from .layers import KVzipLayer, KVzipSlidingLayer, Padding, mover
+from .layers import KVzipLayer, Padding, expect_batch, mover
 from .making import compress, evict
 from .prompt import KVzipPrompt
 from .questions import ids_of_questions, padded_behind
-from .ragged import Ragged
 from .reading import USER, PrefilledContext, check_supported
+from .rows import Rows, compress_rows
 from .saved import load_cache, save_cache
+from .sizes import Sizes
+from .standing import ears, keep_within, score_tokens
 from .turns import compress_again
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
 
 
-class KVzipCache(RoutedCache):
+class KVzipCache(Sizes, RoutedCache):
     """A context's compressed key-value cache for `generate`, made once and reused for any question.
 
     Build it with `from_context` (or `from_scores`), then give each request its own `fork()`. `get_seq_length()` is the
@@ -70,6 +72,8 @@ class KVzipCache(RoutedCache):
     counts_positions = True
     padded = False  # whether padding stands among what came after the context
     gates: KVzipGates | None = None  # that scored the pairs
+    heard: LayerInputs | None = None  # of one call
+    rows: Rows | None = None  # of several contexts; `prompt` is the first one's then
 
     def __init__(
         self,
@@ -144,6 +148,47 @@ class KVzipCache(RoutedCache):
             model, tokenizer, context, config, head_scores=head_scores, gates=gates, progress=progress
         )
         return cls._of(layers, prompt, config, tokenizer, model, gates)
+
+    @classmethod
+    def from_contexts(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+        contexts: Sequence[str | dict[str, Any] | Sequence[Any]],
+        keep_ratio: float | None = None,
+        *,
+        config: KVzipConfig | None = None,
+        gates: KVzipGates | None = None,
+        progress: bool = True,
+    ) -> KVzipCache:
+        """One cache for a batch of different contexts: each row has its own, and its own question.
+
+        Args:
+            contexts (sequence): each as for `from_context`, each with a budget of its own.
+            model, tokenizer, keep_ratio, config, gates, progress: as for `from_context`.
+
+        Returns:
+            A cache whose `inputs` takes a list of as many questions. It cannot be saved or compressed again.
+
+        Raises:
+            UnsupportedModelError: see `from_context`; or latents (MLA), linear attention or attention in chunks.
+
+        Source: section 8.4.1 (variable-length attention): rows are more heads of one ragged context.
+        Cost: that of compressing one after the other; a decoded token of all rows is one attention call a layer.
+
+        Example:
+            >>> cache = KVzipCache.from_contexts(model, tokenizer, [context, "Bo lives in Bergen."], 0.5, progress=False)
+            >>> inputs = cache.inputs(["Where does Anna live?", "And Bo?"])
+            >>> model.generate(**inputs, max_new_tokens=4).shape[0]
+            2
+        """
+        config = check_config(config, KVzipConfig)
+        if keep_ratio is not None:
+            config = replace(config, keep_ratio=keep_ratio)
+        layers, rows = compress_rows(model, tokenizer, contexts, config, gates, progress=progress)
+        cache = cls._of(layers, rows.prompts[0], config, tokenizer, model, gates)
+        cache.rows = rows
+        return cache
 
     @classmethod
     def from_scores(
@@ -236,6 +281,8 @@ class KVzipCache(RoutedCache):
     def _prepare(self, model: Any) -> None:
         attach(model, USER)
         self.made_for(causal_model_of(model), decoder_of(model))
+        if self.config.standing:
+            watch(decoder_of(model))
 
     def check_model(self, module: Any) -> None:
         """Refuse to answer for another model: its keys would be read as this one's.
@@ -260,26 +307,30 @@ class KVzipCache(RoutedCache):
             ValueError: a padded batch on layers in which padding would change what a token sees.
         """
         view: Any = super().view(module, tokens, attention_mask)
-        flat = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        padding = Padding.of(attention_mask) if flat and not bool(attention_mask.all()) else None
-        if padding is not None and not bool(padding.real[:, : self.ids.shape[1]].all()):
-            raise DroppedTokensError(
-                "the attention mask hides tokens of the compressed context, whose pairs are no longer apart; pad between "
-                "context and question, as `cache.inputs([...])` does"
-            )
+        padding = Padding.of_call(attention_mask)
+        if self.rows is not None:
+            self.rows.check(tokens.shape[0], attention_mask)
+        elif padding is not None:
+            padding.check_context(self.ids.shape[1])
         view.padded = self.padded or padding is not None
-        for layer in view.layers:
-            if has_states(layer):
-                expand_states(layer, tokens.shape[0])
-                if padding is not None:
-                    raise ValueError(
-                        "padding would change the states of this model's linear layers; ask questions of one length together, "
-                        "or one by one"
-                    )
-            elif isinstance(layer, KVzipSlidingLayer):
-                layer.pad(padding)
-        found: RoutedCache = view
-        return found
+        view.heard = ears(view.layers, self.config, self.gates, tokens.shape[0], padding)
+        expect_batch(view.layers, tokens.shape[0], padding)
+        return view
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """As `RoutedCache.update`; a standing budget scores the tokens."""
+        if self.heard is not None and layer_idx in self.scored_layers:
+            score_tokens(self.layers, layer_idx, self.heard, self.gates)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def close(self) -> RoutedCache:
+        """As `RoutedCache.close`; a standing budget is cut to."""
+        origin = super().close()
+        if isinstance(origin, KVzipCache) and origin.heard is not None:
+            deaf()
+            origin.heard = None
+            keep_within(origin.layers, self.config, self.prompt.prefix_ids.numel())
+        return origin
 
     @property
     def known_ids(self) -> torch.Tensor:
@@ -335,8 +386,11 @@ class KVzipCache(RoutedCache):
             TypeError: neither text, messages nor ids.
             ValueError: empty question, text without a tokenizer, or a conversation that cannot be rendered.
         """
-        rows = ids_of_questions(question, self.prompt, self.tokenizer, self.config)
-        ids, mask = padded_behind(self.ids[0], rows)
+        if self.rows is None:
+            rows = ids_of_questions(question, self.prompt, self.tokenizer, self.config)
+            ids, mask = padded_behind(self.ids[0], rows)
+        else:
+            ids, mask = self.rows.inputs(question, self.tokenizer, self.config)
         return CallInputs(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), cache=self.fork())
 
     def compress_again(
@@ -392,44 +446,5 @@ class KVzipCache(RoutedCache):
 
     @property
     def ids(self) -> torch.Tensor:
-        """Ids of prefix, context and compressed turns, (1, n) int64: every full prompt for this cache starts with them."""
-        return self.prompt.ids[None]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the kept pairs are."""
-        return self._contexts()[0].device
-
-    @property
-    def scored_layers(self) -> list[int]:
-        """Indices of the layers that were scored and evicted."""
-        return [index for index, layer in enumerate(self._pristine) if isinstance(layer, KVzipLayer)]
-
-    @property
-    def stored_lengths(self) -> list[list[int]]:
-        """Kept pairs per scored layer and KV head, prefix included."""
-        return [list(context.lengths) for context in self._contexts()]
-
-    @property
-    def context_nbytes(self) -> int:
-        """Bytes of the compressed context in the scored layers, prefix, scales and zeros included."""
-        return sum(context.nbytes for context in self._contexts())
-
-    @property
-    def full_context_nbytes(self) -> int:
-        """Bytes the same layers held before eviction, in the model's dtype."""
-        return sum(context.full_nbytes for context in self._contexts())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values held: compressed context, sliding windows, and this fork's own tail."""
-        dense = [tensor for layer in self.layers for tensor in layer_tensors(layer)]
-        return self.context_nbytes + sum(tensor.untyped_storage().nbytes() for tensor in dense)
-
-    @property
-    def full_nbytes(self) -> int:
-        """`nbytes` had nothing been evicted."""
-        return self.nbytes - self.context_nbytes + self.full_context_nbytes
-
-    def _contexts(self) -> list[Ragged]:
-        return [layer.context for layer in self._pristine if isinstance(layer, KVzipLayer)]
+        """Ids of prefix, context and compressed turns, (1, n) int64, which full prompts start with; a row a context."""
+        return self.prompt.ids[None] if self.rows is None else self.rows.ids

@@ -44,6 +44,9 @@ class KVzipConfig(Settings):
             and template tokens always stay on top (section 8.4.1; 0.3 is the reference's default).
         max_kv_tokens (`int`, >= 1, optional): budget instead of `keep_ratio`: mean number of stored tokens per layer and
             head, prefix included. A context that fits is kept whole.
+        standing (`bool`, default `False`): `max_kv_tokens` holds for what comes after the context too: behind every forward,
+            all pairs of context, questions and answers together are at most `max_kv_tokens` a head on average. Needs gates,
+            which score each token as it is read, one request a fork, and a level of pairs; see `standing.py`.
         level (`str`, default `"pair"`): `"pair"` spreads the budget over all layers and heads (non-uniform, section
             8.4.1); `"pair-uniform"` gives every head the same number of pairs; `"head"` keeps or drops the context of a
             head as a whole, but for `head_sinks` and `head_recent` (section 8.4.2).
@@ -93,6 +96,7 @@ class KVzipConfig(Settings):
     METHOD: ClassVar[str] = "KVzip"
     keep_ratio: float = 0.3
     max_kv_tokens: int | None = None
+    standing: bool = False
     level: Literal["pair", "pair-uniform", "head"] = "pair"
     head_sinks: int = 64
     head_recent: int = 256
@@ -113,7 +117,19 @@ class KVzipConfig(Settings):
         todo = "it is the share that stays, not the share removed"
         ratio = check_number("keep_ratio", self.keep_ratio, 0, 1, above=True, todo=todo)
         object.__setattr__(self, "keep_ratio", ratio)
-        settle(self, choices=_CHOICES, counts=_COUNTS, texts=("task_line",), optional=("max_kv_tokens",))
+        settle(
+            self,
+            choices=_CHOICES,
+            counts=_COUNTS,
+            flags=("standing",),
+            texts=("task_line",),
+            optional=("max_kv_tokens",),
+        )
+        if self.standing and (self.max_kv_tokens is None or self.level == "head" or self.storage != "model"):
+            raise ValueError(
+                "standing=True needs max_kv_tokens, a level of pairs and storage='model' (numbers would be quantised again and "
+                f"again), got max_kv_tokens={self.max_kv_tokens}, level={self.level!r}, storage={self.storage!r}"
+            )
         if self.softmax_keys == "all" and self.replay == "local":
             raise ValueError("softmax_keys='all' needs the whole cache in sight: use replay='exact'")
         if isinstance(self.score, str):

@@ -14,6 +14,7 @@ class KVzipFields(TypedDict, total=False):
 
     keep_ratio: float
     max_kv_tokens: int | None
+    standing: bool
     level: Literal["pair", "pair-uniform", "head"]
     head_sinks: int
     head_recent: int

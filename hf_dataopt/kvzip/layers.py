@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .._compat import chunked_attention, copied_layer, layer_device, text_config
+from .._compat import chunked_attention, copied_layer, expand_states, has_states, layer_device, text_config
+from ..errors import DroppedTokensError
 from ..routing.dispatch import tag
 from ..settings import check_device
 from .attention import attend, merge, merged_output
@@ -34,6 +35,7 @@ class KVzipLayer(DynamicLayer):
         super().__init__()
         self.context, self.latent, self.scores = context, latent, scores
         self.tail: Tail | None = None
+        self.tail_scores: Any = None  # (KV heads, n), of what came after the context, for budgets that stand
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -92,11 +94,15 @@ class KVzipLayer(DynamicLayer):
                 context = attend(query, key[:, :, :kept], value[:, :, :kept], **rules.options)
                 key, value = key[:, :, kept:], value[:, :, kept:]
             else:
-                context = attend_ragged(query, self.context, **rules.options)
+                context = self.attend_context(query, rules)
             tail = attend(query, key, value, mask=mask, causal=causal, **rules.options)
             if rules.sinks is None:
                 return merged_output(context, tail).to(asked)
             return rules.with_sinks(merge(context, tail))[0].to(asked)
+
+    def attend_context(self, query: torch.Tensor, rules: AttentionRules) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output (B, H, q, v) and log-sum-exp (B, H, q) over the kept context."""
+        return attend_ragged(query, self.context, **rules.options)
 
     @property
     def n_tail(self) -> int:
@@ -123,10 +129,12 @@ class KVzipLayer(DynamicLayer):
                 "be cut; compress a shorter context instead"
             )
         super().crop(tokens_to_remove)
+        if self.tail_scores is not None:
+            self.tail_scores = self.tail_scores[:, : self.n_tail]
 
     def reset(self) -> None:
         """Forget the tail; the compressed context stays."""
-        self.keys = self.values = self.tail = None
+        self.keys = self.values = self.tail = self.tail_scores = None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -173,6 +181,24 @@ class Padding:
         """From a mask (B, n) of ones and zeros."""
         real = mask.bool()
         return cls(real, real.long().cumsum(-1) - 1)
+
+    @classmethod
+    def of_call(cls, mask: Any) -> Padding | None:
+        """From what a model was given: None where nothing is padded, or masks are ready-made."""
+        flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        return cls.of(mask) if flat and not bool(mask.all()) else None
+
+    def check_context(self, n: int) -> None:
+        """Refuse padding among the first n tokens.
+
+        Raises:
+            DroppedTokensError: there is some.
+        """
+        if not bool(self.real[:, :n].all()):
+            raise DroppedTokensError(
+                "the attention mask hides tokens of the compressed context, whose pairs are no longer apart; pad between "
+                "context and question, as `cache.inputs([...])` does"
+            )
 
 
 class KVzipSlidingLayer(DynamicSlidingWindowLayer):
@@ -222,8 +248,11 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
         """As the stock layer; the context's window is expanded to the batch of the new tokens first."""
         batch, room = key_states.shape[0], self.sliding_window - 1
         if self.keys is not None and self.values is not None:
-            if self.keys.shape[0] == 1 < batch:
+            held = self.keys.shape[0]
+            if held == 1 < batch:
                 self.keys, self.values = self.keys.expand(batch, -1, -1, -1), self.values.expand(batch, -1, -1, -1)
+            elif held < batch and batch % held == 0:  # of several contexts, beams of each
+                self.keys, self.values = (one.repeat_interleave(batch // held, 0) for one in (self.keys, self.values))
             if self.padding is None and not self.record_past and self.keys.shape[2] > room:
                 self.keys, self.values = self.keys[:, :, -room:], self.values[:, :, -room:]
         if self.padding is None or self.keys is None or self.values is None:
@@ -261,6 +290,24 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
         with no_autocast(device):
             query, key, value = same_dtype(query, key, value)
             return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0].to(asked)
+
+
+def expect_batch(layers: list[Any], batch: int, padding: Padding | None) -> None:
+    """Tell layers that are kept whole of a call's batch and of its padding.
+
+    Raises:
+        ValueError: padding on layers in which it would change what a token sees.
+    """
+    for layer in layers:
+        if has_states(layer):
+            expand_states(layer, batch)
+            if padding is not None:
+                raise ValueError(
+                    "padding would change the states of this model's linear layers; ask questions of one length together, "
+                    "or one by one"
+                )
+        elif isinstance(layer, KVzipSlidingLayer):
+            layer.pad(padding)
 
 
 def compressed_layers(

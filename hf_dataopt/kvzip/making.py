@@ -36,6 +36,11 @@ def compress(
     scored = check_supported(model)
     check_tokenizer("tokenizer", tokenizer)
     optional(check_kind, "gates", gates, KVzipGates)
+    if config.standing and gates is None:
+        raise ValueError(
+            "standing=True scores tokens as they are read, which needs gates; give gates=, or call `compress_again` between "
+            "turns"
+        )
     if head_scores is not None:
         if gates is not None:
             raise ValueError("head_scores and gates are two ways to score; give one of them")

@@ -31,6 +31,8 @@ def retention(cache: KVzipCache) -> torch.Tensor:
         ```
     """
     check_kind("cache", cache, KVzipCache, "give what KVzipCache.from_context returned")
+    if cache.rows is not None:
+        raise ValueError("this cache holds several contexts; look at a cache of each")
     kept = torch.tensor(cache.stored_lengths, dtype=torch.float32) - cache.prompt.prefix_ids.numel()
     return kept / (cache.prompt.ids.numel() - cache.prompt.prefix_ids.numel())
 

@@ -50,6 +50,8 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
         ValueError: a cache whose model is gone and unknown, or NaN, infinite or very large values in it.
     """
     license = optional(check_text, "license", license, empty=False)
+    if cache.rows is not None:
+        raise ValueError("this cache holds several contexts; save a cache of each")
     if cache.made_by is None:
         raise ValueError("this cache does not know its model; make it with KVzipCache.from_context or from_scores")
     layers: list[Any] = cache.pristine_layers

@@ -96,7 +96,9 @@ def compress_turns(
         # what a head is worth does not change
         scores = [[_longer(row, n_prefix, n_turns) for row in layer] for layer in scores]
     elif n_turns:
-        if gates is None:
+        if all(layer.tail_scores is not None for layer in held):  # at hand
+            more = torch.stack([layer.tail_scores.cpu() for layer in held])
+        elif gates is None:
             more = _by_repeating(layers, prompt, config, model, progress)
         else:
             more = _by_gates(pristine, prompt, config, model, gates)
@@ -191,6 +193,10 @@ def compress_again(
         model = causal
     if cache.opened_by is not None:
         raise ValueError("this cache is in the middle of a forward; compress it again once that has come to its end")
+    if cache.rows is not None:
+        raise ValueError(
+            "this cache holds several contexts; one that is to be compressed again needs a cache of its own"
+        )
     held = [layer for layer in cache.layers if isinstance(layer, KVzipLayer)]
     if any(layer.scores is None for layer in held):
         raise ValueError(

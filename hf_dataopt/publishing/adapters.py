@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .kinds import MODEL
 from .names import looks_like_repo
-from .safe_files import read_json
+from .safe_files import CARD, read_json
 from .writer import finish
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_FORM = "[More Information Needed]"  # in the empty form that PEFT writes as a card
 _SHOWN = ("memory", "num_comp_tokens", "merge_weight", "sink", "conditional", "r", "lora_alpha", "target_modules")
 
 
@@ -24,6 +26,22 @@ def adapter_about(folder: Path) -> dict[str, Any] | None:
     if not str(settings.get("peft_type")).startswith("CCM"):
         return None
     return {"format_version": 1, "kind": "ccm_adapter", "code": adapter_code(settings)}
+
+
+def replace_form(folder: Path) -> None:
+    """Put our card in place of PEFT's empty form, as PEFT's own `save_pretrained` and `push_to_hub` leave it.
+
+    A card that a user has written stays. Without a record: what the folder holds beside the adapter is not ours to list.
+    """
+    card = folder / CARD
+    if not card.is_file() or PEFT_FORM not in card.read_text(encoding="utf-8"):
+        return
+    settings = read_json(folder / SETTINGS)
+    base = settings.get("base_model_name_or_path")
+    known = base if isinstance(base, str) and looks_like_repo(base) else None
+    with TemporaryDirectory() as scratch:
+        made = describe_adapter(Path(scratch), settings, adapter_code(settings), base=known)
+        card.write_text((made / CARD).read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def adapter_code(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..settings import check_choice, check_path
 from . import cards
-from .adapters import adapter_about, describe_adapter
+from .adapters import PEFT_FORM, adapter_about, describe_adapter
 from .hub import check_hub, check_push, download, hub_errors, licence_of, patiently
 from .kinds import KINDS, PLACEHOLDER
 from .names import looks_like_repo
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .hub import PushOptions
 
 logger = logging.getLogger(__name__)
-
-_PEFT_FORM = "[More Information Needed]"
 
 
 def about_of(folder: Path) -> dict[str, Any]:
@@ -210,7 +208,7 @@ def _records(folder: Path, repo_id: str, about: Mapping[str, Any], token: str | 
             made = describe_adapter(Path(scratch), settings, about["code"], base=known, name=repo_id)
             about = {**read_about(made), "files": list_files(folder, skip=is_pickle)}
             found[ABOUT] = (json.dumps(about, indent=2) + "\n").encode()
-            if not card.is_file() or _PEFT_FORM in card.read_text(encoding="utf-8"):
+            if not card.is_file() or PEFT_FORM in card.read_text(encoding="utf-8"):
                 card = made / CARD
         if card.is_file():
             metadata, text = read_card(card)

@@ -48,7 +48,10 @@ class RoutedCache(Cache):
 
     @property
     def known_ids(self) -> torch.Tensor | None:
-        """(1, n) int64, the tokens that stand at the cache's start, for caches that full prompts begin with."""
+        """(1, n) int64, the tokens that stand at the cache's start, for caches that full prompts begin with.
+
+        (R, n) where R rows begin differently, and calls have a multiple of R rows.
+        """
         return None
 
     def check_model(self, module: torch.nn.Module) -> None:
@@ -188,7 +191,7 @@ class RoutedCache(Cache):
         if known is None or input_ids.ndim != 2 or input_ids.shape[1] <= past:
             return False
         n, ids = known.shape[1], input_ids.cpu()
-        if not (ids[:, :n] == known).all():
+        if ids.shape[0] % known.shape[0] or not (ids[:, :n] == _each(known, ids)).all():
             return False
         read = self.read_ids
         if not isinstance(read, torch.Tensor):
@@ -228,7 +231,9 @@ class RoutedCache(Cache):
     def _starts_again(self, input_ids: torch.Tensor) -> bool:
         known = self.known_ids
         n = min(input_ids.shape[1], 0 if known is None else known.shape[1])
-        return n > 0 and known is not None and bool((input_ids[:, :n].cpu() == known[:, :n]).all())
+        if not n or known is None or input_ids.shape[0] % known.shape[0]:
+            return False
+        return bool((input_ids[:, :n].cpu() == _each(known, input_ids)[:, :n]).all())
 
     def positions(self, n_new: int, attention_mask: Any) -> torch.Tensor:
         """Positions (B or 1, n_new) int64 of the next tokens: padding takes none."""
@@ -316,3 +321,8 @@ class RoutedCache(Cache):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._models = weakref.WeakSet()
+
+
+def _each(known: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Known rows (R, n) as often as rows of a call (a multiple of R, m) ask for."""
+    return known.repeat_interleave(ids.shape[0] // known.shape[0], dim=0)

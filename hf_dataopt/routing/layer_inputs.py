@@ -78,6 +78,19 @@ def listening() -> Iterator[LayerInputs]:
         _LISTENER.reset(token)
 
 
+def listen() -> LayerInputs:
+    """Hear of every watched module's input from now on, in this thread, until `deaf`."""
+    listener = LayerInputs()
+    _LISTENER.set(listener)
+    return listener
+
+
+def deaf() -> None:
+    """Hear nothing any more, whoever listened in this thread."""
+    if _LISTENER.get() is not None:
+        _LISTENER.set(None)
+
+
 def watch(decoder: torch.nn.Module, *more: torch.nn.Module, outputs: bool = False) -> None:
     """Put the hook on every module with a `layer_idx`; calling it again changes nothing.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM, StreamingContextMemory
+from hf_dataopt.ccm.distillation import distillation_loss
 from hf_dataopt.ccm.saved import load_ccm, push_adapter, save_adapter
 from hf_dataopt.errors import HubError, UnsupportedModelError
 
@@ -15,7 +16,7 @@ from ..ccm.models import adapted, sample
 from ..models import tiny_model
 from .configs import SYSTEM, TEMPLATE
 from .kvzip import FOLDER, HUB, LICENCE, LOAD, TALK, tokenizer
-from .pool import ANY, FLAG, NONE, UNCALLED, WORDS, Argument, Case, Kind, count, instance, saved
+from .pool import ANY, FLAG, NONE, UNCALLED, WORDS, Argument, Case, Kind, count, instance, number, saved
 
 
 @lru_cache(maxsize=1)
@@ -145,6 +146,15 @@ def cases() -> dict[str, Case]:
         ),
         "DataCollatorForCCM.__call__": Case(
             DataCollatorForCCM(tokenizer(), config), _of(features=Argument(lambda: [sample()], SAMPLES))
+        ),
+        "distillation_loss": Case(
+            distillation_loss,
+            {
+                "model": MODEL,
+                "batch": Argument(lambda: DataCollatorForCCM(tokenizer(), config)([sample()]), UNCALLED),
+                "share": Argument(lambda: 1.0, number(0, 1)),
+                "temperature": Argument(lambda: 1.0, number(0, 1e3, above=True)),
+            },
         ),
         "save_adapter": Case(
             save_adapter,

@@ -184,10 +184,12 @@ SYSTEM = NONE | WORDS
 CHAT = _arguments(
     template_kwargs=({"a": 1}, TEMPLATE), system=("Be brief.", SYSTEM), special_tokens_in_text=(False, FLAG)
 )
+FLAG_OR_NOT = Kind(lambda value: FLAG.takes(value) and None, FLAG.bad)  # True needs other settings
 KVZIP = {
     **_arguments(
         keep_ratio=(0.3, number(0, 1, above=True)),
         max_kv_tokens=(None, NONE | count(1)),
+        standing=(False, FLAG_OR_NOT),
         level=("pair", choice("pair", "pair-uniform", "head")),
         chunk_size=(2000, count(1)),
         overlap=(8, count(0)),

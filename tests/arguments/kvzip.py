@@ -247,6 +247,21 @@ def cases() -> dict[str, Case]:
                 progress=Argument(lambda: False, FLAG),
             ),
         ),
+        "KVzipCache.from_contexts": Case(
+            KVzipCache.from_contexts,
+            _of(
+                model=MODEL,
+                tokenizer=TOKENIZER,
+                contexts=Argument(
+                    lambda: [CONTEXT, "Its lock is red."],
+                    Kind(_texts, [lambda: [CONTEXT, 3], lambda: [""], list, lambda: CONTEXT]),
+                ),
+                keep_ratio=Argument(lambda: 0.5, NONE | number(0, 1, above=True)),
+                config=CONFIG,
+                gates=Argument(lambda: None, NONE | instance(KVzipGates)),
+                progress=Argument(lambda: False, FLAG),
+            ),
+        ),
         "KVzipCache.from_scores": Case(
             KVzipCache.from_scores,
             _of(

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from hf_dataopt import CompressedContextMemory
+from hf_dataopt.ccm import command
+from hf_dataopt.ccm.saved import load_adapter, save_adapter
 from hf_dataopt.cli import main
 
 from ..models import byte_tokenizer, tiny_model
@@ -81,6 +84,38 @@ def test_tables_and_demo(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         and held["baseline"] == peak["baseline"]
     )
     assert equal["ours"].split("e-")[1] >= "05" and "largest logit" in equal["baseline"]
+
+
+def test_the_demo_asks_the_packaged_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "facts"
+    save_adapter(adapted(sink=True), kept)
+    monkeypatch.setattr(command, "_PACKAGED", kept)
+    monkeypatch.setattr(
+        command, "load_language_model", lambda name: (tiny_model("llama", num_hidden_layers=3), byte_tokenizer())
+    )
+    result = json_of(["demo", "--section", "ccm", "--output-dir", str(tmp_path / "out")], capsys)["ccm"]
+    assert result["trained"] and len(result["turns"]) == 8
+    rows = result["questions"]
+    assert {row["question"]: row["needed"] for row in rows} == command.DEMO_QUESTIONS
+    model = load_adapter(tiny_model("llama", num_hidden_layers=3), kept)
+    memory = CompressedContextMemory(model, byte_tokenizer())
+    for turn in command.DEMO_TURNS:
+        memory.append({"role": "user", "content": turn})
+    asked = {"role": "user", "content": rows[2]["question"]}
+    assert rows[2]["memory"] == str(memory.generate(asked, max_new_tokens=16, do_sample=False)).strip()
+    right = result["claims"][0]
+    assert right["claim"].startswith("right answers of 8") and right["ours"] == str(
+        sum(row["needed"].lower() in row["memory"].lower() for row in rows)
+    )
+    assert main(["demo", "--section", "ccm", "--smoke", "--output-dir", str(tmp_path / "out")]) == 0
+    assert "full context" in capsys.readouterr().out
+
+
+def test_words_that_the_demo_asks_for_are_told_in_its_turns() -> None:
+    told = " ".join(command.DEMO_TURNS)
+    assert all(word in told for word in command.DEMO_QUESTIONS.values()) and len(command.DEMO_QUESTIONS) == 8
 
 
 def test_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,7 @@ def test_the_pages_push_as_printed(pushed: Pushed) -> None:
     card = pushed.hub.files("dataset", "me/digits-10")["README.md"].decode()
     assert "me/digits-10" in card and f"| {round(accuracy, 2)} |" in card
     assert {"docs/methods/condensation.md", "docs/guides/publishing.md"} < set(pages) == set(PUSHING)
+    assert pushed.hub.files("dataset", "me/ten-digits")["preview.png"]  # a notebook's
     assert "kvzip_cache" in pushed.hub.files("model", "me/office-cache")["hf_dataopt.json"].decode()
 
 

