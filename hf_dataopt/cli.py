@@ -76,7 +76,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Examples as written, and the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, False, argparse.SUPPRESS) and "default" not in (action.help or "")
+        hidden = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+        shown = not hidden and "default" not in (action.help or "")
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
 

@@ -24,7 +24,7 @@ from ..publishing.artifacts import fetch, push_saved
 from ..publishing.identity import check_identity, identity
 from ..publishing.kinds import MODEL
 from ..publishing.record import check_version, known_settings
-from ..publishing.safe_files import check_finite, read_tensors
+from ..publishing.safe_files import MAX_VALUE, check_finite, read_tensors
 from ..publishing.writer import finish, replacing
 from ..routing.verdicts import evaluating
 from ..settings import (
@@ -248,7 +248,7 @@ class KVzipGates:
         license = optional(check_text, "license", license, empty=False)
         _check_record(self.made_by, self.about)
         stored = self.weights.stored
-        check_finite(stored)
+        check_finite(stored, MAX_VALUE)
         name = self.made_by["name"] or MODEL
         agreement = self.about.get("agreement", {})
         with replacing(folder, "kvzip_gates") as draft:
@@ -305,7 +305,7 @@ class KVzipGates:
             own = {field.name for field in fields(GateWeights)}
             tensors = {name: tensor for name, tensor in tensors.items() if name in own}
         try:
-            check_finite(tensors)
+            check_finite(tensors, MAX_VALUE)
             if not all(tensor.is_floating_point() for tensor in tensors.values()):
                 raise ValueError("weights that are no floats")
             names = (field.name for field in fields(GateConfig))

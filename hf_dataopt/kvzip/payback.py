@@ -90,7 +90,7 @@ class Payback:
         pays = (
             f"pays after {after:.0f} questions"
             if after < math.inf
-            else "does not pay in time, only in memory, with any number"
+            else "does not pay in time, only in memory, with any number of questions"
         )
         return (
             f"compressing takes {self.compress / self.prefill:.2f} of a prefill and {pays} of {tokens} tokens: a token takes "

@@ -37,9 +37,10 @@ from hf_dataopt.cli import _console
 from hf_dataopt.condensation.saved import load_condensed
 from hf_dataopt.kvzip.gates import KVzipGates
 from hf_dataopt.kvzip.head_scores import load_head_scores
-from hf_dataopt.publishing import info
 from hf_dataopt.publishing.artifacts import fetch
 from hf_dataopt.publishing.dataset_files import read_parquet
+from hf_dataopt.publishing.info import describe
+from hf_dataopt.shell.info import show
 
 from ..counts import tell
 from ..hub.damage import without_list
@@ -361,7 +362,7 @@ def limited() -> Iterator[None]:
 def shown(folder: Path) -> list[Any]:
     """What `hf-dataopt info` writes into a terminal: its signs that are none."""
     screen = io.StringIO()
-    info.show(info.describe(folder), _console(file=screen, width=100))
+    show(describe(folder), _console(file=screen, width=100))
     bad = {one for one in screen.getvalue() if not one.isprintable()} - {"\n"}
     assert not bad, bad
     return [""]

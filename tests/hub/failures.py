@@ -85,7 +85,7 @@ def _scenarios(hub: HubServer, folder: Path, waits: list[float]) -> dict[str, An
     found["afterwards"] |= {"same": bool(torch.equal(load_head_scores("me/scores")[0], second))}
 
     attempt("branch", lambda: push_folder(folder / "first", "me/scores", revision="dev", commit_message="mine"))
-    attempt("pull request", lambda: push_folder(folder / "first", "me/scores", create_pr=True))
+    attempt("pull request", lambda: push_folder(folder / "first", "me/scores", create_pr=True).pr_url)
     found["branch"] |= {
         "main": bool(torch.equal(load_head_scores("me/scores")[0], second)),
         "dev": bool(torch.equal(load_head_scores("me/scores", revision="dev")[0], first)),
