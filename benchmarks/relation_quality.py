@@ -7,7 +7,8 @@ the noisy labels (in-sample, and out-of-sample by 4 folds; its C is the one with
 labels). Columns: the dissertation's noise (8 % of the correctly classified rows flipped to the second prediction of
 another probe, which sees every second feature) and three columns of human labels (CIFAR-10N). The combined score was
 chosen on rows 0-4,999; `ap_report` is AP on rows 5,000-9,999, over the same graph. Text: VADER tweets, MiniLM features,
-one vote a tweet as its label. Outliers: CIFAR-10 in, Fashion-MNIST and digits out.
+one vote a tweet as its label. Outliers: CIFAR-10 in, Fashion-MNIST and digits out; knn with several k, on the reference rows of
+each relation score, and its best k for each set (chosen on that set: nothing that could be had in practice does better).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from hf_dataopt.relation.config import RelationConfig
 
 Array = np.ndarray
 CS = (0.001, 0.003, 0.01, 0.03)
+NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200, 1000)
 UNARY = ("loss", "margin", "entropy", "least confidence", "cwe", "tracin", "jsd")
 
 
@@ -92,10 +94,11 @@ def label_scores(features: Array, probs: Array, labels: Array) -> tuple[dict[str
     from cleanlab.rank import get_label_quality_scores
 
     data = dataset_of(features, probs, labels)
-    own = RelationCleaner(score="combined", outlier_reference=100).fit(data, quiet=True)
+    own = RelationCleaner(outlier_reference=100).fit(data, quiet=True)
     reference = RelationCleaner(RelationConfig.reference(outlier_reference=100)).fit(data, quiet=True)
-    text = RelationCleaner(temperature=1, outlier_reference=100).fit(data, quiet=True)
-    plain = RelationCleaner(outlier_reference=100).fit(data, quiet=True)
+    authors: dict[str, Any] = {"score": "label_noise", "cut": "algorithm4", "outlier_reference": 100}
+    text = RelationCleaner(temperature=1, **authors).fit(data, quiet=True)
+    plain = RelationCleaner(**authors).fit(data, quiet=True)
     found: dict[str, Array] = {
         "relation (t=4)": plain.label_noise_score,
         "relation (t=1)": text.label_noise_score,
@@ -229,6 +232,12 @@ def outliers(seeds: int) -> list[dict[str, Any]]:
         "digits": image_features("digits", lambda: digits(1_000), 1_000),
     }
     outside["both"] = np.concatenate(list(outside.values()))
+    reports = {}
+    for size in (10_000, 1_000, 400):
+        for seed in range(seeds):
+            # partitions have no part in outlier scores: they spare the sums over all pairs
+            config = RelationConfig(outlier_reference=size, partition_size=500, seed=seed)
+            reports[size, seed] = RelationCleaner(config).fit(dataset_of(train, probs, labels), quiet=True)
     rows = []
     for name, out in outside.items():
         query = np.concatenate([inside, out])
@@ -242,19 +251,35 @@ def outliers(seeds: int) -> list[dict[str, Any]]:
             "mahalanobis": [baselines.mahalanobis(query, train, labels)],
             "react": [baselines.react(query, weight, bias, baselines.react_threshold(train))],
             "kl matching": [baselines.kl_matching(asked, probs)],
-            "knn": [baselines.knn(query, train, k=1000)],
             "local outlier factor": [baselines.local_outlier_factor(query, train)],
         }
-        for size in (10_000, 1_000, 400):
-            for seed in range(seeds):
-                config = RelationConfig(outlier_reference=size, seed=seed)
-                report = RelationCleaner(config).fit(dataset_of(train, probs, labels), quiet=True)
-                found = report.score_outliers({"features": query, "probs": asked}, quiet=True)
-                scores.setdefault(f"relation, {size} reference rows", []).append(found)
+        for (size, _), report in reports.items():
+            found = report.score_outliers({"features": query, "probs": asked}, quiet=True)
+            scores.setdefault(f"relation, {size} reference rows", []).append(found)
+            rows_of_s = report.reference[0].features
+            for k in NEIGHBOURS if size == 10_000 else [k for k in NEIGHBOURS if k < size]:
+                if size < 10_000 or len(scores.get(f"knn k={k}, {size} reference rows", [])) == 0:
+                    scores.setdefault(f"knn k={k}, {size} reference rows", []).append(
+                        baselines.knn(query, rows_of_s, k=k)
+                    )
+        table = {}
         for score, found in scores.items():
             metrics = [detection_metrics(is_out, one) for one in found]
-            row = {"out": name, "score": score, "seeds": len(found)}
-            rows.append(row | {key: round(float(np.mean([m[key] for m in metrics])), 3) for key in metrics[0]})
+            table[score] = {key: round(float(np.mean([m[key] for m in metrics])), 4) for key in metrics[0]}
+            rows.append({"out": name, "score": score, "seeds": len(found), **table[score]})
+        for size in (10_000, 1_000, 400):
+            best = max(
+                (one for one in table if one.startswith("knn") and f", {size} " in one),
+                key=lambda one: table[one]["auroc"],
+            )
+            rows.append(
+                {
+                    "out": name,
+                    "score": f"best of knn, {size} reference rows: {best.split(',')[0]}",
+                    "seeds": 1,
+                    **table[best],
+                }
+            )
         print("outliers", name, flush=True)
     return rows
 

@@ -1,10 +1,12 @@
 """Time and memory of scoring all rows: ours, the bare products, the reference code's loop, cleanlab's Datalab.
 
-    python benchmarks/relation_speed.py [--smoke]
+    python benchmarks/relation_speed.py [--smoke] [--part scores|fit]
 
 Synthetic clusters, C = 100 classes, float32, one thread. CPU-seconds, the median of `--repeats` runs in one process per
 method and size; "bare" is f f^T + p p^T in row blocks of 1,000, nothing else. Working memory is the peak resident size above
-what the process held with the inputs loaded. The reference loop is the transcription in tests/reference.
+what the process held with the inputs loaded. The reference loop is the transcription in tests/reference. Part `fit`: the
+whole of `RelationCleaner.fit` (scores, nearest rows, near duplicates, probabilities, outliers), the same without nearest rows
+and what is made of them ("plain"), and Datalab's label, outlier and near-duplicate issues, on the same arrays.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from _report import write
 HERE = Path(__file__).resolve().parent
 CLASSES = 100
 METHODS = ("ours", "bare", "reference", "datalab label", "datalab all")
+FITS = ("fit", "plain", "datalab all")
 LARGEST = {"reference": 20_000, "datalab label": 20_000, "datalab all": 10_000, "bare": 50_000, "ours": 50_000}
 
 
@@ -61,6 +64,8 @@ def job(method: str, features: np.ndarray, probs: np.ndarray, labels: np.ndarray
             return find_label_noise(initial, lambda rows: -graph.sums_against(rows, quiet=True), graph.config)
 
         return ours
+    if method in ("fit", "plain"):
+        return whole_fit(features, probs, labels) if method == "fit" else plain_fit(features, probs, labels)
     if method == "bare":
 
         def bare() -> None:
@@ -86,6 +91,33 @@ def job(method: str, features: np.ndarray, probs: np.ndarray, labels: np.ndarray
         lab.find_issues(features=features, issue_types=issues, **more)
 
     return datalab
+
+
+def whole_fit(features: np.ndarray, probs: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
+    """Everything that a report holds."""
+    from relation_quality import dataset_of
+
+    from hf_dataopt.relation.cleaner import RelationCleaner
+
+    data = dataset_of(features, probs, labels)
+    return lambda: RelationCleaner().fit(data, quiet=True)
+
+
+def plain_fit(features: np.ndarray, probs: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
+    """The dissertation's scores, Algorithm 4 and outlier scores."""
+    from hf_dataopt.relation.config import RelationConfig
+    from hf_dataopt.relation.graph import RelationGraph
+    from hf_dataopt.relation.label_noise import find_label_noise
+    from hf_dataopt.relation.outlier import outlier_scores, reference_rows
+    from hf_dataopt.relation.rows import rows_of
+
+    def plain() -> Any:
+        graph = RelationGraph(rows_of(features, "features"), rows_of(probs, "probs"), labels, RelationConfig())
+        initial = -graph.relation_sums(quiet=True)
+        found = find_label_noise(initial, lambda rows: -graph.sums_against(rows, quiet=True), graph.config)
+        return found, outlier_scores(graph, reference_rows(len(graph), graph.config), quiet=True)
+
+    return plain
 
 
 def resident(field: str) -> int:
@@ -118,16 +150,37 @@ def apart(method: str, n: int, d: int, repeats: int, **environment: str) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def fit_rows(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
+    """Whole fits beside plain ones and Datalab."""
+    rows = []
+    for n in sizes:
+        found = {method: apart(method, n, 384, repeats) for method in FITS}
+        row: dict[str, Any] = {"n": n, "d": 384, "repeats": repeats}
+        row |= {f"{method} s": one["cpu_s"] for method, one in found.items()}
+        row |= {f"fit / {peer}": found["fit"]["cpu_s"] / found[peer]["cpu_s"] for peer in FITS[1:]}
+        rows.append(row | {f"{method} MB": round(one["mb"], 1) for method, one in found.items()})
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    return rows
+
+
 def main() -> None:
     """Measure every method and size, write `results/relation_speed.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="2,000 rows, once, no file")
+    parser.add_argument("--part", choices=("scores", "fit"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         method, *numbers = args.one
         print(json.dumps(measure(method, *map(int, numbers))))
+        return
+    if args.part != "scores":
+        fits = fit_rows([2_000] if args.smoke else [5_000, 10_000, 20_000], 1 if args.smoke else args.repeats)
+        write(
+            "relation_speed_fit_smoke" if args.smoke else "relation_speed_fit", fits, classes=CLASSES, note="one thread"
+        )
+    if args.part == "fit":
         return
     sizes = [(2_000, 384)] if args.smoke else [(n, d) for n in (5_000, 10_000, 20_000, 50_000) for d in (384, 768)]
     rows = []

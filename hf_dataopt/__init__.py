@@ -39,6 +39,7 @@ _PUBLIC = {
     "RelationConfig": "hf_dataopt.relation.config",
     "RelationReport": "hf_dataopt.relation.report",
     "StreamingContextMemory": "hf_dataopt.ccm.streaming",
+    "consensus_labels": "hf_dataopt.relation.annotators",
     "co_mixup": "hf_dataopt.mixup.co_mixup",
     "load_ccm": "hf_dataopt.ccm.saved",
     "out_of_sample_probs": "hf_dataopt.relation.probe",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from .mixup.puzzle_mix import puzzle_mix as puzzle_mix
     from .mixup.result import MixResult as MixResult
     from .mixup.schedule import MixupSchedule as MixupSchedule
+    from .relation.annotators import consensus_labels as consensus_labels
     from .relation.cleaner import RelationCleaner as RelationCleaner
     from .relation.config import RelationConfig as RelationConfig
     from .relation.probe import out_of_sample_probs as out_of_sample_probs

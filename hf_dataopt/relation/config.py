@@ -14,7 +14,7 @@ _CHOICES = {
     "score": ("combined", "label_noise"),
     "similarity": ("cosine", "rbf"),
     "threshold": ("relative", "absolute", "quantile", "noise_rate"),
-    "on_cycle": ("best", "last"),
+    "on_cycle": ("best", "last", "moves"),
     "dtype": ("float32", "bfloat16", "float16"),
 }
 _RANGES: dict[str, tuple[float, float]] = {
@@ -70,7 +70,8 @@ class RelationConfig(Settings):
             own label, no set is formed (a warning says so) and the initial scores stand. 1 never skips.
         max_passes (`int`, >= 1, default 100): most passes of Algorithm 4; 1 is the reference code.
         on_cycle (`str`, default `"best"`): set-level updates may cycle; `"best"` takes the set of the cycle with the
-            largest objective, `"last"` the one the loop would hold after `max_passes`.
+            largest objective (at the mean of its lambdas), `"moves"` goes on from there one row at a time until none gains
+            (Proposition 9), `"last"` takes the set that the loop would hold after `max_passes`.
         outlier_temperature (`float`, > 0, default 1): `t` of the outlier score's kernel.
         outlier_reference (`int`, >= 1, default 5000): size of the uniform random reference set S of section 5.3.3; None:
             all rows.
@@ -111,7 +112,7 @@ class RelationConfig(Settings):
     max_noisy_share: float = 0.3
     skip_share: float = 0.5
     max_passes: int = 100
-    on_cycle: Literal["best", "last"] = "best"
+    on_cycle: Literal["best", "last", "moves"] = "best"
     outlier_temperature: float = 1.0
     outlier_reference: int | None = 5000
     outlier_share: float = 0.01

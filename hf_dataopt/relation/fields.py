@@ -24,7 +24,7 @@ class FieldsBesideLambda(TypedDict, total=False):
     max_noisy_share: float
     skip_share: float
     max_passes: int
-    on_cycle: Literal["best", "last"]
+    on_cycle: Literal["best", "last", "moves"]
     outlier_temperature: float
     outlier_reference: int | None
     outlier_share: float

@@ -99,7 +99,7 @@ def find_label_noise(
     Source: Algorithm 4, Eq. 5.2; Proposition 9 covers single moves only (`single_node_label_noise`).
     Differs: a set-level update may return to an earlier set: found and ended here. The bound and the skip are ours.
         Only rows that enter or leave N are summed after the first pass.
-    Cost: one `subset_sums` over the changed rows a pass.
+    Cost: one `subset_sums` over the changed rows a pass; with `on_cycle="moves"` one over each row that is moved.
 
     Example:
         >>> w = np.array([[0, -1, 1.0], [-1, 0, 1], [1, 1, 0]])
@@ -141,6 +141,8 @@ def find_label_noise(
         if earlier is not None:
             stopped = "cycle"
             noisy, in_noisy, level, objective = _of_cycle(history[earlier:-1], earlier, config)
+            if config.on_cycle == "moves":
+                noisy, in_noisy, objective = _moved(initial, noisy, in_noisy, level, subset_sums, config)
             break
         seen[chosen.tobytes()] = len(history) - 1
     passes = len(history) - 1
@@ -154,14 +156,43 @@ _State = tuple[Mask, Vector, float, float]
 
 
 def _of_cycle(cycle: list[_State], start: int, config: RelationConfig) -> _State:
-    """The state of a cycle that is returned: with the largest objective, or that of pass `max_passes`."""
-    if config.on_cycle == "best":
-        return max(cycle, key=lambda entry: entry[3])
-    return cycle[(config.max_passes - start) % len(cycle)]
+    """The state of a cycle that is returned: with the largest objective, or that of pass `max_passes`.
+
+    Lambda may differ from pass to pass (`threshold="relative"`): the sets are compared by Eq. 5.2 at the mean of the cycle's.
+    """
+    if config.on_cycle == "last":
+        return cycle[(config.max_passes - start) % len(cycle)]
+    common = float(np.mean([level for _, _, level, _ in cycle]))
+    at_common = [(*state[:2], common, state[3] + (state[2] - common) * int(state[0].sum())) for state in cycle]
+    return max(at_common, key=lambda state: state[3])
+
+
+def _moved(
+    initial: Vector,
+    noisy: Mask,
+    in_noisy: Vector,
+    level: float,
+    subset_sums: Callable[..., Vector],
+    config: RelationConfig,
+) -> tuple[Mask, Vector, float]:
+    """A set of a cycle, moved one row at a time into a local optimum: set, sums over it, objective."""
+    most = int(config.max_noisy_share * len(initial) + 1e-9)
+    start = initial - 2 * in_noisy, noisy
+    scores, noisy, _ = single_node_label_noise(
+        initial, lambda i: subset_sums(np.array([i])), max(level, 0.0), most=most, start=start
+    )
+    in_noisy = (initial - scores) / 2
+    return noisy, in_noisy, float((initial - in_noisy)[noisy].sum()) - level * int(noisy.sum())
 
 
 def single_node_label_noise(
-    initial: Vector, row: Callable[[int], Vector], threshold: float, max_moves: int | None = None
+    initial: Vector,
+    row: Callable[[int], Vector],
+    threshold: float,
+    max_moves: int | None = None,
+    *,
+    most: int | None = None,
+    start: tuple[Vector, Mask] | None = None,
 ) -> tuple[Vector, Mask, list[float]]:
     """Algorithm 4 moving one node at a time, always the one that gains most: ends in a local optimum.
 
@@ -170,9 +201,11 @@ def single_node_label_noise(
         row: maps i to `w(i, .)`, (n,).
         threshold: lambda of Eq. 5.2, >= 0.
         max_moves: stop after so many moves; default none.
+        most: rows that the set may hold; default all.
+        start: scores and noisy set to start from; default the empty set.
 
     Returns:
-        Scores, noisy set, and the objective after every move (strictly increasing).
+        Scores, noisy set, and what the moves have added to the objective of the start after each (strictly increasing, from 0).
 
     Raises:
         ValueError: negative lambda.
@@ -184,10 +217,16 @@ def single_node_label_noise(
     initial = check_array("initial", initial, 1)
     check_callable("row", row)
     max_moves = optional(check_int, "max_moves", max_moves, 0)
+    most = len(initial) if most is None else check_int("most", most, 0)
     scores, noisy = initial.astype(np.float64).copy(), np.zeros(len(initial), bool)
+    if start is not None:
+        scores = check_array("start[0]", start[0], 1, rows=len(initial)).astype(np.float64)
+        noisy = check_array("start[1]", start[1], 1, kinds="b", rows=len(initial)).copy()
     objectives = [0.0]
     while max_moves is None or len(objectives) <= max_moves:
         gain = np.where(noisy, -1.0, 1.0) * (scores - threshold)
+        if noisy.sum() >= most:
+            gain[~noisy] = 0.0
         best = int(gain.argmax())
         if gain[best] <= 1e-12 * max(1.0, float(np.abs(initial).max())):
             break

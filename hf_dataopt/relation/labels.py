@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,15 @@ class Labels:
     codes: Index
     values: list[Any]
     names: list[str]
+
+    def with_codes(self, codes: Index) -> Labels:
+        """The same classes with other codes."""
+        return replace(self, codes=codes)
+
+    def given(self, codes: Index) -> list[Any]:
+        """What codes stand for in the dataset; for -1 None where classes are texts, else -1."""
+        none = None if self.values and isinstance(self.values[0], str) else -1
+        return [self.values[code] if code >= 0 else none for code in codes]
 
 
 def read_labels(dataset: Any, column: str) -> Labels:
@@ -84,6 +93,44 @@ def read_labels(dataset: Any, column: str) -> Labels:
             f"-1 stands for unlabelled rows: where it is a class, dataset.cast_column({column!r}, Value('string'))"
         )
     return found
+
+
+def one_coding(dataset: Any, columns: list[str]) -> tuple[list[Labels], Any]:
+    """Several columns of labels with one set of codes, and the kind of column that holds such labels.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        columns: `ClassLabel` of the same classes, or integers, or texts; -1 or None where there is none.
+
+    Raises:
+        ValueError: a column that is not there or of another kind, other classes, or fewer than two.
+    """
+    from datasets import ClassLabel
+
+    for column in columns:
+        if column not in dataset.column_names:
+            raise ValueError(f"the dataset has columns {dataset.column_names}, not {column!r}")
+    kinds = [dataset.features[column] for column in columns]
+    raws = [_values(dataset, column) for column in columns]
+    texts = [raw.dtype == object for raw, _ in raws]
+    if any(isinstance(kind, ClassLabel) and kind != kinds[0] for kind in kinds) or len(set(texts)) > 1:
+        raise ValueError(f"columns {columns} are of different kinds: {kinds}; cast them to one")
+    raws = [(raw.astype(object), missing) if texts[0] else (raw, missing | (raw == -1)) for raw, missing in raws]
+    there = [raw[~missing] for raw, missing in raws]
+    found = np.unique(np.concatenate([one.astype(str) if texts[0] else one.astype(np.int64) for one in there]))
+    values = list(range(kinds[0].num_classes)) if isinstance(kinds[0], ClassLabel) else [one.item() for one in found]
+    if len(found) < 2 or (not texts[0] and (found[0] < 0 or found[-1] > values[-1])):
+        raise ValueError(
+            f"columns {columns} hold the classes {found[:9].tolist()}; at least two are needed, none below 0"
+        )
+    names = list(kinds[0].names) if isinstance(kinds[0], ClassLabel) else [str(one) for one in values]
+    coded = []
+    for raw, missing in raws:
+        codes = np.full(len(raw), -1)
+        own = raw[~missing]
+        codes[~missing] = np.searchsorted(np.asarray(values), own.astype(str) if texts[0] else own.astype(np.int64))
+        coded.append(Labels(codes, values, names))
+    return coded, kinds[0]
 
 
 def _values(dataset: Any, column: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 
-from hf_dataopt import RelationCleaner, RelationConfig, RelationReport, out_of_sample_probs
+from hf_dataopt import RelationCleaner, RelationConfig, RelationReport, consensus_labels, out_of_sample_probs
 from hf_dataopt.errors import FolderInUseError, MissingExtraError
 from hf_dataopt.relation import baselines
 from hf_dataopt.relation.graph import RelationGraph
@@ -63,6 +63,10 @@ def _fitted() -> RelationReport:
 def report() -> RelationReport:
     """A report of its own for each call."""
     return replace(_fitted(), _graphs=_fitted()._graphs)
+
+
+def _voted() -> Dataset:
+    return data().add_column("ann", data()["label"][:]).add_column("bo", [-1, *data()["label"][1:]])
 
 
 def _column(name: str, value: Any) -> Dataset:
@@ -379,6 +383,7 @@ def cases() -> dict[str, Case]:
                 row=Argument(lambda: lambda i: np.zeros(6), UNCALLED),
                 threshold=Argument(lambda: 10.0, number(0, 1.7e308)),
                 max_moves=Argument(lambda: 5, NONE | count(0)),
+                most=Argument(lambda: 3, NONE | count(0)),
             ),
         ),
         "RelationGraph": Case(
@@ -450,6 +455,24 @@ def cases() -> dict[str, Case]:
                 seed=_int(0, 0),
                 on_error=Argument(lambda: "raise", choice("raise", "skip")),
                 quiet=Argument(lambda: True, FLAG),
+            ),
+        ),
+        "consensus_labels": Case(
+            consensus_labels,
+            _of(
+                dataset=Argument(_voted, Kind(_dataset, [data, lambda: data().to_dict()])),
+                annotator_columns=Argument(
+                    lambda: ["ann", "bo"],
+                    Kind(
+                        lambda v: (
+                            None if isinstance(v, list | tuple) and all(isinstance(one, str) for one in v) else False
+                        ),
+                        [lambda: ["ann"], lambda: ["ann", "ann"], lambda: ["ann", "features"], lambda: ["ann", 1]],
+                    ),
+                ),
+                label_column=Argument(lambda: "consensus", WORDS),
+                probability_column=Argument(lambda: "sure", WORDS),
+                probs_column=Argument(lambda: "probs", NONE | WORDS),
             ),
         ),
         "is_outlier": Case(is_outlier, _of(scores=floats((6,)), share=Argument(lambda: 0.1, number(0, 1, below=True)))),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from hf_dataopt.relation import graph as graph_module
 from hf_dataopt.relation.config import RelationConfig
 from hf_dataopt.relation.graph import RelationGraph
-from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise, top_share
+from hf_dataopt.relation.label_noise import _of_cycle, find_label_noise, single_node_label_noise, top_share
 from hf_dataopt.relation.outlier import outlier_scores
 from hf_dataopt.relation.rows import Rows, rows_of
 from hf_dataopt.relation.tiles import ExactSums
@@ -125,6 +127,33 @@ def test_a_cycle_ends_with_its_best_set() -> None:
     found = find_label_noise(w.sum(axis=1), lambda rows: w[:, rows].sum(axis=1), config)
     assert found.stopped == "cycle"
     assert found.objective == max(found.objectives)
+    moved = find_label_noise(w.sum(axis=1), lambda rows: w[:, rows].sum(axis=1), replace(config, on_cycle="moves"))
+    best = max(cut_objective(w, np.array(bits, bool), 0.5) for bits in itertools.product([0, 1], repeat=3))
+    assert moved.objective == pytest.approx(cut_objective(w, moved.noisy, 0.5)) == pytest.approx(best)
+    assert best > found.objective and moved.stopped == "cycle"
+    np.testing.assert_allclose(moved.scores, w.sum(axis=1) - 2 * w[:, moved.noisy].sum(axis=1))
+    bound = replace(config, on_cycle="moves", max_noisy_share=0.4)
+    assert find_label_noise(w.sum(axis=1), lambda rows: w[:, rows].sum(axis=1), bound).noisy.sum() <= 1
+
+
+def test_sets_of_a_cycle_are_compared_at_one_lambda() -> None:
+    """The first set is better at its own lambda, 1, the second at the mean of both, 3."""
+    many, one = np.array([True, True, True, False]), np.array([False, False, False, True])
+    cycle = [(many, np.zeros(4), 1.0, 10.0), (one, np.zeros(4), 5.0, 5.0)]
+    noisy, _, level, objective = _of_cycle(cycle, 0, RelationConfig())
+    assert noisy is one and level == 3 and objective == 7  # against 10 - 2 * 3
+
+
+def test_single_moves_go_on_from_a_set_within_a_bound() -> None:
+    w = oracle(make(n=40, rate=0.3), RelationConfig(temperature=4))
+    initial, begin = w.sum(axis=1), np.arange(40) < 3
+    start = initial - 2 * w[:, begin].sum(axis=1), begin
+    scores, noisy, gains = single_node_label_noise(initial, lambda i: w[i], 0.1, start=start)
+    assert cut_objective(w, begin, 0.1) + gains[-1] == pytest.approx(cut_objective(w, noisy, 0.1)) and gains[-1] > 0
+    np.testing.assert_allclose(scores, initial - 2 * w[:, noisy].sum(axis=1), atol=1e-8)
+    assert begin.sum() == 3  # what was given is left as it was
+    free = single_node_label_noise(initial, lambda i: w[i], 0.1)[1].sum()
+    assert single_node_label_noise(initial, lambda i: w[i], 0.1, most=2)[1].sum() <= 2 < free
 
 
 def test_the_noisy_set_is_bounded() -> None:
