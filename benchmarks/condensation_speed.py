@@ -82,7 +82,7 @@ def one_run(way: str, setting: tuple[int, ...], inner: int, repeats: int) -> tup
                 reference.outer_iteration(images, optimiser, theta, data, config, 0)
             else:
                 state = ImageState.start(start.unflatten(0, (CLASSES, per_class)).clone())
-                list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+                loop.outer_iteration(state, theta, loop.optimiser(theta), 0)
                 images = state.images.flatten(0, 1)
             times.append((time.process_time() - clock) / inner * INNER)
     result = torch.cat([value.detach().flatten() for value in (images, *theta.parameters())])

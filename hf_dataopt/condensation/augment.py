@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..settings import check_each, check_generator, check_int, check_kind, check_tensor, check_text, optional
+from .devices import sent
 
 COLOUR = ("brightness", "saturation", "contrast")
 PICKED = ("crop", "scale", "rotate")
@@ -45,13 +46,36 @@ class Draws:
     cutout_row: Tensor | None = None
     cutout_column: Tensor | None = None
 
-    def repeat(self, counts: Tensor) -> Draws:
-        """Every entry repeated for `counts[i]` images: from one entry per group to one per image."""
-        values: dict[str, Any] = {
-            name: value.repeat_interleave(counts) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Draws(**values)
+    @classmethod
+    def joined(cls, draws: Sequence[Draws], counts: Sequence[int]) -> Draws:
+        """Numbers of groups of images that share the operation picked: one entry for each of all their images."""
+        if len(draws) == 1:
+            return draws[0]
+        values: dict[str, Any] = dict(vars(draws[0]))
+        for name in [name for name, value in values.items() if isinstance(value, Tensor)]:
+            own = zip(draws, counts, strict=True)
+            values[name] = torch.cat([getattr(one, name).reshape(-1).expand(count) for one, count in own])
+        return cls(**values)
+
+    def beside(self, images: Tensor) -> Draws:
+        """The numbers on the images' device, in one transfer.
+
+        What all images are shifted by stays on the host, which cuts there.
+        """
+        shared = ("first", "second") if self.shift is not None else ()
+        moved = {name: v for name, v in vars(self).items() if isinstance(v, Tensor) and name not in shared}
+        if not moved:
+            return self
+        n = max(value.numel() for value in moved.values())
+        rows = sent(torch.stack([value.reshape(-1).expand(n) for value in moved.values()]), images.device)
+        return replace(self, **{k: row.to(v.dtype) for (k, v), row in zip(moved.items(), rows, strict=True)})
+
+    @property
+    def shift(self) -> tuple[int, int] | None:
+        """Rows and columns that a crop shifts all images by; None: each its own, or no crop."""
+        if self.picked != "crop" or self.first is None or self.second is None or self.first.numel() > 1:
+            return None
+        return int(self.first), int(self.second)
 
 
 def operations(strategy: str) -> list[str]:
@@ -147,6 +171,7 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
     """
     check_tensor("images", images, ("n", "C", "H", "W"))
     check_kind("draws", draws, Draws, "give what draw returned")
+    draws = draws.beside(images)
     if draws.flip is not None:
         images = torch.where(_column(draws.flip, images) < 0.5, images.flip(3), images)
     if draws.brightness is not None:
@@ -156,6 +181,23 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
     if draws.cutout_row is not None:
         images = _cutout(images, draws)
     return images
+
+
+def augment_groups(images: Tensor, draws: Sequence[Draws], counts: Sequence[int]) -> Tensor:
+    """`augment` of groups of images, `counts[i]` with `draws[i]`, together where they share the operation picked."""
+    kinds: dict[str | None, list[int]] = {}
+    for index, one in enumerate(draws):
+        kinds.setdefault(one.picked, []).append(index)
+    if len(kinds) == 1:
+        return augment(images, Draws.joined(draws, counts))
+    parts = list(images.split(list(counts)))
+    for members in kinds.values():
+        sizes = [counts[index] for index in members]
+        together = Draws.joined([draws[index] for index in members], sizes)
+        found = augment(torch.cat([parts[index] for index in members]), together).split(sizes)
+        for index, part in zip(members, found, strict=True):
+            parts[index] = part
+    return torch.cat(parts)
 
 
 def _column(value: Tensor | None, images: Tensor) -> Tensor:
@@ -178,12 +220,12 @@ def _colour(images: Tensor, draws: Draws) -> Tensor:
 def _crop(images: Tensor, draws: Draws) -> Tensor:
     """Shift by whole pixels, zeros come in."""
     n, _, height, width = images.shape
-    down, right = (_column(value, images).reshape(-1, 1) for value in (draws.first, draws.second))
-    reach = [int(side * CROP_SHARE + 0.5) for side in (height, width)]
-    if down.numel() == 1:
+    if draws.shift is not None:
+        reach = [int(side * CROP_SHARE + 0.5) for side in (height, width)]
         padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]))
-        top, left = reach[0] + int(down), reach[1] + int(right)
+        top, left = reach[0] + draws.shift[0], reach[1] + draws.shift[1]
         return padded[:, :, top : top + height, left : left + width]
+    down, right = (_column(value, images).reshape(-1, 1) for value in (draws.first, draws.second))
     rows = torch.arange(height, device=images.device) + down
     columns = torch.arange(width, device=images.device) + right
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]

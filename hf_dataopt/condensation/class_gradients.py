@@ -101,7 +101,7 @@ class _WeightGradient(torch.autograd.Function):
     def forward(ctx: Any, slope: Tensor, value: Tensor, layer: nn.Conv2d, classes: int) -> Tensor:
         ctx.save_for_backward(slope, value)
         ctx.layer, ctx.classes = layer, classes
-        weight = layer.weight.detach().to(slope.dtype)  # under autocast slopes are narrower than weights
+        weight = layer.weight.detach().to(slope.dtype)  # a network may compute in a narrower dtype
         parts = zip(slope.chunk(classes), value.to(slope.dtype).chunk(classes), strict=True)
         return torch.stack([_convolution_backward(dy, x, weight, layer, 1) for dy, x in parts])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..decoding import OnError, read_image, read_rows
 from ..errors import BadRowError
+from .devices import sent
 from .multi_formation import alike, is_image, read_element, to_images
 from .recipe import RECIPE_COLUMN, SOFT_COLUMN, formation_from, marked, row_texts
 
@@ -34,6 +36,10 @@ class LabelledImages:
         class_names: one per class.
         mean, std: per channel, of the values in [0, 1] (images) or as they are (arrays).
         skipped: reason by row of the data set, of the rows that were left out.
+
+    Attributes:
+        rows_of_class: of each class, on the CPU.
+        device: where batches are, see `on`.
     """
 
     images: Tensor
@@ -43,6 +49,7 @@ class LabelledImages:
     std: Tensor
     skipped: dict[int, str] = field(default_factory=dict)
     rows_of_class: list[Tensor] = field(init=False)
+    device: torch.device = field(init=False, default=torch.device("cpu"))
 
     def __post_init__(self) -> None:
         self.rows_of_class = [(self.labels == label).nonzero()[:, 0] for label in range(len(self.class_names))]
@@ -52,9 +59,22 @@ class LabelledImages:
         """Height and width."""
         return self.images.shape[2], self.images.shape[3]
 
+    def on(self, device: torch.device) -> LabelledImages:
+        """The same data with its batches on a device.
+
+        All images live there where they take at most half of the free memory, else each batch is sent.
+        """
+        if device == self.device:
+            return self
+        found = copy(self)
+        found.device, found.mean, found.std = device, self.mean.to(device), self.std.to(device)
+        if device.type != "cuda" or self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+            found.images, found.labels = self.images.to(device), self.labels.to(device)
+        return found
+
     def pixels(self, rows: Tensor) -> Tensor:
-        """Rows as stored values: float32, images in [0, 1]."""
-        batch = self.images[rows]
+        """Rows (given on the CPU) as stored values: float32, images in [0, 1]."""
+        batch = sent(self.images[sent(rows, self.images.device)], self.device)
         return batch.float() / 255 if batch.dtype == torch.uint8 else batch
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -64,7 +84,7 @@ class LabelledImages:
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images and labels of rows."""
-        return self.normalised(self.pixels(rows)), self.labels[rows]
+        return self.normalised(self.pixels(rows)), sent(self.labels[sent(rows, self.labels.device)], self.device)
 
 
 def read_images(

@@ -382,13 +382,14 @@ class DatasetCondenser:
         key = checkpoint_key(config, data, network, self.device, start if self.teacher is not None else None)
         checkpoint = PassCheckpoint(path, key)
         whole = start.unflatten(0, (-1, config.images_per_class))
-        state, done = ImageState.start(whole[classes].clone()), 0
+        state, done = ImageState.start(whole[classes].to(self.device, copy=True)), 0
         self.losses = []
         kept: dict[str, Tensor] = {}
         found = checkpoint.load(config.outer_iterations, {"images": state.images, "velocity": state.velocity})
         if found is not None:
             done, kept = found
-            state = ImageState(kept.pop("images"), kept.pop("velocity"), [0] * len(classes))
+            state = ImageState.start(kept.pop("images").to(self.device))
+            state.velocity = kept.pop("velocity").to(self.device)
             self.losses = kept.pop("losses").tolist()
             logger.info("continuing after %d outer iterations", done)
         loop = CondensationLoop(data, config, classes, self.device)
@@ -409,7 +410,7 @@ class DatasetCondenser:
             for outer in range(done, config.outer_iterations):
                 with layers_draw_from(seeded(config.seed, epoch=outer, worker=_LAYERS), self.device):
                     network, optimiser = theta.at(outer)
-                    steps = list(loop.outer_iteration(state, network, optimiser, outer))
+                    steps = loop.outer_iteration(state, network, optimiser, outer)
                 self.losses.append(sum(steps) / len(steps))
                 if callback is not None:
                     callback(outer, self.losses[-1])
@@ -420,7 +421,7 @@ class DatasetCondenser:
                     values = {"images": state.images, "velocity": state.velocity}
                     values["losses"] = torch.tensor(self.losses, dtype=torch.float64)
                     checkpoint.save(outer + 1, {**values, **theta.tensors(outer)}, force=True)
-        return state.images
+        return state.images.cpu()
 
     def _recipe(self, data: LabelledImages, columns: tuple[str, str], correlation: float) -> str:
         config = self.config

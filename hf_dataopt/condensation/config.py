@@ -119,7 +119,8 @@ class IDCConfig(Settings):
         evaluation_augmentation (`str`, default `"color_crop_flip_scale_rotate"`; `"photo"`: a resized crop, a flip, jittered
             colours and light, see `photo_augment`), evaluation_cutmix (0.5), evaluation_learning_rate (0.01),
             evaluation_batch (64): the scoring recipe, shared by every method.
-        dtype (`str`, default `"float32"`): `"bfloat16"` runs the networks under autocast; images stay float32.
+        dtype (`str`, default `"float32"`): `"bfloat16"` runs the networks' own updates, scoring included, under autocast; the
+            match, which is of differences, and the images stay float32.
         compile (`bool` or `str`, default False): `torch.compile` the networks where they are trained, in the loop and in the
             scoring runs; a string names the backend. The match itself differentiates twice, which compiled code cannot.
         checkpoint_every (`int`, default 1): outer iterations between checkpoints.

@@ -81,7 +81,7 @@ def estimate(
     loop = CondensationLoop(data, config, range(min(together, classes)), device)
     stream, network = seeded(config.seed), make()
     shape = (len(loop.classes), config.images_per_class, *data.images.shape[1:])
-    state = ImageState.start(torch.rand(shape, generator=stream))
+    state = ImageState.start(torch.rand(shape, generator=stream).to(device))
     real = [RealBatches(data.rows_of_class[label], config.real_batch, stream) for label in loop.classes]
     optimiser = loop.optimiser(network)
 
@@ -179,7 +179,7 @@ def _activations(loop: CondensationLoop, network: nn.Module, batches: list[RealB
     handles = [module.register_forward_hook(count) for module in leaves]
     rows = batches[0].next()
     with torch.no_grad():
-        network(loop.data.batch(rows)[0].to(loop.device))
+        network(loop.data.batch(rows)[0])
     for handle in handles:
         handle.remove()
     formed = min(loop.formation.count(loop.config.images_per_class), loop.config.formed_batch) * loop.chunk

@@ -14,9 +14,10 @@ from ..seeding import generator as seeded
 from ..settings import check_int
 from .columns import LabelledImages
 from .config import IDCConfig
+from .devices import sent
 from .networks import NetworkFactory, build, layers_draw_from
 from .photo import PHOTO, photo_augment
-from .training import accuracy, batches, compiled, sgd, train_step
+from .training import Updates, accuracy, compiled, sgd, train_on
 
 _TEST_BATCH = 500
 FIGURES = ("hard-label recovery", "improvement over random")  # DD-Ranking's
@@ -91,8 +92,9 @@ def score(
     device = device or torch.device("cpu")
     classes = len(test.class_names)
     epochs = config.epochs_of_evaluation(classes)
-    values = images.float() if config.evaluation_augmentation == PHOTO else test.normalised(images.float())
-    train = (values.to(device), labels.to(device))
+    test, values = test.on(device), images.float().to(device)
+    values = values if config.evaluation_augmentation == PHOTO else test.normalised(values)
+    train = (values, labels.to(device))
     results = []
     for name, factory in factories.items():
         found = []
@@ -136,31 +138,28 @@ def _run(
     optimiser = sgd(network, config.evaluation_learning_rate, config.network_momentum, config.network_weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
     called = compiled(network, config.compile)
+    updates = Updates(
+        batch=config.evaluation_batch,
+        augmentation="none" if photo else config.evaluation_augmentation,
+        mix=config.evaluation_cutmix,
+        dtype=getattr(torch, config.dtype),
+    )
+    # a photo's numbers are drawn right before its batch's
+    each = updates.batch if photo else updates.ahead(images[0].numel())
     with bar(epochs, "Scoring", unit="epoch") as progress:
         for _ in range(epochs):
-            for rows in batches(len(images), config.evaluation_batch, own):
-                picked = rows.to(images.device)
-                shown = images[picked]
-                if photo:
-                    shown = test.normalised(photo_augment(shown, own))
-                train_step(
-                    called,
-                    optimiser,
-                    (shown, labels[picked]),
-                    own,
-                    augmentation="none" if photo else config.evaluation_augmentation,
-                    mix=config.evaluation_cutmix,
-                    dtype=getattr(torch, config.dtype),
-                )
+            for rows in torch.randperm(len(images), generator=own).split(each):
+                picked = sent(rows, images.device)
+                shown = test.normalised(photo_augment(images[picked], own)) if photo else images[picked]
+                train_on(called, optimiser, (shown, labels[picked]), own, updates)
             schedule.step()
             progress.update()
-    return accuracy(network, _test_batches(test, images.device))
+    return accuracy(network, _test_batches(test))
 
 
-def _test_batches(test: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _test_batches(test: LabelledImages) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in torch.arange(len(test.labels)).split(_TEST_BATCH):
-        images, labels = test.batch(rows)
-        yield images.to(device), labels.to(device)
+        yield test.batch(rows)
 
 
 def scores_as_rows(scores: Mapping[str, list[Score]]) -> list[dict[str, Any]]:

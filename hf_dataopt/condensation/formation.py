@@ -115,9 +115,16 @@ def form(images: Tensor, formation: Formation) -> Tensor:
     """
     check_tensor("images", images, ("n", "C", "H", "W"))
     check_kind("formation", formation, Formation)
-    return torch.cat(
-        [_form(images[start:stop], factor, formation) for factor, start, stop in formation.plan(len(images))]
-    )
+    return form_groups(images[None], formation)[0]
+
+
+def form_groups(images: Tensor, formation: Formation) -> Tensor:
+    """`form` of groups of as many elements each, e.g. classes: (groups, n, C, H, W) to (groups, formed, C, H, W)."""
+    parts = []
+    for factor, start, stop in formation.plan(images.shape[1]):
+        formed = _form(images[:, start:stop].flatten(0, 1), factor, formation)
+        parts.append(formed.unflatten(0, (-1, len(images), stop - start)).transpose(0, 1).flatten(1, 2))
+    return torch.cat(parts, dim=1)
 
 
 def form_labels(labels: Tensor, formation: Formation) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..distributed import Room, Undo
 from ..seeding import generator as seeded
-from .augment import augment, draw
+from .augment import augment_groups, draw
 from .class_gradients import ClassGradients
 from .columns import LabelledImages
 from .config import IDCConfig
-from .formation import Formation, form
+from .devices import sent
+from .formation import Formation, form, form_groups
 from .initialise import stored_counts
 from .matching import class_distance, match_features, matched_parameters
-from .training import batches, compiled, network_augmentation, sgd, train_step
+from .training import Updates, compiled, network_augmentation, sgd, train_on
 
-# synthetic images of several classes go through the network together up to this many: below it, calls cost more than
-# arithmetic, above it, caches overflow (measured on a CPU: benchmarks/condensation_speed.py)
-TOGETHER = {"cpu": 24, "cuda": 512}
+# images of several classes go through the network together up to this many: below it, calls cost more than arithmetic, above
+# it, caches overflow (measured on a CPU: benchmarks/condensation_speed.py)
+TOGETHER = {"cpu": 24, "cuda": 1024}
 _LEAST = 1e-12  # of a slope: where nothing is left to match, nothing moves
 _PROBED, _PROBE = 5, 2**23  # classes that a first step is measured on, and where their random numbers begin
 
@@ -47,19 +48,22 @@ class ImageState:
         """No momentum yet."""
         return cls(images, torch.zeros_like(images), [0] * len(images))
 
-    def settle(self, index: int, momentum: float, rate: float) -> None:
-        """Apply the drift of the updates in which this class had no gradient: a geometric series of its momentum."""
-        count = self.pending[index]
-        if count:
-            drift = sum(momentum**k for k in range(1, count + 1))
-            self.images[index] -= rate * drift * self.velocity[index]
-            self.velocity[index] *= momentum**count
-            self.pending[index] = 0
+    def settle(self, momentum: float, rate: float) -> None:
+        """Apply, to every class, the drift of the updates in which it had no gradient: a geometric series of its momentum."""
+        if not any(self.pending):
+            return
+        drifts = {count: rate * sum(momentum**k for k in range(1, count + 1)) for count in set(self.pending)}
+        numbers = [[drifts[count], momentum**count] for count in self.pending]
+        drift, left = sent(torch.tensor(numbers, dtype=self.images.dtype), self.images.device).unbind(1)
+        shape = (-1, *[1] * (self.images.ndim - 1))
+        self.images -= drift.reshape(shape) * self.velocity
+        self.velocity *= left.reshape(shape)
+        self.pending = [0] * len(self.pending)
 
-    def step(self, index: int, gradient: Tensor, momentum: float, rate: float) -> None:
-        """The class's own update."""
-        self.velocity[index] = momentum * self.velocity[index] + gradient
-        self.images[index] -= rate * self.velocity[index]
+    def step(self, chosen: slice, gradients: Tensor, momentum: float, rate: float) -> None:
+        """Some classes' own updates."""
+        self.velocity[chosen] = momentum * self.velocity[chosen] + gradients
+        self.images[chosen] -= rate * self.velocity[chosen]
 
 
 class RealBatches:
@@ -88,13 +92,21 @@ class CondensationLoop:
     """
 
     def __init__(self, data: LabelledImages, config: IDCConfig, classes: Sequence[int], device: torch.device) -> None:
-        self.data, self.config, self.classes, self.device = data, config, list(classes), device
+        self.data, self.config, self.classes, self.device = data.on(device), config, list(classes), device
+        self.low = float(data.images.min()) if config.clamp_low is None else config.clamp_low
         self.formation = formation_of(config)
         self.counts = stored_counts(data, config)
         self.rate = config.image_learning_rate(data.size[0])
         formed = min(self.formation.count(config.images_per_class), config.formed_batch)
-        self._room = Room("groups of {} classes", most=max(1, TOGETHER.get(device.type, 64) // formed))
+        self.together = TOGETHER.get(device.type, 64)
+        self._room = Room("groups of {} classes", most=max(1, self.together // formed))
         self._compiled: tuple[nn.Module, nn.Module] | None = None
+        self.updates = Updates(
+            batch=config.network_batch,
+            augmentation=network_augmentation(config.augmentation, config.cutmix),
+            mix=config.cutmix,
+            dtype=getattr(torch, config.dtype),
+        )
 
     @property
     def chunk(self) -> int:
@@ -104,7 +116,7 @@ class CondensationLoop:
     def rate_for(self, start: Tensor, network: nn.Module) -> float:
         """The rate by which the first step moves the images (all classes, images_per_class, C, H, W) that a run starts from by
         `learning_rate` deviations of the data: root mean square, mean over the first classes, whoever updates them."""
-        slopes = []
+        slopes, start = [], start.to(self.device)
         for label in range(min(_PROBED, len(start))):
             stream = seeded(self.config.seed, worker=_PROBE + label)
             one = CondensationLoop(self.data, self.config, [label], self.device)
@@ -120,40 +132,43 @@ class CondensationLoop:
 
     def outer_iteration(
         self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, outer: int
-    ) -> Iterator[float]:
-        """Run the inner iterations; yields the matching loss (mean over classes) after each.
+    ) -> list[float]:
+        """Run the inner iterations. The device is waited for once, at the end.
 
         Args:
-            state: changed in place.
+            state: changed in place, on the loop's device.
             network, optimiser: theta, changed in place.
             outer: index of the outer iteration: all random numbers follow from it and the seed.
+
+        Returns:
+            The matching loss (mean over classes) of each inner iteration.
         """
-        config = self.config
+        config, losses = self.config, []
         streams = [seeded(config.seed, epoch=outer, worker=1 + label) for label in self.classes]
         real = [
             RealBatches(self.data.rows_of_class[label], config.real_batch, stream)
             for label, stream in zip(self.classes, streams, strict=True)
         ]
         own = seeded(config.seed, epoch=outer)
-        low, high = config.clamp_low, config.clamp_high
-        state.images.clamp_(float(self.data.images.min()) if low is None else low, high)
+        state.images.clamp_(self.low, config.clamp_high)
         for _ in range(config.inner_iterations):
-            yield self._round(state, network, real, streams)
+            losses.append(self._round(state, network, real, streams))
             self._update_network(state, network, optimiser, own)
         # the last updates of a round, so that a checkpoint needs no counters
-        for index in range(len(self.classes)):
-            state.settle(index, config.momentum, self.rate)
+        state.settle(config.momentum, self.rate)
+        return list(map(float, torch.stack(losses).tolist()))
 
     def _round(
         self, state: ImageState, network: nn.Module, real: list[RealBatches], streams: list[torch.Generator]
-    ) -> float:
-        """One update of every class, in order; classes are independent within a round."""
-        config, found = self.config, []
+    ) -> Tensor:
+        """One update of every class, in order; classes are independent within a round. Gives the mean loss, on its device."""
+        config = self.config
+        found: list[Tensor] = []
         count = len(self.data.class_names)
         compute = ClassGradients(network, self._names(network))
         for index, label in enumerate(self.classes):
             state.pending[index] += label  # classes before this one in the round
-            state.settle(index, config.momentum, self.rate)
+        state.settle(config.momentum, self.rate)
         done = 0
 
         def group(start: int, stop: int) -> None:
@@ -162,8 +177,8 @@ class CondensationLoop:
             with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
                 losses, slopes = self._match(state.images[start:stop], network, compute, real, streams, chosen)
             found.append(losses)
-            for index, slope in zip(chosen, slopes, strict=True):
-                state.step(index, slope, config.momentum, self.rate)
+            state.step(slice(start, stop), slopes, config.momentum, self.rate)
+            for index in chosen:
                 state.pending[index] += count - 1 - self.classes[index]
             done = stop
 
@@ -180,8 +195,7 @@ class CondensationLoop:
             return undo
 
         self._room.parts(len(self.classes), group, self.device, mark)
-        # read once a round: a device is not waited for before
-        return sum(torch.cat(found).tolist()) / len(self.classes) if found else 0.0
+        return torch.cat(found).mean() if found else torch.zeros((), device=self.device)
 
     def _match(
         self,
@@ -193,43 +207,62 @@ class CondensationLoop:
         chosen: range,
     ) -> tuple[Tensor, Tensor]:
         """Matching loss of each chosen class and its gradient by the class's images."""
-        config, size = self.config, self.data.size
-        wanted, formed, labels = [], [], []
-        leaf = images.to(self.device, copy=True).requires_grad_()
-        for position, index in enumerate(chosen):
-            rows, stream = real[index].next(), streams[index]
-            synthetic = form(leaf[position, : self.counts[self.classes[index]]], self.formation)
-            if len(synthetic) > config.formed_batch:
-                kept = torch.randperm(len(synthetic), generator=stream)[: config.formed_batch]
-                synthetic = synthetic[kept.to(self.device)]
-            draws = draw(config.augmentation, size, stream)
-            with torch.no_grad():
-                pixels = augment(self.data.normalised(self.data.pixels(rows).to(self.device)), draws)
-            synthetic = augment(self.data.normalised(synthetic), draws)
-            formed.append(synthetic)
-            if config.match == "feature":
-                labels.append(match_features(network, pixels, synthetic))
-                continue
-            target = torch.full((len(rows),), self.classes[index], device=self.device)
-            with self._autocast():
-                wanted.append(compute(pixels, target, 1))
-            labels.append(torch.full((len(synthetic),), self.classes[index], device=self.device))
+        config, labels = self.config, [self.classes[index] for index in chosen]
+        leaf = images.detach().clone().requires_grad_()
+        formed, counts = self._formed(leaf, labels)
+        rows, draws, kept = [], [], []
+        for index, count in zip(chosen, counts, strict=True):
+            stream = streams[index]
+            rows.append(real[index].next())
+            few = count <= config.formed_batch
+            kept.append(torch.arange(count) if few else torch.randperm(count, generator=stream)[: config.formed_batch])
+            draws.append(draw(config.augmentation, self.data.size, stream))
+        if max(counts) > config.formed_batch:
+            places = [start + own for start, own in zip(accumulate(counts, initial=0), kept, strict=False)]
+            formed, counts = formed[sent(torch.cat(places), self.device)], [len(own) for own in kept]
+        sizes = [len(part) for part in rows]
+        with torch.no_grad():
+            pixels = augment_groups(self.data.normalised(self.data.pixels(torch.cat(rows))), draws, sizes)
+        formed = augment_groups(self.data.normalised(formed), draws, counts)
         if config.match == "feature":
-            losses = torch.stack(labels)
+            pairs = zip(pixels.split(sizes), formed.split(counts), strict=True)
+            losses = torch.stack([match_features(network, *pair) for pair in pairs])
         else:
-            with self._autocast():
-                got = _of_classes(compute, formed, labels)
-            layers = zip(zip(*wanted, strict=True), got, strict=True)
+            wanted = self._of_classes(compute, pixels, labels, sizes, differentiable=False)
+            got = self._of_classes(compute, formed, labels, counts, differentiable=True)
+            layers = zip(wanted, got, strict=True)
             losses = torch.stack(
-                [class_distance(torch.cat(want).detach().float(), have.float(), config.metric) for want, have in layers]
+                [class_distance(want.detach().float(), have.float(), config.metric) for want, have in layers]
             ).sum(0)
         (slope,) = torch.autograd.grad(losses.sum(), leaf)
         if config.learning_rate_space == "normalised":
             slope = slope * self.data.std.to(slope).reshape(-1, 1, 1) ** 2
-        return losses.detach(), slope.to(images.device)
+        return losses.detach(), slope
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.dtype == "bfloat16")
+    def _formed(self, images: Tensor, labels: list[int]) -> tuple[Tensor, list[int]]:
+        """What stored images (classes, images_per_class, C, H, W) form, class by class, and how many each class has."""
+        stored = [self.counts[label] for label in labels]
+        if len(set(stored)) == 1:  # together
+            formed = form_groups(images[:, : stored[0]], self.formation)
+            return formed.flatten(0, 1), [formed.shape[1]] * len(labels)
+        parts = [form(own[:count], self.formation) for own, count in zip(images, stored, strict=True)]
+        return torch.cat(parts), [len(part) for part in parts]
+
+    def _targets(self, labels: list[int], counts: list[int]) -> Tensor:
+        return sent(torch.tensor(labels).repeat_interleave(torch.tensor(counts)), self.device)
+
+    def _of_classes(
+        self, compute: ClassGradients, images: Tensor, labels: list[int], counts: list[int], *, differentiable: bool
+    ) -> list[Tensor]:
+        """Gradients (classes, *shape) of images class by class: of several classes at once where they have as many."""
+        each = max(1, self.together // counts[0]) if len(set(counts)) == 1 else 1
+        targets, ends = self._targets(labels, counts), [0, *accumulate(counts)]
+        found = []
+        for first in range(0, len(labels), each):
+            last = min(first + each, len(labels))
+            part = slice(ends[first], ends[last])
+            found.append(compute(images[part], targets[part], last - first, differentiable=differentiable))
+        return [torch.cat(values) for values in zip(*found, strict=True)]
 
     def _update_network(
         self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator
@@ -238,29 +271,17 @@ class CondensationLoop:
         config = self.config
         if config.train_network_on == "nothing":
             return
-        options = {"augmentation": network_augmentation(config.augmentation, config.cutmix), "mix": config.cutmix}
-        dtype = getattr(torch, config.dtype)
-        network = self._trained(network)
         if config.train_network_on == "synthetic":
-            parts = [
-                form(one[: self.counts[label]], self.formation)
-                for one, label in zip(state.images.detach(), self.classes, strict=True)
-            ]
-            images = self.data.normalised(torch.cat(parts).to(self.device))
-            labels = torch.cat([torch.full((len(part),), k) for k, part in zip(self.classes, parts, strict=True)])
-            labels = labels.to(self.device)
-            for rows in batches(len(images), config.network_batch, own):
-                picked = rows.to(self.device)
-                train_step(network, optimiser, (images[picked], labels[picked]), own, dtype=dtype, **options)  # type: ignore[arg-type]
+            images, counts = self._formed(state.images.detach(), self.classes)
+            rows = sent(torch.randperm(len(images), generator=own), self.device)
+            shown = self.data.normalised(images)[rows], self._targets(self.classes, counts)[rows]
+            train_on(self._trained(network), optimiser, shown, own, self.updates)
             return
         whole = (
             -(-config.network_images // config.network_batch) * config.network_batch
         )  # full batches, as the reference
         rows = torch.randperm(len(self.data.labels), generator=own)[:whole]
-        for part in rows.split(config.network_batch):
-            images, labels = self.data.batch(part)
-            batch = (images.to(self.device), labels.to(self.device))
-            train_step(network, optimiser, batch, own, dtype=dtype, **options)  # type: ignore[arg-type]
+        self._train_on_real(network, optimiser, own, rows)
 
     def _trained(self, network: nn.Module) -> nn.Module:
         """The network as it is called for its own updates; compiled once in its life, if asked for."""
@@ -278,28 +299,22 @@ class CondensationLoop:
         self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, steps: int
     ) -> None:
         """Batches of the real data, pass after pass."""
-        config = self.config
-        augmentation = network_augmentation(config.augmentation, config.cutmix)
-        network, dtype = self._trained(network), getattr(torch, config.dtype)
         while steps > 0:
-            for part in islice(batches(len(self.data.labels), config.network_batch, own), steps):
-                images, labels = self.data.batch(part)
-                batch = (images.to(self.device), labels.to(self.device))
-                train_step(network, optimiser, batch, own, augmentation=augmentation, mix=config.cutmix, dtype=dtype)
-                steps -= 1
+            rows = torch.randperm(len(self.data.labels), generator=own)[: steps * self.config.network_batch]
+            self._train_on_real(network, optimiser, own, rows)
+            steps -= -(-len(rows) // self.config.network_batch)
+
+    def _train_on_real(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator, rows: Tensor
+    ) -> None:
+        network = self._trained(network)
+        for part in rows.split(self.updates.ahead(self.data.images[0].numel())):
+            train_on(network, optimiser, self.data.batch(part), own, self.updates)
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """A fresh SGD for a network."""
         config = self.config
         return sgd(network, config.network_learning_rate, config.network_momentum, config.network_weight_decay)
-
-
-def _of_classes(compute: ClassGradients, images: list[Tensor], labels: list[Tensor]) -> list[Tensor]:
-    """Gradients (classes, *shape) of formed images: together where all classes have as many."""
-    if len({len(part) for part in images}) == 1:
-        return compute(torch.cat(images), torch.cat(labels), len(images), differentiable=True)
-    found = [compute(part, target, 1, differentiable=True) for part, target in zip(images, labels, strict=True)]
-    return [torch.cat(values) for values in zip(*found, strict=True)]
 
 
 def formation_of(config: IDCConfig) -> Formation:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .config import IDCConfig
 
 
+# devices on which a ConvNet uses the derivatives that are written out (benchmarks/condensation_derivatives.py)
+WRITTEN_OUT = {"cpu"}
+
+
 class ConvNet(nn.Module):
     """`depth` blocks of [3x3 convolution, instance norm, ReLU, 2x2 average pool] and a linear head.
 
@@ -76,7 +80,7 @@ class ConvNet(nn.Module):
 
 def _norm_and_pool(images: Tensor, norm: nn.GroupNorm) -> Tensor:
     kinds = {images.dtype, norm.weight.dtype}
-    if images.device.type != "cpu" or kinds != {torch.float32} or torch.compiler.is_compiling():
+    if images.device.type not in WRITTEN_OUT or kinds != {torch.float32} or torch.compiler.is_compiling():
         return F.avg_pool2d(F.relu(norm(images)), 2)
     return pooled_norm(images, norm.weight, norm.bias, norm.eps)
 

@@ -27,7 +27,7 @@ def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1
     """`avg_pool2d(relu(instance_norm(images)), 2)`.
 
     Args:
-        images: (n, C, H, W) on the CPU; an odd last row or column is dropped by the pool.
+        images: (n, C, H, W); an odd last row or column is dropped by the pool.
         weight, bias: (C,) of the norm.
         epsilon: added to the variance.
 
@@ -38,7 +38,7 @@ def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1
     Cost: with numba a pass over `images` each way, about a tenth of PyTorch's layers; without it, two sums and three passes
         backward, three sums and five passes for the second derivative.
     """
-    compiled = loops is not None and torch.get_num_threads() <= _FEW_THREADS
+    compiled = loops is not None and images.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
     function = _CompiledNorm if compiled else _PooledNorm
     result: Tensor = function.apply(images, weight, bias, epsilon)
     return result
@@ -46,10 +46,8 @@ def pooled_norm(images: Tensor, weight: Tensor, bias: Tensor, epsilon: float = 1
 
 def _pairs(width: int, like: Tensor) -> Tensor:
     """(2 W, W // 2) matrix: adds neighbouring columns of two rows that lie end to end, times 1/4."""
-    places = torch.arange(width // 2, device=like.device)
-    pairs = torch.zeros(width, width // 2, dtype=like.dtype, device=like.device)
-    pairs[2 * places, places] = pairs[2 * places + 1, places] = 0.25
-    return pairs.repeat(2, 1)
+    pairs = torch.eye(width // 2, dtype=like.dtype, device=like.device).mul_(0.25).repeat_interleave(2, 0)
+    return F.pad(pairs, (0, 0, 0, width % 2)).repeat(2, 1)
 
 
 def _pool(values: Tensor, pairs: Tensor) -> Tensor:

@@ -184,7 +184,8 @@ def test_augmentation_of_one_draw_equals_the_same_draw_per_image(strategy: str) 
     images = torch.rand(5, 3, 12, 10, generator=torch.Generator().manual_seed(0))
     for pick in range(3 if "scale" in strategy else 1):
         shared = draw(strategy, (12, 10), torch.Generator().manual_seed(pick), pick=pick)
-        torch.testing.assert_close(augment(images, shared), augment(images, shared.repeat(torch.tensor(5))))
+        each = Draws.joined([shared, shared], [2, 3])
+        torch.testing.assert_close(augment(images, shared), augment(images, each))
 
 
 @pytest.mark.parametrize("size", [(24, 8), (8, 24)])

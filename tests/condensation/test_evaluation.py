@@ -13,6 +13,7 @@ from hf_dataopt.condensation import evaluation
 from hf_dataopt.condensation.columns import LabelledImages
 from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.condensation.evaluation import Score, score
+from hf_dataopt.condensation.training import Updates
 
 CLASSES = 3
 
@@ -97,14 +98,14 @@ def test_every_test_image_is_counted_once_normalised(monkeypatch: pytest.MonkeyP
 def test_the_learning_rate_falls_to_a_fifth_after_two_thirds_and_five_sixths(monkeypatch: pytest.MonkeyPatch) -> None:
     rates, rows, means = [], [], []
 
-    def remember(network: nn.Module, optimiser: torch.optim.Optimizer, batch: Any, *_: Any, **__: Any) -> float:
-        rates.append(optimiser.param_groups[0]["lr"])
-        rows.append(len(batch[1]))
-        means.append(batch[0].sum())
-        optimiser.step()
-        return 0.0
+    def remember(network: nn.Module, optimiser: torch.optim.Optimizer, shown: Any, own: Any, updates: Updates) -> None:
+        for images in shown[0].split(updates.batch):
+            rates.append(optimiser.param_groups[0]["lr"])
+            rows.append(len(images))
+            means.append(images.sum())
+            optimiser.step()
 
-    monkeypatch.setattr(evaluation, "train_step", remember)
+    monkeypatch.setattr(evaluation, "train_on", remember)
     run([], seeds=1, evaluation_epochs=13, evaluation_learning_rate=0.5, evaluation_batch=4)
     assert rows == [4, 3] * 13
     assert rates[::2] == pytest.approx([0.5] * 8 + [0.1] * 2 + [0.02] * 3)

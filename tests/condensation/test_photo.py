@@ -12,6 +12,7 @@ from hf_dataopt.condensation import evaluation, photo
 from hf_dataopt.condensation.baselines import method_config
 from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.condensation.photo import crop_box, photo_augment
+from hf_dataopt.condensation.training import Updates
 
 from .test_evaluation import image_set, run
 
@@ -90,12 +91,11 @@ def test_grey_images_get_no_light() -> None:
 def test_photos_are_augmented_before_they_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[Tensor, str]] = []
 
-    def remember(network: Any, optimiser: Any, batch: Any, *_: Any, augmentation: str, **__: Any) -> float:
-        shown.append((batch[0], augmentation))
+    def remember(network: Any, optimiser: Any, batch: Any, own: Any, updates: Updates) -> None:
+        shown.append((batch[0], updates.augmentation))
         optimiser.step()
-        return 0.0
 
-    monkeypatch.setattr(evaluation, "train_step", remember)
+    monkeypatch.setattr(evaluation, "train_on", remember)
     monkeypatch.setattr(evaluation, "photo_augment", lambda images, own: images * 0 + 1)
     run([], seeds=1, evaluation_augmentation="photo")
     assert {augmentation for _, augmentation in shown} == {"none"}

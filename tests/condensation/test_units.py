@@ -40,7 +40,7 @@ def test_a_step_in_normalised_space_is_std_squared_in_pixels(data: LabelledImage
         config = replace(SMALL, learning_rate_space=space, inner_iterations=1, momentum=0.0, learning_rate=1e-3)
         state, theta = ImageState.start(start.clone()), network()
         loop = CondensationLoop(data, config, range(3), torch.device("cpu"))
-        list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+        loop.outer_iteration(state, theta, loop.optimiser(theta), 0)
         moved.append(state.images - start)
     torch.testing.assert_close(moved[1], moved[0] * data.std**2, rtol=1e-3, atol=1e-6)
 
@@ -57,7 +57,7 @@ def test_a_first_step_moves_as_far_whatever_the_metric(data: LabelledImages, met
         loop = CondensationLoop(data, config, mine, torch.device("cpu"))
         loop.rate = loop.rate_for(start, theta)
         state = ImageState.start(start[list(mine)].clone())
-        list(loop.outer_iteration(state, deepcopy(theta), loop.optimiser(theta), 0))
+        loop.outer_iteration(state, deepcopy(theta), loop.optimiser(theta), 0)
         moved = (state.images - start[list(mine)]).flatten(1).square().mean(1).sqrt() / data.std
         if len(moved) == 3:
             assert float(moved.mean()) == pytest.approx(0.03, rel=1e-3) and float(moved.std()) > 1e-4
@@ -73,7 +73,7 @@ def test_where_nothing_is_to_match_nothing_moves(data: LabelledImages) -> None:
         theta.classifier.weight.zero_()
     loop, state = CondensationLoop(data, config, range(3), torch.device("cpu")), ImageState.start(start.clone())
     loop.rate = loop.rate_for(start, theta)
-    list(loop.outer_iteration(state, theta, loop.optimiser(theta), 0))
+    loop.outer_iteration(state, theta, loop.optimiser(theta), 0)
     assert torch.equal(state.images, start)
 
 

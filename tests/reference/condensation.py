@@ -14,7 +14,7 @@ from hf_dataopt.condensation.columns import LabelledImages
 from hf_dataopt.condensation.config import IDCConfig
 from hf_dataopt.condensation.loop import RealBatches
 from hf_dataopt.condensation.networks import ConvNet
-from hf_dataopt.condensation.training import network_augmentation, train_step
+from hf_dataopt.condensation.training import Updates, network_augmentation, train_on
 from hf_dataopt.seeding import generator as seeded
 
 
@@ -110,5 +110,6 @@ def outer_iteration(
         whole = -(-config.network_images // config.network_batch) * config.network_batch
         for part in torch.randperm(len(data.labels), generator=own)[:whole].split(config.network_batch):
             strategy = network_augmentation(config.augmentation, config.cutmix)
-            train_step(network, theta, data.batch(part), own, augmentation=strategy, mix=config.cutmix)
+            updates = Updates(batch=len(part), augmentation=strategy, mix=config.cutmix)
+            train_on(network, theta, data.batch(part), own, updates)
     return losses
