@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..settings import check_choice, check_path
 from . import cards
-from .adapters import PEFT_FORM, adapter_about, describe_adapter
+from .adapters import SETTINGS, adapter_about, describe_plain, holds_form
 from .hub import check_hub, check_push, download, hub_errors, licence_of, patiently
 from .kinds import KINDS, PLACEHOLDER
-from .names import looks_like_repo
 from .record import ABOUT, belongs, check_files, inner_artifacts, list_files, read_about
 from .safe_files import CARD, check_parquet, check_safetensors, files_of, is_pickle, read_card, read_json
 from .writer import recover
@@ -202,13 +201,10 @@ def _records(folder: Path, repo_id: str, about: Mapping[str, Any], token: str | 
     card = folder / CARD
     with TemporaryDirectory() as scratch:
         if not (folder / ABOUT).is_file():
-            settings = read_json(folder / "adapter_config.json")
-            base = settings.get("base_model_name_or_path")
-            known = base if isinstance(base, str) and looks_like_repo(base) else None
-            made = describe_adapter(Path(scratch), settings, about["code"], base=known, name=repo_id)
+            made = describe_plain(Path(scratch), read_json(folder / SETTINGS), name=repo_id)
             about = {**read_about(made), "files": list_files(folder, skip=is_pickle)}
             found[ABOUT] = (json.dumps(about, indent=2) + "\n").encode()
-            if not card.is_file() or PEFT_FORM in card.read_text(encoding="utf-8"):
+            if not card.is_file() or holds_form(folder):
                 card = made / CARD
         if card.is_file():
             metadata, text = read_card(card)
