@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..settings import check_dataset, check_each, check_text, optional
-from .labels import Index, one_coding, prob_columns
+from .labels import Index, one_coding, prob_columns, values_of
 from .rows import check_new_column, rows_of_column
 
 Vector = NDArray[np.float64]
@@ -109,7 +109,7 @@ def consensus_labels(
         dataset=_with_columns(
             dataset,
             feature,
-            {label_column: coded[0].given(best), probability_column: np.where(asked, after.max(axis=1), 0)},
+            {label_column: values_of(best, coded[0].values), probability_column: np.where(asked, after.max(axis=1), 0)},
         ),
         label_names=coded[0].names,
         quality={name: float(one.mean()) if len(one) else float("nan") for name, one in right.items()},
