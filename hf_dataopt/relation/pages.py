@@ -6,8 +6,9 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from ..progress import track
 from .evidence import Evidence
 from .report import RelationReport
 from .summary import facts
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
@@ -119,12 +123,17 @@ def _dropped(report: RelationReport, shown: _Shown, row: int, why: str) -> dict[
     }
 
 
-def _render(path: Path, **given: Any) -> None:
+@cache
+def _template() -> Template:
+    """The page's template; compiling it takes longer than filling it in."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(given)
-    path.write_text(page, encoding="utf-8")
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _render(path: Path, **given: Any) -> None:
+    path.write_text(_template().render(given), encoding="utf-8")
 
 
 def draw_worst(
