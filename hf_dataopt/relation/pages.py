@@ -17,7 +17,7 @@ from ..errors import MissingExtraError
 from ..progress import track
 from .evidence import Evidence
 from .report import RelationReport
-from .summary import facts
+from .summary import SCORES, facts
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -26,7 +26,6 @@ TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
 PAGE = 100  # dropped rows on one page
 LEAST = 0.005  # relations below it would be shown as 0.00, and are left out
-SCORES = {"combined": "probability that the label is wrong", "label_noise": "noisiness s"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,11 @@ def write_page(
     odd = np.argsort(-report.outlier_score, kind="stable")[: max(1, count // 2)]
     path, gone = Path(path), report.dropped() if dropped is None else dropped
     names = [f"{path.stem}-dropped-{k + 1}.html" for k in range(-(-len(gone) // PAGE))]
-    same = {"title": f"Label report: {report.label_column}", "score_name": SCORES[report.config.score], "links": names}
+    same = {
+        "title": f"Label report: {report.label_column}",
+        "score_name": SCORES[report.config.score][0],
+        "links": names,
+    }
     first = {"facts": facts(report), "entries": entries, "maps": _maps(report), "outliers": shown.items(odd, None)}
     _render(path, **same, **first, dropped=[], total=len(gone), here=path.name, first=path.name)
     rows = list(gone.items())
