@@ -20,7 +20,7 @@ from .caches import (
 )
 from .devices import input_device, is_spread, layer_device, loaded
 from .hooks import active_adapters, give_every_trainer, lora_classes, peft_tables
-from .kernels import cpu_flash, flash_varlen, flex_varlen, has_cpu_flash, varlen_kernel
+from .kernels import cpu_flash, flash_varlen, flex_varlen, gpu_flash, has_cpu_flash, varlen_kernel
 from .models import (
     Turn,
     causal_model_of,
@@ -50,6 +50,7 @@ __all__ = [
     "expand_states",
     "flash_varlen",
     "flex_varlen",
+    "gpu_flash",
     "give_every_trainer",
     "has_cpu_flash",
     "has_states",

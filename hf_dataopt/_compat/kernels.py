@@ -31,6 +31,23 @@ def cpu_flash(
     return getattr(torch, _CPU_FLASH)(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)
 
 
+def gpu_flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `cpu_flash` on a GPU, for as many KV heads as heads: flash attention in half precision, CUTLASS's kernel otherwise.
+
+    `scaled_dot_product_attention` calls both, and drops the log-sum-exp here too.
+    """
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if half and torch.cuda.get_device_capability(query.device) >= (8, 0):
+        found = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
+        return found[0], found[1]
+    found = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, None, True, 0.0, is_causal, scale=scale
+    )
+    return found[0], found[1][..., : query.shape[2]]  # the kernel fills up to a multiple of 32
+
+
 def varlen_kernel() -> Any | None:
     """torch's public variable-length attention where it can return the log-sum-exp, else None (older torch)."""
     try:
