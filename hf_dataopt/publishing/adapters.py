@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .kinds import MODEL
-from .names import looks_like_repo
+from .names import on_hub
 from .safe_files import CARD, read_json
 from .writer import finish
 
@@ -48,8 +48,22 @@ def holds_form(folder: Path) -> bool:
 
 def known_base(settings: Mapping[str, Any]) -> str | None:
     """Hub name of the base model that PEFT has entered; None for a folder: paths of this machine go into no file."""
-    base = settings.get("base_model_name_or_path")
-    return base if isinstance(base, str) and looks_like_repo(base) else None
+    return on_hub(settings.get("base_model_name_or_path"))
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's settings in PEFT's own form, without the base model's path where it was loaded from a folder.
+
+    Args:
+        folder: to write `adapter_config.json` into.
+        settings: as PEFT has written them.
+
+    Returns:
+        What was written.
+    """
+    kept = {**settings, "base_model_name_or_path": known_base(settings)}
+    (folder / SETTINGS).write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
+    return kept
 
 
 def adapter_code(settings: Mapping[str, Any]) -> dict[str, Any]:
