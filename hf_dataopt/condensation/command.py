@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser, "images or arrays")
     parser.add_argument("--test", metavar="DATASET", help="data set to score on; default: the split 'test' of the same")
     parser.add_argument("--test-split", help="split of --test (default: test; train of a file)")
-    parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", required=True, help="checkpoints, preview.png and artifact/; resumable"
+    )
     parser.add_argument(
         "--method", choices=_METHODS, default="idc", help="idc-short, mosaic and rded take seconds to minutes"
     )
@@ -79,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, help="scoring runs (default: 3)")
     parser.add_argument("--image-size", type=int, help="side in pixels that all images are brought to")
     parser.add_argument("--image-mode", choices=["RGB", "L"], help="colour or grey, what images are brought to")
-    parser.add_argument("--background", help="colour under transparent pixels; default white")
+    parser.add_argument("--background", help="colour under transparent pixels (default: white)")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     add_device(parser)
     add_seed(parser)

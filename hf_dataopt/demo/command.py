@@ -24,7 +24,7 @@ SECTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt demo`."""
     parser.add_argument("--section", choices=[*SECTIONS, "all"], default="all", help="which part to run")
-    parser.add_argument("--output-dir", default="demo_output", help="folder for pictures and reports")
+    parser.add_argument("--output-dir", default="demo_output", metavar="DIR", help="folder for pictures and reports")
     parser.add_argument("--model", default=None, help="language model (Hub name or folder) instead of the packaged one")
     add_seed(parser)
     parser.add_argument("--smoke", action="store_true", help="small sizes, a few minutes: to see that it runs")
