@@ -206,7 +206,6 @@ def _rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
 def show(result: dict[str, Any], console: Any) -> None:
     """What was written, and the accuracies."""
     from rich.markup import escape
-    from rich.table import Table
 
     console.print(f"{result['images']} images of {result['classes']} classes")
     for name in ("folder", "preview", "repository"):
@@ -219,12 +218,25 @@ def show(result: dict[str, Any], console: Any) -> None:
     if result["losses"]:
         console.print(f"matching loss {result['losses'][0]:.4g} -> {result['losses'][-1]:.4g}")
     if result.get("scores"):
-        table = Table(title="Test accuracy of networks trained on it")
-        for column in result["scores"][0]:
-            table.add_column(column)
-        for row in result["scores"]:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
-        console.print(table)
+        _show_scores(result["scores"], console)
+
+
+def _show_scores(rows: list[dict[str, Any]], console: Any) -> None:
+    """A table that fits 80 characters: what no row has takes no column, and what was alike for all stands below."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    alike = [name for name in ("network", "epochs", "seeds") if len({row[name] for row in rows}) == 1]
+    table = Table(
+        title="Test accuracy of networks trained on it",
+        caption=", ".join(f"{name} {escape(str(rows[0][name]))}" for name in alike) or None,
+    )
+    columns = [name for name in rows[0] if name not in alike and any(row[name] is not None for row in rows)]
+    for name in columns:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*("" if row[name] is None else escape(str(row[name])) for name in columns))
+    console.print(table)
 
 
 def digits(size: int = 16) -> tuple[Dataset, Dataset]:
