@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", default="demo_output", metavar="DIR", help="folder for pictures and reports")
     parser.add_argument("--model", default=None, help="language model (Hub name or folder) instead of the packaged one")
     add_seed(parser)
-    parser.add_argument("--smoke", action="store_true", help="small sizes, a few minutes: to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="small sizes, about a minute: to see that it runs")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
