@@ -167,6 +167,7 @@ def draw_worst(
         raise ValueError("the dataset has no image column to draw; the HTML page shows texts")
     rows = report.worst(count)
     figure = Figure(figsize=(1.5 * (evidence + 1), 1.75 * len(rows)), layout="constrained")
+    figure.suptitle("Red: a label in doubt; beside it the rows that contradict it, and how much", fontsize=9)
     for line, row in enumerate(rows):
         found = above_zero(report.evidence(int(row), evidence))
         cells = [(int(row), None), *zip(found.conflicting, found.conflicting_relations, strict=True)]
