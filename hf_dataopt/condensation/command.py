@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ _FIELDS: dict[str, tuple[type | tuple[str, ...], str]] = {
     "evaluation_epochs": (int, "epochs of a scoring run"),
     "dtype": (("float32", "bfloat16"), "of the networks"),
 }
+_MATCH = ("metric", "learning_rate", "inner_iterations", "network_images", "augmentation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +120,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name in ("seeds", "full_epochs"):
             check_count(name, 1 if getattr(args, name) is None else getattr(args, name))
         config = config_from(args)
+        _check_effect(args, config)
         if is_main_process():
             check_target(Path(args.output_dir) / "artifact", "condensed_dataset")
         device = device_of(args.device)
@@ -180,6 +183,20 @@ def config_from(args: argparse.Namespace) -> IDCConfig:
     make = getattr(IDCConfig, args.preset) if args.preset else IDCConfig
     config: IDCConfig = make(**changes, seed=args.seed)
     return config
+
+
+def _check_effect(args: argparse.Namespace, config: IDCConfig) -> None:
+    """Refuse settings that the method has its own values for, and those of a match where images are only chosen."""
+    from .baselines import method_config
+
+    without = config_from(argparse.Namespace(**{**vars(args), **dict.fromkeys(_FIELDS)}))
+    made = method_config(args.method, config)
+    for name in _FIELDS:
+        if getattr(made, name) != getattr(config, name):
+            other = method_config(args.method, replace(config, **{name: getattr(without, name)}))
+            only(args, other != made, f"has no effect with --method {args.method}, which has its own", name)
+    chosen = method_config(args.method, without).outer_iterations == 0
+    only(args, not chosen, f"has no effect with --method {args.method}, which only chooses images", *_MATCH)
 
 
 def _read(args: argparse.Namespace, name: str, split: str | None) -> Dataset:

@@ -37,8 +37,12 @@ def about_of(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: no artifact of ours.
     """
-    found = None if (folder / ABOUT).is_file() else adapter_about(folder)
-    return read_about(folder) if found is None else found
+    if (folder / ABOUT).is_file():
+        return read_about(folder)
+    found = adapter_about(folder)
+    if found is None:
+        raise ValueError(f"{folder} holds no {ABOUT}: it is no artifact of hf_dataopt, or not all of one")
+    return found
 
 
 def fetch(
