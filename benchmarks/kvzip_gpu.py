@@ -6,9 +6,9 @@
 
 A row: seconds of a prefill; scoring and eviction over that; a decoded token's attention (what a layer's cache adds and the
 attention over it, all layers) at 0.3 over torch's flash attention on the full keys and values, and over our own cache with
-nothing evicted; the whole token likewise; the peak of memory, of prefilling alone and of compressing, and bytes kept. Times
-are what the device took (synchronised); medians. Random weights cost what trained ones do; how far budgets differ between
-heads is drawn like the packaged model's.
+nothing evicted; the same of the kernels alone (a replayed CUDA graph: what a compiled decoder would pay); the whole token;
+the peak of memory, of prefilling alone and of compressing, and bytes kept. Times are what the device took (synchronised);
+medians. Random weights cost what trained ones do; how far budgets differ between heads is drawn like the packaged model's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from hf_dataopt._compat import cache_keyword
 from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt
+from hf_dataopt.kvzip.ragged_attention import attend_ragged
 from hf_dataopt.kvzip.scoring import score_context
 
 # hidden size, its inner size, layers, heads, KV heads, width of a head
@@ -98,7 +99,7 @@ class Watched:
             setattr(KVzipLayer, name, plain)
 
 
-def flash(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: int) -> float:
+def flash(shape: str, tokens: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
     """torch's own attention of one token over the full keys and values, all layers."""
     _, _, layers, heads, kv_heads, width = SHAPES[shape]
     query = torch.randn(1, heads, 1, width, device=device, dtype=dtype)
@@ -108,8 +109,39 @@ def flash(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: int
         for _ in range(layers):
             torch.nn.functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
 
+    return work
+
+
+def ragged(shape: str, cache: Any, device: str, dtype: torch.dtype) -> Callable[[], None]:
+    """Our attention of one token over what a cache kept, all layers."""
+    _, _, _, heads, _, width = SHAPES[shape]
+    query = torch.randn(1, heads, 1, width, device=device, dtype=dtype)
+
+    def work() -> None:
+        for layer in cache.layers:
+            attend_ragged(query, layer.context, scale=width**-0.5)
+
+    return work
+
+
+def timed(work: Callable[[], None], device: str, repeats: int) -> float:
+    """Seconds, median."""
     seconds(work, device)
     return statistics.median(seconds(work, device)[0] for _ in range(repeats))
+
+
+def kernels_alone(work: Callable[[], None], device: str, repeats: int) -> float | None:
+    """Seconds without what Python and launches take: a replayed CUDA graph; None on a CPU."""
+    if device != "cuda":
+        return None
+    aside = torch.cuda.Stream()
+    with torch.cuda.stream(aside):
+        work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return timed(graph.replay, device, repeats)
 
 
 def decoded(model: Any, cache: Any, device: str, repeats: int) -> tuple[float, float]:
@@ -140,10 +172,15 @@ def peak(device: str) -> float:
     return found
 
 
+def over(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one / other
+
+
 @torch.no_grad()
 def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     """One row."""
-    model = llama(shape, device, dtype)
+    took, model = seconds(lambda: llama(shape, device, dtype), device)
+    print(f"{shape}: made in {took:.1f} s", flush=True)
     config = KVzipConfig(keep_ratio=0.3)
     prompt = prompt_of(tokens, model.config.vocab_size, device)
     small = replace(prompt, context_ids=prompt.context_ids[:256])
@@ -151,11 +188,14 @@ def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: i
     peak(device)
     filled, prefilled = seconds(lambda: prefill(model, prompt, config, progress=False), device)
     alone = peak(device)
+    print(f"{shape}, {tokens} tokens: prefill {filled:.2f} s", flush=True)
     scored, scores = seconds(lambda: score_context(prefilled, config, progress=False), device)
+    print(f"scoring {scored:.2f} s", flush=True)
     layers, heads = scores.shape[:2]
     draw = torch.Generator().manual_seed(0)
     spread = torch.exp(0.5 * torch.randn(layers, heads, 1, generator=draw)).to(scores.device)
     times: dict[float, tuple[float, float]] = {}
+    kernels: dict[float, float | None] = {}
     evicted, kept = 0.0, 0.0
     for ratio in (1.0, 0.3):
         settings = replace(config, keep_ratio=ratio)
@@ -163,9 +203,12 @@ def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: i
         if ratio < 1:
             evicted, kept = took, cache.context_nbytes / cache.full_context_nbytes
         times[ratio] = decoded(model, cache, device, repeats)
+        kernels[ratio] = kernels_alone(ragged(shape, cache.fork(), device, dtype), device, repeats)
+        print(f"kept {ratio}: eviction {took:.2f} s, token and attention {times[ratio]}", flush=True)
         del cache
     most = peak(device)
-    plain = flash(shape, tokens, device, dtype, repeats)
+    work = flash(shape, tokens, device, dtype)
+    plain, alone_plain = timed(work, device, repeats), kernels_alone(work, device, repeats)
     return {
         "shape": shape,
         "tokens": tokens,
@@ -174,6 +217,8 @@ def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: i
         "eviction / prefill": evicted / filled,
         "attention at 0.3 / flash on all": times[0.3][1] / plain,
         "attention at 0.3 / our 1.0": times[0.3][1] / times[1.0][1],
+        "kernels at 0.3 / flash's": over(kernels[0.3], alone_plain),
+        "kernels at 0.3 / our 1.0": over(kernels[0.3], kernels[1.0]),
         "token at 0.3 ms": 1e3 * times[0.3][0],
         "token at 0.3 / our 1.0": times[0.3][0] / times[1.0][0],
         "peak of prefill GiB": alone,

@@ -103,7 +103,11 @@ def main() -> None:
     if args.smoke:
         show("mixup_step (smoke)", rows)
     else:
-        write("mixup_step", rows, unit=f"{'wall' if DEVICE == 'cuda' else 'CPU'} time, ResNet-18, 100x3x32x32")
+        write(
+            "mixup_step_gpu" if DEVICE == "cuda" else "mixup_step",
+            rows,
+            unit=f"{'wall' if DEVICE == 'cuda' else 'CPU'} time, ResNet-18, 100x3x32x32",
+        )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from .._compat import cpu_flash, has_cpu_flash
+from .._compat import cpu_flash, gpu_flash, has_cpu_flash
 from .rules import same_dtype
 
-# rows x keys that the portable path holds at a time, in elements (64 MB in float32)
-_BLOCK_ELEMENTS = 1 << 24
+# rows x keys that the portable path holds at a time, in elements (64 MB in float32; a GPU has more, and launches cost)
+_BLOCK_ELEMENTS, _BLOCK_ELEMENTS_GPU = 1 << 24, 1 << 27
+_WIDEST = 256  # heads that the fused kernels of a GPU take
 
 
 def attend(
@@ -39,7 +40,7 @@ def attend(
     Returns:
         Output (B, H, q, v) in the query's dtype, log-sum-exp (B, H, q) in float32 (very negative where nothing is visible).
 
-    Cost: one fused kernel on CPU; elsewhere O(q n) time in blocks of fixed memory.
+    Cost: one fused kernel on a CPU, and on a GPU without a mask; elsewhere O(q n) time in blocks of fixed memory.
     """
     batch, heads, rows, _ = query.shape
     if key.shape[0] != batch:
@@ -49,6 +50,8 @@ def attend(
         return nothing, query.new_full((batch, heads, rows), float("-inf"), dtype=torch.float32)
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    if mask is None and takes_gpu_flash(query, key, value, softcap):
+        return _attend_on_gpu(query, key, value, scale, causal)
     if not takes_cpu_flash(query, key, value, softcap):
         return _attend_in_blocks(query, key, value, scale, mask, causal, softcap)
     if rows > 1 or heads == key.shape[1]:
@@ -60,9 +63,35 @@ def attend(
 
 def takes_cpu_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
     """Whether torch's fused CPU kernel can attend so; it has no gradients, soft caps or values of another width."""
+    return query.device.type == "cpu" and has_cpu_flash() and _alike(query, key, value, softcap)
+
+
+def takes_gpu_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
+    """Whether one of torch's fused GPU kernels can attend so."""
+    # 16 bytes a load
+    fits = query.dtype != torch.float64 and query.shape[-1] * query.element_size() % 16 == 0
+    return query.device.type == "cuda" and fits and query.shape[-1] <= _WIDEST and _alike(query, key, value, softcap)
+
+
+def _alike(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
     with_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    alike = key.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
-    return query.device.type == "cpu" and softcap is None and alike and not with_grad and has_cpu_flash()
+    same = key.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
+    return softcap is None and same and not with_grad
+
+
+def _attend_on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attend` in one kernel, each KV head a problem of its own: nothing is repeated for the heads of a group."""
+    batch, heads, rows, dim = query.shape
+    kv_heads = key.shape[1]
+    by_head = query.reshape(batch * kv_heads, -1, rows, dim)
+    if not causal:  # they are more rows, so that keys are read once
+        by_head = by_head.reshape(batch * kv_heads, 1, -1, dim)
+    group = by_head.shape[1]
+    key, value = (one.reshape(len(by_head), 1, *one.shape[2:]).expand(-1, group, -1, -1) for one in (key, value))
+    output, lse = gpu_flash(by_head, key, value, causal, scale)
+    return output.reshape(batch, heads, rows, -1), lse.reshape(batch, heads, rows)
 
 
 def _attend_in_blocks(
@@ -79,7 +108,8 @@ def _attend_in_blocks(
     kv_heads, length = key.shape[1], key.shape[2]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, rows, dim)
     key_t, value = key[:, :, None].transpose(-1, -2), value[:, :, None]
-    block = max(_BLOCK_ELEMENTS // max(batch * heads * length, 1), 1)
+    elements = _BLOCK_ELEMENTS_GPU if query.is_cuda else _BLOCK_ELEMENTS
+    block = max(elements // max(batch * heads * length, 1), 1)
     outputs, lses = [], []
     for start in range(0, rows, block):
         logits = (grouped[..., start : start + block, :] @ key_t).float() * scale

@@ -45,11 +45,7 @@ class KVzipLayer(DynamicLayer):
         Raises:
             ValueError: the context is on another device.
         """
-        if key_states.device != self.context.device:
-            raise ValueError(
-                f"the compressed context is on {self.context.device}, the model's layer on {key_states.device}; ask "
-                "`cache.moved_to(model)`, which is a copy where the model needs it"
-            )
+        _expect_device(self.context.device, key_states)
         keys, values = self._append(key_states, value_states)
         if self.latent:
             batch = keys.shape[0]
@@ -245,7 +241,13 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the stock layer; the context's window is expanded to the batch of the new tokens first."""
+        """As the stock layer; the context's window is expanded to the batch of the new tokens first.
+
+        Raises:
+            ValueError: the context is on another device.
+        """
+        if self.keys is not None:
+            _expect_device(self.keys.device, key_states)
         batch, room = key_states.shape[0], self.sliding_window - 1
         if self.keys is not None and self.values is not None:
             held = self.keys.shape[0]
@@ -290,6 +292,14 @@ class KVzipSlidingLayer(DynamicSlidingWindowLayer):
         with no_autocast(device):
             query, key, value = same_dtype(query, key, value)
             return rules.with_sinks(attend(query, key, value, mask=visible[:, None], **rules.options))[0].to(asked)
+
+
+def _expect_device(held: torch.device, new: torch.Tensor) -> None:
+    if new.device != held:
+        raise ValueError(
+            f"the compressed context is on {held}, the model's layer on {new.device}; ask `cache.moved_to(model)`, which is a "
+            "copy where the model needs it"
+        )
 
 
 def expect_batch(layers: list[Any], batch: int, padding: Padding | None) -> None:

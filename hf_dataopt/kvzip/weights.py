@@ -11,8 +11,8 @@ from ..errors import UnsupportedModelError
 from .rules import same_dtype
 from .score import Positions, ScoredLayer
 
-# logits held at a time, in elements (16 MB in float32)
-_BLOCK_ELEMENTS = 1 << 22
+# logits held at a time, in elements (16 MB in float32; a GPU has more, and launches cost)
+_BLOCK_ELEMENTS, _BLOCK_ELEMENTS_GPU = 1 << 22, 1 << 26
 
 
 def strongest(
@@ -67,11 +67,15 @@ def _blocks(
     keys_t, grouped = keys.transpose(1, 2), queries.reshape(kv_heads, -1, *queries.shape[1:])
     shift = layer.lse if log_weights is None else layer.lse - log_weights
     shift = shift.reshape(*grouped.shape[:3], 1)
-    block = max(_BLOCK_ELEMENTS // (kv_heads * n), 1)
+    block = _rows_at_once(queries, kv_heads * n)
     for head in range(grouped.shape[1]):
         for start in range(0, grouped.shape[2], block):
             rows = slice(start, start + block)
             yield head, _log_weights(layer, grouped[:, head, rows], shift[:, head, rows], keys_t)
+
+
+def _rows_at_once(queries: torch.Tensor, width: int) -> int:
+    return max((_BLOCK_ELEMENTS_GPU if queries.is_cuda else _BLOCK_ELEMENTS) // width, 1)
 
 
 def total(
@@ -95,7 +99,7 @@ def total(
     keys_t, grouped = keys.transpose(1, 2), queries.reshape(kv_heads, -1, *queries.shape[1:])
     shift = layer.lse.reshape(*grouped.shape[:3], 1)
     found = torch.zeros(kv_heads, grouped.shape[1], n, device=queries.device)
-    block = max(_BLOCK_ELEMENTS // (kv_heads * n), 1)
+    block = _rows_at_once(queries, kv_heads * n)
     for start in range(0, grouped.shape[2], block):
         at = positions.queries[start : start + block]
         seen = int((positions.keys <= at[-1]).sum()) if len(at) else 0  # keys behind the last query are not computed

@@ -23,9 +23,22 @@ def tensors(batch: int, heads: int, kv_heads: int, rows: int, length: int) -> tu
     return query, key, value
 
 
-@pytest.fixture(params=["fused", "blocks"])
+def gpu_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What torch's GPU kernels promise, on a CPU: one key and value head a query head."""
+    assert query.shape[:2] == key.shape[:2] == value.shape[:2]
+    below = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    output, lse = dense_attention(query, key, value, scale, below if is_causal else None)
+    return output.float(), lse.float()
+
+
+@pytest.fixture(params=["fused", "gpu", "blocks"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways through `attend`: the fused CPU kernel, and plain operations in blocks of a few rows."""
+    """All ways through `attend`: the fused kernels of a CPU and of a GPU, and plain operations in blocks of a few rows."""
+    if request.param == "gpu":
+        monkeypatch.setattr(attention, "takes_gpu_flash", attention._alike)
+        monkeypatch.setattr(attention, "gpu_flash", gpu_kernel)
     if request.param == "blocks":
         monkeypatch.setattr(attention, "has_cpu_flash", lambda: False)
         monkeypatch.setattr(attention, "_BLOCK_ELEMENTS", 200)

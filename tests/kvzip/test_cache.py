@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt.errors import DroppedTokensError, UnsupportedModelError
-from hf_dataopt.kvzip.layers import KVzipLayer
+from hf_dataopt.kvzip.layers import KVzipLayer, KVzipSlidingLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import build_prompt
 from hf_dataopt.kvzip.reading import USER
@@ -421,3 +421,9 @@ def test_a_context_on_another_device_is_refused_with_what_to_do(llama: Compresse
         layer.context = layer.context.to(torch.device("meta"))
     with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
         llama.logits(cache, torch.arange(20, 29)[None])
+    model = tiny_model("gemma3")
+    cache = KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, keep_ratio=0.5, progress=False)
+    assert isinstance(cache.layers[0], KVzipSlidingLayer)
+    cache.layers[0].keys = cache.layers[0].keys.to("meta")
+    with pytest.raises(ValueError, match=r"cache\.moved_to\(model\)"):
+        model(torch.arange(20, 29)[None], **held(cache))

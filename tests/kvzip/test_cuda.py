@@ -11,10 +11,13 @@ import torch
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import flash_varlen, varlen_kernel
 from hf_dataopt.kvzip import kernels, ragged_attention
+from hf_dataopt.kvzip.attention import attend, takes_gpu_flash
+from hf_dataopt.kvzip.proof import prove
 from hf_dataopt.kvzip.ragged import RaggedContext
 from hf_dataopt.kvzip.ragged_attention import attend_ragged
 
 from ..models import byte_tokenizer, held, tiny_model
+from ..reference.kvzip import dense_attention
 from .conftest import CONTEXT
 from .test_ragged import SCALE, Case
 
@@ -45,14 +48,37 @@ def test_kernels_are_plain_attention(name: str, rows: int, lengths: list[int], m
     assert (output[:, ~seen.cuda()] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "kv_heads", "rows", "length"), [(4, 4, 1, 700), (6, 2, 33, 1000), (8, 2, 130, 130)])
+def test_fused_attention_is_plain_attention(
+    dtype: torch.dtype, heads: int, kv_heads: int, rows: int, length: int
+) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    query, key, value = (
+        torch.randn(2, count, tokens, 64, generator=draw).to("cuda", dtype)
+        for count, tokens in ((heads, rows), (kv_heads, length), (kv_heads, length))
+    )
+    assert takes_gpu_flash(query, key, value, None)
+    causal, below = rows == length, torch.ones(rows, length, dtype=torch.bool).tril()
+    output, lse = attend(query, key, value, scale=SCALE, causal=causal)
+    wanted, wanted_lse = dense_attention(query.cpu(), key.cpu(), value.cpu(), SCALE, below if causal else None)
+    near = 1e-4 if dtype == torch.float32 else 0.03
+    assert (output.cpu().double() - wanted).abs().max() < near
+    assert (lse.cpu().double() - wanted_lse).abs().max() < near
+
+
+def test_a_deep_model_in_half_precision_is_not_refused() -> None:
+    model = tiny_model("llama", num_hidden_layers=32, max_position_embeddings=4096).to("cuda", torch.bfloat16)
+    assert prove(model).refusal is None
+
+
 def test_a_compressed_cache_answers_as_on_a_cpu() -> None:
     tokenizer, found = byte_tokenizer(), {}
     for device in ("cpu", "cuda"):
         model = tiny_model("llama", max_position_embeddings=4096).to(device, torch.bfloat16)
         cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=0.4, progress=False)
-        with torch.no_grad():
-            inputs = {key: one.to(device) if hasattr(one, "to") else one for key, one in cache.inputs("Why?").items()}
-            found[device] = model(**inputs).logits[0, -1].float().cpu()
+        asked = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        found[device] = model.generate(**cache.inputs("Why?"), **asked).logits[0][0].float().cpu()
     assert (found["cpu"] - found["cuda"]).abs().max() < 0.1 * found["cpu"].abs().max()
 
 

@@ -182,6 +182,18 @@ class TestProof:
         for family in FAMILIES:
             assert proof.prove(tiny_model(family).to(dtype)).refusal is None
 
+    def test_rounding_is_known_where_token_by_token_gives_the_same_bits(self) -> None:
+        # on a GPU it does: what another order of sums moves must show all the same
+        model = tiny_model("llama", num_hidden_layers=24)
+        for dtype, least, most in ((torch.bfloat16, 5e-3, 0.2), (torch.float32, 1e-8, 1e-5)):
+            ids = proof._ids(model.to(dtype), 0)
+            with torch.no_grad():
+                expected = model(ids).logits
+                with proof._rounded_otherwise(model, 0):
+                    moved = model(ids).logits
+                assert torch.equal(model(ids).logits, expected)
+            assert least < proof._mean(moved - expected) / proof._mean(expected) < most
+
     def test_no_language_model(self) -> None:
         for other in (torch.nn.Linear(2, 2), None, "llama"):
             with pytest.raises(TypeError, match="causal language model of transformers"):
