@@ -48,7 +48,7 @@ TRAIN = (
 WORKS = {"validation": ("debian-handbook", "anarchism"), "test": ("debian-history", "jargon-text")}
 SINKS = 4  # StreamingLLM's
 EVERY = 20  # seconds between two checkpoints
-AT_A_TIME = 16  # test texts
+AT_A_TIME = 32  # test texts: a gigabyte of logits
 
 
 def adapted(base: Any, tokenizer: Any, args: argparse.Namespace) -> Any:
@@ -66,6 +66,11 @@ def passages(work: str, tokenizer: Any, tokens: int) -> np.ndarray:
     """All passages (n, tokens) of a work, one behind the other."""
     ids = prose_ids(work, tokenizer)
     return ids[: len(ids) // tokens * tokens].reshape(-1, tokens).astype(np.int64)
+
+
+def spread(texts: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the texts, from all over the work."""
+    return texts[np.linspace(0, len(texts) - 1, min(n, len(texts))).astype(int)]
 
 
 def train(model: Any, tokenizer: Any, args: argparse.Namespace, file: Path) -> list[dict[str, float]]:
@@ -105,9 +110,15 @@ def train(model: Any, tokenizer: Any, args: argparse.Namespace, file: Path) -> l
             state = {"adapter": get_peft_model_state_dict(model), "optimizer": optimizer.state_dict()}
             torch.save({**state, "curve": curve, "spent": pace.spent, "step": step}, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
+            torch.save(stored(model), file.with_suffix(".adapter.pt"))
             recent, saved = [], time.monotonic()
     model.eval()
     return curve
+
+
+def stored(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter as it would be stored."""
+    return {name: weight.half().cpu() for name, weight in get_peft_model_state_dict(model).items()}
 
 
 def full_context(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -248,13 +259,13 @@ def run(args: argparse.Namespace, kept: Path, name: str) -> None:
         f"{args.share:g}-{args.slots}-{args.memory}-{args.rank}_{args.batch}x{args.tokens}-{args.lr:g}-seed{args.seed}"
     )
     curve = train(model, tokenizer, args, kept / f"{name}_{sizes}.pt")
-    trained = {key: weight.half() for key, weight in get_peft_model_state_dict(model).items()}
+    trained = stored(model)
     model = adapted(base, tokenizer, args)
     set_peft_model_state_dict(model, trained)
     model.eval()
     rows = []
     for split, works in WORKS.items():
-        texts = {work: passages(work, tokenizer, args.test_tokens)[: args.texts] for work in works}
+        texts = {work: spread(passages(work, tokenizer, args.test_tokens), args.texts) for work in works}
         for work, other in zip(works, works[::-1], strict=True):
             if work in TRAIN:  # there only to lend its memory
                 continue
