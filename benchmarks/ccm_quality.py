@@ -96,9 +96,9 @@ def fit(
     """AdamW with 3 % warm-up and a cosine; `share` of the loss is distilled. Returns steps, seconds and the last loss."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
-    recent, step, mean = [], 0, 0.0
+    recent, step, mean, over = [], 0, 0.0, False
     model.train()
-    while pace.progress(step) < 1:
+    while not over:
         for group in optimizer.param_groups:
             group["lr"] = lr * pace.scale(step)
         rows = next(batches)
@@ -116,7 +116,8 @@ def fit(
         optimizer.zero_grad()
         recent.append(loss.detach())
         step += 1
-        if step % 20 == 0 or pace.progress(step) >= 1:
+        over = pace.progress(step) >= 1
+        if over or step % 20 == 0:
             mean = float(torch.stack(recent[-20:]).mean())
             print(f"step {step}, {pace.spent:.0f} s: {mean:.3f}", flush=True)
     model.eval()

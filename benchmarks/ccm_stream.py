@@ -88,9 +88,9 @@ def train(model: Any, tokenizer: Any, args: argparse.Namespace, file: Path) -> l
         optimizer.load_state_dict(kept["optimizer"])
         curve, step, pace = kept["curve"], kept["step"], Pace(args.steps, args.seconds, kept["spent"])
     saved, before = time.monotonic(), curve[-1]["cpu_s"] if curve else 0.0
-    before -= time.process_time()
+    before, over = before - time.process_time(), pace.progress(step) >= 1
     model.train()
-    while pace.progress(step) < 1:
+    while not over:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * pace.scale(step)
         chosen = np.arange(step * args.batch, (step + 1) * args.batch) % len(texts)
@@ -103,7 +103,8 @@ def train(model: Any, tokenizer: Any, args: argparse.Namespace, file: Path) -> l
         optimizer.zero_grad()
         recent.append(loss.detach())
         step += 1
-        if time.monotonic() - saved > EVERY or pace.progress(step) >= 1:
+        over = pace.progress(step) >= 1
+        if over or time.monotonic() - saved > EVERY:
             mean, cpu = float(torch.stack(recent).mean()), before + time.process_time()
             curve.append({"step": step, "loss": round(mean, 4), "s": round(pace.spent, 1), "cpu_s": round(cpu, 1)})
             print(curve[-1], flush=True)
