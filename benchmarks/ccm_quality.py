@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _pace import Pace
 from _report import DATA, show, write
+from _training import Pace, in_dtype
 from ccm_data import STEPS, TASKS, Sample, samples
 from data import DataMissingError
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -152,7 +152,7 @@ def tuned(task: str, base: Any, tokenizer: Any, args: argparse.Namespace, seed: 
     if not (folder / "adapter_config.json").exists():
         torch.manual_seed(seed)
         config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-        model = get_peft_model(copy.deepcopy(base).to(args.dtype), config)
+        model = get_peft_model(in_dtype(base, args.dtype), config)
         pace = Pace(args.base_steps, args.base_seconds)
         fit(model, schedule(task, tokenizer, args.batch, seed), plain_batch, pace, BASE_LR, 0.0)
         model.save_pretrained(str(folder))
@@ -167,7 +167,7 @@ def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argpars
         settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
         line = tokenizer("\n", add_special_tokens=False)["input_ids"]
         config = CCMConfig(r=8, sink=True, comp_init_token_ids=line, **settings)
-        found = get_peft_model(copy.deepcopy(model).to(args.dtype), config).to(model.device)
+        found = get_peft_model(in_dtype(model, args.dtype), config).to(model.device)
         collator = DataCollatorForCCM(None, found.peft_config["default"], max_length=4096, completion_only_loss=False)
 
         def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:

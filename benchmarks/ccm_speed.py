@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from _report import DATA, write
+from _training import in_dtype
 from ccm_data import conversations
 from data import DataMissingError
 from peft import PeftModel, get_peft_model
@@ -72,7 +73,8 @@ def shaped(name: str, device: str) -> Any:
     """A model of one of `SHAPES` in bfloat16, made on the device."""
     torch.manual_seed(0)
     with torch.device(device):
-        return LlamaForCausalLM(LlamaConfig(**SHAPES[name], tie_word_embeddings=True)).to(torch.bfloat16)
+        model = LlamaForCausalLM(LlamaConfig(**SHAPES[name], tie_word_embeddings=True))
+    return in_dtype(model, torch.bfloat16)
 
 
 def drawn(model: Any) -> dict[str, Any]:

@@ -16,7 +16,6 @@ adapter in float16, as it would be stored, and all else in float32 while measuri
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
@@ -26,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _pace import Pace
 from _report import DATA, RESULTS, write
+from _training import Pace, in_dtype
 from data import DataMissingError, prose_ids
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional
@@ -290,7 +289,7 @@ def run(args: argparse.Namespace, kept: Path, name: str) -> None:
     """Train in bfloat16, measure in float32."""
     base, tokenizer = load_demo_model()
     file = kept_file(args, kept, name)
-    model = adapted(copy.deepcopy(base).to(torch.bfloat16), tokenizer, args)
+    model = adapted(in_dtype(base, torch.bfloat16), tokenizer, args)
     curve = train(model, tokenizer, args, file)
     trained = stored(model)
     model = adapted(base, tokenizer, args)

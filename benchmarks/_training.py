@@ -1,15 +1,19 @@
-"""How long a training run goes on and at which learning rate: by steps, or by seconds where those are over sooner."""
+"""What training runs share: how long and at which learning rate, and a base model in half precision."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+from typing import Any
+
+import torch
 
 WARM = 0.03  # share of the run with a rising rate
 
 
 class Pace:
-    """Warm-up and a cosine over a run.
+    """Warm-up and a cosine over a run: over its steps, or over seconds where those are over sooner.
 
     Args:
         steps: at most.
@@ -33,3 +37,12 @@ class Pace:
         """Share of the highest learning rate at step `step`."""
         done = self.progress(step)
         return min((done + 1 / self.steps) / WARM, 0.5 * (1 + math.cos(math.pi * min(1.0, done))), 1.0)
+
+
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """A copy with weights of that dtype; buffers, rotary frequencies above all, stay in theirs."""
+    copied = copy.deepcopy(model).to(dtype)
+    for mine, theirs in zip(copied.modules(), model.modules(), strict=True):
+        for name, buffer in theirs.named_buffers(recurse=False):
+            setattr(mine, name, buffer.clone())
+    return copied
