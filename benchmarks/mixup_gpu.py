@@ -67,7 +67,7 @@ def plan() -> Iterator[Job]:
     def tune(setting: Setting) -> Iterator[Job]:
         yield from (Job(setting, method, 0, rate) for rate in TRIED[setting.network] for method in FIVE)
 
-    many = replace(SMALL, images=10_000, epochs=30)
+    many = replace(SMALL, images=10_000, epochs=20)
     yield from tune(SMALL)
     yield from block(SMALL, FIVE, 1, 2)
     yield from tune(DEEP)
@@ -83,8 +83,10 @@ def plan() -> Iterator[Job]:
     yield from block(replace(DEEP, images=10_000, epochs=15), FIVE, 0, 1, 2)
 
 
-def shrunk(job: Job) -> Job:
-    """The same run at a size for a CPU."""
+def shrunk(job: Job) -> Job | None:
+    """The same run at a size for a CPU; None: one seed is enough there."""
+    if job.seed:
+        return None
     setting = replace(
         job.setting, images=min(job.setting.images // 20, 120), width=4, epochs=-(-job.setting.epochs // 60)
     )
@@ -126,15 +128,14 @@ class Queue:
     def _tuned_at(self, setting: Setting) -> Setting:
         if not self.smoke:
             return tuned_at(setting)
-        return shrunk(Job(DEEP if setting.network == DEEP.network else SMALL, "", 0)).setting
+        return replace(setting, images=SMALL.images // 20, epochs=1)
 
     def take(self) -> dict[str, Any] | None:
         """The first run that nobody has and that can end in time; None: there is no more."""
         while True:
             done, failed = self.read(self.runs), self.read(self.failed)
             undecided = False
-            for job in plan():
-                job = shrunk(job) if self.smoke else job
+            for job in filter(None, map(shrunk, plan())) if self.smoke else plan():
                 rate = self.rate(job, done, failed)
                 if rate is None:
                     undecided = True
@@ -209,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=6, help="processes on the GPU")
     parser.add_argument("--seconds", type=float, default=500, help="wall time; no run begins that cannot end in it")
-    parser.add_argument("--folder", type=Path, default=DATA / NAME, help="where runs are kept")
+    parser.add_argument("--folder", type=Path, help="where runs are kept, by default .data/mixup_gpu")
     parser.add_argument("--packages", type=Path, default=DATA, help="where the images lie")
     parser.add_argument("--smoke", action="store_true", help="tiny runs on whatever device there is")
     parser.add_argument("--report", action="store_true", help="only show what is there")
@@ -218,11 +219,14 @@ def main() -> None:
     args = parser.parse_args()
     packages.DATA = args.packages
     deadline = args.deadline or time.time() + args.seconds
-    queue = Queue(args.folder, deadline, args.smoke)
     name = f"{NAME}_smoke" if args.smoke else NAME
+    args.folder = args.folder or DATA / name
+    queue = Queue(args.folder, deadline, args.smoke)
     if args.worker is not None:
         work(queue, args.worker)
         return
+    if args.smoke:
+        queue.runs.unlink(missing_ok=True)
     kept = RESULTS / f"{name}.json"
     if kept.exists() and not queue.runs.exists() and not args.smoke:
         for run in json.loads(kept.read_text())["runs"]:

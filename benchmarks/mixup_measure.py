@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_dataopt import seeding
 
-AT_ONCE = 1_000  # rows of a forward
+AT_ONCE = 500  # rows of a forward
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
