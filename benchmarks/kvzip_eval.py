@@ -118,7 +118,7 @@ def one_context(
     ratios: list[float],
     gates: KVzipGates | None,
     config: KVzipConfig,
-    heads: torch.Tensor | None = None,
+    heads: Any = None,
 ) -> None:
     """All cells of one context that are not there yet."""
     wanted = {score: [r for r in ratios if (name, index, score, r) not in cells.found] for score in scores}
@@ -135,16 +135,20 @@ def one_context(
     else:
         prefilled = prefill(model, prompt, config, progress=False)
     for score, missing in todo.items():
-        if score == "gates":
-            assert learned is not None  # noqa: S101 - read above
-            values = learned
-        elif score == "heads":
-            assert heads is not None  # noqa: S101 - asked for with --heads
-            values = heads.to(asker.model.device)[..., None].expand(*heads.shape, prefilled.n_context)
-        else:  # of the full cache nothing is evicted, whatever the score
-            named = "random_eviction" if score == "full" else score
-            values = score_context(prefilled, replace(config, score=named), progress=False)
+        named = (
+            "random_eviction" if score == "full" else score
+        )  # of the full cache nothing is evicted, whatever the score
         budget = replace(config, level="head") if score == "heads" else config
+        try:
+            if score == "gates":
+                values: Any = learned
+            elif score == "heads":
+                values = heads.to(model.device)[..., None].expand(*heads.shape, prefilled.n_context)
+            else:
+                values = score_context(prefilled, replace(config, score=named), progress=False)
+        except RuntimeError as error:  # no room on the device: the other scores go on
+            print(f"{name} {index}: no {score} ({error!s:.200})", flush=True)
+            continue
         for ratio in missing:
             cache = KVzipCache.from_scores(
                 prefilled, values, replace(budget, keep_ratio=ratio), tokenizer=asker.tokenizer
