@@ -17,6 +17,7 @@ from ..shell.options import (
     add_publishing,
     add_seed,
     add_template,
+    address,
     check_publishing,
     device_of,
     push_options,
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         memory.save_pretrained(args.output_dir, adapter=args.adapter)
         result["folder"] = args.output_dir
     if args.push_to_hub:
-        result["repository"] = str(memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args)))
+        result["repository"] = address(memory.push_to_hub(args.push_to_hub, adapter=args.adapter, **push_options(args)))
     return result
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 
 from .._compat import causal_model_of, input_device, last_logits, text_config
-from ..publishing.artifacts import push_saved
 from ..routing.inputs import CallInputs
 from ..settings import brief, check_each, check_int, check_path, check_tokenizer, optional
 from ..text.chat import ChatFormat
@@ -17,19 +16,17 @@ from ..text.positions import warn_beyond_positions
 from .active import ccm_config, check_still_active
 from .cache import CompressingCache, MemoryCache, read_behind
 from .proof import prove
-from .saved_memory import layers_of, load_memory, read_chat, save_memory
+from .saved_memory import Pushed, layers_of, load_memory, read_chat, save_memory
 from .turns import answer_prompt, awaits_answer, encode_turn, left_padded
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
-
-    from ..publishing.hub import HubOptions, PushOptions
+    from ..publishing.hub import HubOptions
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _MOST_USERS = 2**16
 
 
-class CompressedContextMemory:
+class CompressedContextMemory(Pushed):
     """Mem(t) of one user, or of a batch of users with different numbers of steps.
 
     Eq. 7.1 to 7.3: `append` computes h(t) and updates Mem(t); `generate` answers from Mem(t) alone.
@@ -406,19 +403,6 @@ class CompressedContextMemory:
             for layer in zip(*parts, strict=True)
         ]
         return memory
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        adapter: str | None = None,
-        license: str | None = None,
-        **options: Unpack[PushOptions],
-    ) -> CommitInfo:
-        """Upload the memory in one commit; options as `publishing.artifacts.push_folder`."""
-        return push_saved(
-            lambda folder: self.save_pretrained(folder, adapter=adapter, license=license), repo_id, **options
-        )
 
     def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
         check_still_active(self.model, self.config)

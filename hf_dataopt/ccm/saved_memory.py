@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._compat import causal_model_of, input_device, layer_device
 from ..progress import told
-from ..publishing.artifacts import fetch
+from ..publishing.artifacts import fetch, push_saved
 from ..publishing.identity import check_identity
 from ..publishing.kinds import ADAPTER, MODEL
 from ..publishing.names import hub_name
@@ -24,11 +24,37 @@ from ..settings import check_text, optional
 from ..text.chat import ChatFormat
 from .active import ccm_config, written_by
 
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+    from ..publishing.hub import PushOptions
+
 Layers = list[tuple[Tensor, Tensor]]
 Shapes = Sequence[tuple[int, int, int]]
 _WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
 _COUNTS = ("held", "steps", "text")
 _LONGEST_TEXT = 2**31  # tokens
+
+
+class Pushed:
+    """A memory that is uploaded as it is saved."""
+
+    def save_pretrained(self, folder: str | Path, *, adapter: str | None = None, license: str | None = None) -> None:
+        """Write the memory and a card into a folder."""
+        raise NotImplementedError
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        adapter: str | None = None,
+        license: str | None = None,
+        **options: Unpack[PushOptions],
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes in one commit; options as `publishing.artifacts.push_folder`."""
+        return push_saved(
+            lambda folder: self.save_pretrained(folder, adapter=adapter, license=license), repo_id, **options
+        )
 
 
 def save_memory(

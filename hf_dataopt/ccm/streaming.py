@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from .._compat import causal_model_of, input_device, text_config
-from ..publishing.artifacts import push_saved
 from ..settings import (
     check_each,
     check_flag,
@@ -28,20 +27,18 @@ from .config import stream_sizes
 from .memory import CompressedContextMemory
 from .proof import prove
 from .rotation import Rotation
-from .saved_memory import layers_of, load_memory, read_chat, save_memory
+from .saved_memory import Pushed, layers_of, load_memory, read_chat, save_memory
 from .turns import encode_turn, is_said
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
-
-    from ..publishing.hub import HubOptions, PushOptions
+    from ..publishing.hub import HubOptions
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _SIZES = ("max_kv", "compress_tokens", "memory_size", "sink", "compress")
 _STATE = ("memory_slots", "_virtual_slots", "tokens_seen")
 
 
-class StreamingContextMemory:
+class StreamingContextMemory(Pushed):
     """Reads a stream; once the cache is full, the oldest recent tokens become compression tokens of the memory.
 
     Positions are those inside the cache, from 0, re-assigned after every compression; the memory is first in, first out.
@@ -164,19 +161,6 @@ class StreamingContextMemory:
         if any(wrong):
             raise ValueError(f"{source} holds {stream.size} slots, which do not fit its sizes; save it again")
         return stream
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        adapter: str | None = None,
-        license: str | None = None,
-        **options: Unpack[PushOptions],
-    ) -> CommitInfo:
-        """Upload the stream in one commit; options as `publishing.artifacts.push_folder`."""
-        return push_saved(
-            lambda folder: self.save_pretrained(folder, adapter=adapter, license=license), repo_id, **options
-        )
 
     @property
     def size(self) -> int:

@@ -15,6 +15,7 @@ from ..shell.options import (
     add_hub,
     add_publishing,
     add_seed,
+    address,
     check_publishing,
     device_of,
     push_options,
@@ -160,7 +161,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     result |= {"folder": str(folder), "preview": str(folder / "preview.png")}
     if args.push_to_hub:
-        result["repository"] = str(push_folder(folder, args.push_to_hub, **push_options(args)))
+        result["repository"] = address(push_folder(folder, args.push_to_hub, **push_options(args)))
     return result
 
 

@@ -19,6 +19,7 @@ from ..shell.options import (
     add_hub,
     add_publishing,
     add_template,
+    address,
     check_publishing,
     device_of,
     push_options,
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cache.save_pretrained(args.output_dir)
         result["folder"] = args.output_dir
     if args.push_to_hub:
-        result["repository"] = str(cache.push_to_hub(args.push_to_hub, **push_options(args)))
+        result["repository"] = address(cache.push_to_hub(args.push_to_hub, **push_options(args)))
     return result
 
 

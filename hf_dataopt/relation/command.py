@@ -19,6 +19,7 @@ from ..shell.options import (
     add_hub,
     add_publishing,
     add_seed,
+    address,
     check_publishing,
     device_of,
     push_options,
@@ -239,7 +240,7 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
         save_cleaned(cleaned, report, draft, args)
     paths = {name: str(out / path) for name, path in paths.items()}
     if args.push_to_hub:
-        paths["repository"] = str(push_folder(out, args.push_to_hub, **push_options(args)))
+        paths["repository"] = address(push_folder(out, args.push_to_hub, **push_options(args)))
     return paths
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..publishing.hub import PushOptions, check_push
 from .usage import only
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -104,6 +107,11 @@ def push_options(args: argparse.Namespace) -> PushOptions:
         "commit_message": args.commit_message,
         "token": args.token,
     }
+
+
+def address(made: CommitInfo) -> str:
+    """Where an upload can be looked at: its pull request if one was opened, whose commit is in no branch, else the commit."""
+    return made.pr_url or made.commit_url
 
 
 def add_template(parser: argparse.ArgumentParser, what: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_commit, push_options
+from .options import add_commit, address, push_options
 from .usage import refusing
 
 HELP = "upload an artifact's folder to the Hub in one commit"
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{args.folder} is no folder; name the one that holds the artifact")
         kind = describe(folder)["kind"]
         made = push_folder(folder, args.repo, **push_options(args))
-    return {"kind": kind, "repository": args.repo, "url": made.pr_url or made.commit_url}
+    return {"kind": kind, "repository": args.repo, "url": address(made)}
 
 
 def show(result: dict[str, Any], console: Any) -> None:

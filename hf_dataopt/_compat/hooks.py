@@ -1,0 +1,52 @@
+"""Where PEFT and Trainer let others in: tables and lists that they keep for themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def lora_classes() -> tuple[Any, Any, Any]:
+    """PEFT's LoRA linear layer, its base class, and the base of variants, which PEFT itself keeps in a submodule."""
+    from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
+
+    return Linear, LoraLayer, LoraVariant
+
+
+def active_adapters(module: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the LoRA adapters that are active in a module, switched off for the moment or not.
+
+    Asked of a layer: a decoder inside a PEFT model has no such property, and transformers' own `active_adapters()` wants
+    newer peft releases than there are.
+    """
+    _, layer_class, _ = lora_classes()
+    layer = next((one for one in module.modules() if isinstance(one, layer_class)), None)
+    return () if layer is None else tuple(layer.active_adapters)
+
+
+def peft_tables() -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]:
+    """PEFT's tables from adapter type to config, tuner and parameter prefix.
+
+    `peft.utils.register_peft_method` is the public way, but it takes members of PEFT's own enum only.
+    """
+    from peft import mapping
+
+    return (
+        mapping.PEFT_TYPE_TO_CONFIG_MAPPING,
+        mapping.PEFT_TYPE_TO_TUNER_MAPPING,
+        mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
+    )
+
+
+def give_every_trainer(callback: type) -> None:
+    """Put a callback class among those that every Trainer made from now on has.
+
+    A data collator is all that a user hands over, and Trainer tells a collator nothing: neither which model it trains, nor
+    when training begins. A callback is told both, and the loader.
+    """
+    from transformers import trainer
+
+    defaults: list[Any] = trainer.DEFAULT_CALLBACKS
+    if callback not in defaults:
+        defaults.append(callback)
