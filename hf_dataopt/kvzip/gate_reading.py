@@ -172,14 +172,14 @@ def read_texts(
             shown.update(prompt.ids.numel())
     held, fitted = [read[i] for i in order[:n_held]], [read[i] for i in order[n_held:]]
     del read
-    about = {
+    about: dict[str, Any] = {
         "texts": len(fitted),
         "tokens": sum(one.inputs.shape[1] for one in fitted),
         "held_texts": n_held,
         "held_tokens": sum(one.inputs.shape[1] for one in held),
         "texts_hash": hashlib.blake2b(" ".join(key["text"] for key in keys).encode(), digest_size=16).hexdigest(),
     }
-    key = {**keys[0], "text": about["texts_hash"]}
+    key = {**keys[0], "text": str(about["texts_hash"])}
     return ReadTexts(Tokens.of(fitted, seed, input_device(model)), held, key, about)
 
 
