@@ -231,7 +231,9 @@ def study(model: Any, tokenizer: Any, args: argparse.Namespace, start: float) ->
             best = total
             if config.hidden <= SAVED_UP_TO:
                 gates.save_pretrained(args.out / f"gates_{args.target}", license="apache-2.0")
-            tell("held", name=name, contexts=len(held), **summary(judges["held"].answered(gates)))
+            found = judges["held"].answered(gates)
+            values = {f"{kind} {ratio}": np.round(nll, 4).tolist() for (kind, ratio), nll in found.items()}
+            tell("held", name=name, contexts=len(held), **summary(found), values=values)
         longest = max(longest, time.monotonic() - began)
     tell("done")
 
