@@ -28,6 +28,15 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s){gpu}"
 
 
+def limit_memory(gigabytes: float | None) -> None:
+    """Let this process have so much of the GPU's memory, where several share one; None: all."""
+    import torch
+
+    if gigabytes is not None and torch.cuda.is_available():
+        whole = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 2**30 / whole))
+
+
 def write(name: str, rows: list[dict[str, Any]], quiet: bool = False, **about: Any) -> Path:
     """Write `benchmarks/results/NAME.json` and, unless `quiet`, print the rows as a table."""
     packages = ("torch", "transformers", "numpy")

@@ -105,12 +105,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=39_000, help="training images, at most 39,000")
     parser.add_argument("--seeds", type=int, default=3, help="scoring runs")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="condense so long at most, then score")
+    parser.add_argument("--gigabytes", type=float, help="most GPU memory of this process")
     parser.add_argument("--timed", action="store_true", help="do not time the ways again, if there are results of it")
     args = parser.parse_args()
     until = time.perf_counter() + args.seconds
     if not (args.smoke or torch.cuda.is_available()):
         print("skipped: no GPU; on a CPU this run takes a month (see IDCConfig(width=32) and method='mosaic')")
         return
+    _report.limit_memory(args.gigabytes)
     train, test = images(args.smoke, args.rows)
     config = IDCConfig.cifar10(images_per_class=10)
     if args.smoke:
@@ -119,16 +121,22 @@ def main() -> None:
     path = _report.RESULTS / "condensation_gpu_hours.json"
     timed = args.timed and path.exists()
     rows = json.loads(path.read_text())["rows"] if timed else []
-    rows = rows or [hours(config, train, way, 2 if args.smoke else 10) for way in ways]
+    for way in () if rows else ways:
+        try:
+            rows.append(hours(config, train, way, 2 if args.smoke else 10))
+        except RuntimeError as error:
+            print(f"{way} does not run here: {error}")
     _report.show("CIFAR-10, 10 a class, width 128: hours", rows)
-    about: dict[str, Any] = {"rows": len(train), "data": "noise of its shape" if test is None else "CIFAR-10"}
+    about: dict[str, Any] = {"training images": len(train), "data": "noise of its shape" if test is None else "CIFAR-10"}
     if not (args.smoke or timed):
         _report.write("condensation_gpu_hours", rows, **about)
     if args.hours_only or test is None:
         return
-    best = min(range(len(ways)), key=lambda k: rows[k]["inner iteration ms"])
-    written_out(ways[best][1])
-    config = replace(config, dtype=ways[best][0], outer_iterations=args.outer_iterations or config.outer_iterations)
+    best = min(rows, key=lambda one: one["inner iteration ms"])
+    written_out(best["derivatives"] == "written out")
+    config = replace(
+        config, dtype=best["network's updates in"], outer_iterations=args.outer_iterations or config.outer_iterations
+    )
     folder = _report.DATA / ("condensation_gpu_smoke" if args.smoke else "condensation_gpu")
     condenser, condensed, took = condense(config, train, until, folder)
     about |= {
@@ -136,7 +144,7 @@ def main() -> None:
         "of": config.outer_iterations,
         "seconds of this call": round(took, 1),
     }
-    about |= {"losses": [round(loss, 3) for loss in condenser.losses], "derivatives": rows[best]["derivatives"]}
+    about |= {"losses": [round(loss, 3) for loss in condenser.losses], "derivatives": best["derivatives"]}
     scores: list[dict[str, Any]] = []
     for name, found in (("idc", condensed), ("mosaic (its start)", condenser.initial(train))):
         # random images once, beside the first

@@ -296,8 +296,10 @@ def main() -> None:
         "--folder", type=Path, default=_report.DATA / "condensation_quality", help="where runs are kept"
     )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many")
+    parser.add_argument("--gigabytes", type=float, help="most GPU memory of this process")
     args = parser.parse_args()
     began = time.monotonic()
+    _report.limit_memory(args.gigabytes)
     torch.set_num_threads(1)
     if args.smoke:
         args.data, args.per_class, args.selections, args.seeds, args.steps = args.data[:1], args.per_class[:1], 1, 1, 40
