@@ -56,6 +56,7 @@ bench: $(BIN)/.benchmark-installed
 gpu: $(BIN)/.benchmark-installed
 	PYTHON=$(BIN)/python benchmarks/gpu/run.sh
 	$(BIN)/python benchmarks/condensation_gpu.py
+	$(BIN)/python benchmarks/mixup_gpu.py
 	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
 
 # KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core

@@ -24,17 +24,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from _report import RESULTS, show, write
 from data import DataMissingError, cifar10
+from mixup_measure import logits_of, measure
+from mixup_networks import PreActResNet18, resnet8
+from mixup_rows import MEAN, STD, MappedRows, Refresh, Rows, rows, unseen
 from scipy.stats import t as student
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_dataopt import (
     CoMixupConfig,
@@ -46,7 +47,6 @@ from hf_dataopt import (
     seeding,
 )
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 TABLE = (
     *("plain", "input mixup", "cutmix", "puzzle", "comixup + clean"),
     *("comixup", "input mixup + clean", "cutmix + clean", "puzzle + clean"),
@@ -54,9 +54,10 @@ TABLE = (
 CURVED = ("plain", "input mixup", "puzzle", "comixup + clean")
 SALIENCY = {
     "puzzle, half-size saliency": 0.5,
-    "puzzle, 3/4-size saliency": 0.75,
+    "puzzle, 0.7-size saliency": 0.7,
     "puzzle, half of the steps cutmix": 1.0,
 }
+EVERY = "puzzle, maps of every {}. epoch"  # kept for each row in between
 NOISE = "noise for saliency"  # the same solver on maps that say nothing, so that other parts win every time
 WHY: dict[str, dict[str, Any]] = {  # changes of Co-Mixup's preset, one at a time
     NOISE: {},
@@ -93,6 +94,7 @@ FIGURES = (
     "mixup_single_input",
     "mixup_label_entropy",
     "cpu_seconds",
+    "seconds",
 )
 
 
@@ -104,6 +106,7 @@ class Setting:
     side: int = 16
     width: int = 16
     epochs: int = 30
+    network: str = "resnet8"  # or "preactresnet18"
 
 
 STUDIED = Setting(images=1_000)
@@ -113,49 +116,6 @@ CURVE = {
     **{f"width {width}": Setting(width=width) for width in (8, 32)},
 }
 CURVE_RATE = 0.3  # one for all points and methods
-
-
-class Rows(torch.utils.data.Dataset):
-    """Normalised images and integer labels."""
-
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, side: int, scale: Any = (MEAN, STD)) -> None:
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        images = nn.functional.interpolate(images, size=(side, side), mode="area")
-        mean, std = (torch.tensor(value)[:, None, None] for value in scale)
-        self.images = (images - mean) / std
-        self.labels = torch.from_numpy(labels)
-
-    def first(self, rows: int) -> Rows:
-        """The first rows."""
-        few = copy(self)
-        few.images, few.labels = self.images[:rows], self.labels[:rows]
-        return few
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"pixel_values": self.images[row], "labels": int(self.labels[row])}
-
-
-def rows(images: int, side: int) -> Rows:
-    """A class-balanced training set."""
-    pixels, labels = cifar10(0, 10_000)
-    keep = np.concatenate([np.flatnonzero(labels == k)[: images // 10] for k in range(10)])
-    return Rows(pixels[keep], labels[keep], side)
-
-
-def resnet8(width: int, seed: int) -> nn.Module:
-    """HF ResNet with a 3 x 3 stem of stride 1 and three stages of one basic block."""
-    torch.manual_seed(seed)
-    sizes = [width, 2 * width, 4 * width]
-    config = ResNetConfig(embedding_size=width, hidden_sizes=sizes, depths=[1, 1, 1], layer_type="basic")
-    config.num_labels = 10
-    model = ResNetForImageClassification(config)
-    stem = model.resnet.embedder
-    stem.embedder.convolution = nn.Conv2d(3, width, 3, padding=1, bias=False)
-    stem.pooler = nn.Identity()
-    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
 def flipping(seed: int) -> Callable[[list[Any]], dict[str, torch.Tensor]]:
@@ -177,7 +137,7 @@ def noise_maps(seed: int) -> Callable[[Tensor, Tensor], Tensor]:
 
     def maps(images: Tensor, _: Tensor) -> Tensor:
         cells = (0.25 * torch.randn(len(images), 1, 4, 4, generator=draws)).exp()
-        return nn.functional.interpolate(cells, size=images.shape[2:])[:, 0]
+        return nn.functional.interpolate(cells, size=images.shape[2:])[:, 0].to(images.device)
 
     return maps
 
@@ -205,16 +165,33 @@ def collator(method: str, model: nn.Module, side: int, seed: int) -> Any:
     if name.endswith("cutmix") and name != "cutmix":
         schedule = MixupSchedule(probabilities={"puzzle_mix": 0.5, "cutmix": 0.5}, puzzle_mix=puzzle)
         return DataCollatorForMixup(model, schedule, **options)
+    if refreshed(name):
+        return DataCollatorForPuzzleMix(model, puzzle, saliency="saliency", seed=seed)  # the rows are mirrored already
     if name.startswith("puzzle"):
         return DataCollatorForPuzzleMix(model, puzzle, saliency_scale=SALIENCY.get(name, 1.0), **options)
     schedule = MixupSchedule(probabilities={"mixup" if name == "input mixup" else name: 1.0}, clean_weight=clean)
     return DataCollatorForMixup(model, schedule, **options)
 
 
+def refreshed(method: str) -> int:
+    """Epochs after which the maps are taken anew; 0: they are this step's."""
+    before, after = EVERY.split("{}")
+    return int(method.removeprefix(before).removesuffix(after)) if method.startswith(before) else 0
+
+
+def network(setting: Setting, seed: int) -> nn.Module:
+    """The setting's network, freshly drawn."""
+    if setting.network == "resnet8":
+        return resnet8(setting.width, seed)
+    torch.manual_seed(seed)
+    return PreActResNet18(setting.width, 10, nn.functional.cross_entropy).to(memory_format=torch.channels_last)
+
+
 def train(method: str, seed: int, rate: float, data: Rows, setting: Setting) -> tuple[nn.Module, dict[str, float]]:
-    """One run: its model, its CPU seconds, and how much was mixed."""
-    model = resnet8(setting.width, seed)
+    """One run: its model, its seconds, and how much was mixed."""
+    model = network(setting, seed)
     collate = collator(method, model, setting.side, seed)
+    kept = MappedRows(data, seed) if refreshed(method) else None
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder,
@@ -230,80 +207,24 @@ def train(method: str, seed: int, rate: float, data: Rows, setting: Setting) -> 
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            dataloader_pin_memory=False,
             remove_unused_columns=False,
             use_cpu=not torch.cuda.is_available(),
         )
-        trainer = Trainer(model=model, args=args, train_dataset=data, data_collator=collate)
-        start = time.process_time()
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=kept or data,
+            data_collator=collate,
+            callbacks=None if kept is None else [Refresh(kept, refreshed(method))],
+        )
+        start, begun = time.process_time(), time.perf_counter()
         trainer.train()
-        found = {"cpu_seconds": round(time.process_time() - start, 1)}
+        found = {"cpu_seconds": round(time.process_time() - start, 1), "seconds": round(time.perf_counter() - begun, 1)}
     mixing = getattr(collate, "statistics", None)
     if mixing is not None:
         found |= {f"mixup_{name}": round(value, 4) for name, value in asdict(mixing).items()}
     return model.eval(), found
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """(n, classes), without gradients."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        parts = [model(pixel_values=part.to(device))["logits"].float().cpu() for part in images.split(250)]
-    return torch.cat(parts)
-
-
-def attacked(model: nn.Module, data: Rows, radius: Tensor, steps: int) -> Tensor:
-    """Images moved `steps` times along the sign of the gradient, never further than `radius` (C, 1, 1).
-
-    In one step by all of it (FGSM), in each of several by a quarter (PGD).
-    """
-    device = next(model.parameters()).device
-    radius, moved = radius.to(device), []
-    for start, labels in zip(data.images.to(device).split(250), data.labels.to(device).split(250), strict=True):
-        now = start
-        for _ in range(steps):
-            leaf = now.clone().requires_grad_()
-            (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(pixel_values=leaf)["logits"], labels), leaf)
-            now = now + radius * (1 if steps == 1 else 0.25) * grad.sign()
-            now = torch.minimum(torch.maximum(now, start - radius), start + radius)
-        moved.append(now)
-    return torch.cat(moved)
-
-
-def borders(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The images with another image's border, and with noise of a standard deviation of the pixels added to their own."""
-    edge = images.shape[-1] // 8
-    inner = torch.zeros(images.shape[-2:], dtype=torch.bool)
-    inner[edge:-edge, edge:-edge] = True
-    generator = seeding.generator(0, epoch=3)
-    other = images[torch.randperm(len(images), generator=generator)]
-    noise = images + torch.randn(images.shape, generator=generator)
-    return torch.where(inner, images, other), torch.where(inner, images, noise)
-
-
-def measure(model: nn.Module, data: Rows, std: tuple[float, ...] = STD) -> dict[str, float]:
-    """Accuracy, NLL, expected calibration error (15 bins), errors under FGSM and PGD (10 steps, first 1,000 rows) of 1/255, and
-    with corrupted borders."""
-    found, labels = logits_of(model, data.images), data.labels
-    confidence, guess = found.softmax(1).max(1)
-    right = (guess == labels).float()
-    bins = (confidence * 15).long().clamp(max=14)
-    ece = sum(float((confidence[bins == b] - right[bins == b]).sum().abs()) for b in range(15)) / len(labels)
-    radius = 1 / 255 / torch.tensor(std)[:, None, None]
-    few = data.first(1_000)
-    other, noisy = borders(data.images)
-
-    def error(images: Tensor) -> float:
-        return float((logits_of(model, images).argmax(1) != labels[: len(images)]).float().mean())
-
-    return {
-        "accuracy": float(right.mean()),
-        "nll": float(nn.functional.cross_entropy(found, labels)),
-        "ece": ece,
-        "fgsm_error": error(attacked(model, data, radius, 1)),
-        "pgd_error": error(attacked(model, few, radius, 10)),
-        "other_border_error": error(other),
-        "noisy_border_error": error(noisy),
-    }
 
 
 def part_runs(part: str, seeds: int, rates: dict[str, float]) -> Iterator[tuple[Setting, str, int, float]]:
@@ -329,9 +250,10 @@ def rate_of(method: str, rates: dict[str, float]) -> float:
     return rates.get(method, rates.get(method.removesuffix(" + clean").split(",")[0], 0.1))
 
 
-def best_rates(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Of every method the learning rate with the best accuracy on the rows kept for that."""
-    tried = [run for run in runs if run["setting"] == asdict(Setting()) and run["seed"] == 0 and run["method"] in TABLE]
+def best_rates(runs: list[dict[str, Any]], setting: Setting | None = None) -> dict[str, float]:
+    """Of every method the learning rate with the best accuracy, in this setting, on the rows kept for that."""
+    where = asdict(setting or Setting())
+    tried = [run for run in runs if run["setting"] == where and run["seed"] == 0 and run["method"] in TABLE]
     tried.sort(key=lambda run: run["validation_accuracy"])
     return {run["method"]: run["rate"] for run in tried}
 
@@ -346,20 +268,26 @@ def paired(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> str | No
     return f"{statistics.mean(found):+.1f} +- {half:.1f}"
 
 
-def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of every setting, method and learning rate, and distances to three peers."""
+def table(
+    runs: list[dict[str, Any]], rates: Callable[[Setting], dict[str, float]] | None = None
+) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of every setting, method and learning rate, and distances to three peers.
+
+    `rates` says the methods' best rates for a setting; by default those of the first setting.
+    """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((*run["setting"].values(), run["method"], run["rate"]), []).append(run)
-    rates, lines = best_rates(runs), []
+    first, lines = best_rates(runs), []
     for (*setting, method, rate), group in groups.items():
+        best = rates(Setting(**group[0]["setting"])) if rates else first
         line: dict[str, Any] = {**group[0]["setting"], "method": method, "rate": rate, "seeds": len(group)}
         for key in FIGURES:
             values = [run[key] for run in group if key in run]
             line[key] = round(statistics.mean(values), 4) if values else None
             line[f"{key} sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
         for peer in ("plain", "input mixup", "cutmix"):
-            others = groups.get((*setting, peer, rate_of(peer, rates)), [])
+            others = groups.get((*setting, peer, rate_of(peer, best)), [])
             line[f"over {peer}"] = paired(group, others) if peer != method else None
         lines.append(line)
     return lines
@@ -371,6 +299,8 @@ class Kept:
     def __init__(self, name: str, again: bool) -> None:
         path = RESULTS / f"{name}.json"
         self.name, self.runs = name, list(json.loads(path.read_text())["runs"]) if path.exists() and not again else []
+        for run in self.runs:  # older ones name no network
+            run["setting"] = asdict(Setting(**run["setting"]))
 
     def has(self, about: dict[str, Any]) -> bool:
         """Whether this run was done."""
@@ -382,22 +312,24 @@ class Kept:
         write(self.name, table(self.runs), quiet=True, runs=self.runs)
 
 
+def figures(setting: Setting, method: str, seed: int, rate: float, asked: int) -> dict[str, Any]:
+    """Train, and measure on so many rows; as many others choose."""
+    data = rows(setting.images, setting.side)
+    test, choice = (unseen(start, start + asked, setting.side) for start in (10_000, 15_000))
+    model, found = train(method, seed, rate, data, setting)
+    validation = (logits_of(model, choice.images).argmax(1) == choice.labels).float().mean()
+    seen = (logits_of(model, data.images).argmax(1) == data.labels).float().mean()
+    found |= {"validation_accuracy": float(validation), "train_accuracy": float(seen)}
+    return {**found, **measure(model, test)}
+
+
 def run_all(setting_runs: Iterator[tuple[Setting, str, int, float]], kept: Kept, smoke: bool) -> None:
     """Train and measure whatever is not kept yet."""
-    rows_of_test, rows_of_choice = (
-        ((10_000, 10_200), (15_000, 15_200)) if smoke else ((10_000, 15_000), (15_000, 20_000))
-    )
     for setting, method, seed, rate in setting_runs:
         about = {"setting": asdict(setting), "method": method, "seed": seed, "rate": rate}
         if kept.has(about):
             continue
-        data = rows(setting.images, setting.side)
-        test, choice = (Rows(*cifar10(*part), setting.side) for part in (rows_of_test, rows_of_choice))
-        model, found = train(method, seed, rate, data, setting)
-        validation = (logits_of(model, choice.images).argmax(1) == choice.labels).float().mean()
-        seen = (logits_of(model, data.images).argmax(1) == data.labels).float().mean()
-        found |= {"validation_accuracy": float(validation), "train_accuracy": float(seen)}
-        kept.add({**about, **found, **measure(model, test)})
+        kept.add({**about, **figures(setting, method, seed, rate, 200 if smoke else 5_000)})
         print(
             {name: kept.runs[-1][name] for name in (*about, "validation_accuracy", "accuracy", "cpu_seconds")},
             flush=True,

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from _report import DATA, show, write
-from mixup_accuracy import Rows, measure
+from mixup_measure import measure
+from mixup_networks import PreActResNet18
+from mixup_rows import Rows
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -32,50 +34,11 @@ from hf_dataopt import (
     PuzzleMixConfig,
     seeding,
 )
-from hf_dataopt.mixup.loss import soft_cross_entropy, soft_targets, softmax_binary_cross_entropy
+from hf_dataopt.mixup.loss import soft_cross_entropy, softmax_binary_cross_entropy
 
 CLASSES = 100
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 METHODS = ("plain", "input mixup", "cutmix", "puzzle", "comixup")
-
-
-class PreActBlock(nn.Module):
-    """Two 3 x 3 convolutions, each after its normalisation, and a way around them."""
-
-    def __init__(self, inner: int, outer: int, stride: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.BatchNorm2d(inner), nn.BatchNorm2d(outer)
-        self.one = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-        self.two = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-        changed = stride > 1 or inner != outer
-        self.around = nn.Conv2d(inner, outer, 1, stride, bias=False) if changed else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inner, H, W) to (B, outer, H / stride, W / stride)."""
-        ready = self.first(x).relu()
-        beside = x if self.around is None else self.around(ready)
-        return self.two(self.second(self.one(ready)).relu()) + beside
-
-
-class PreActResNet18(nn.Module):
-    """The network of both papers' CIFAR tables, with the calls of a Hugging Face classifier."""
-
-    main_input_name = "pixel_values"
-
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.num_labels = CLASSES
-        sizes = [width, *(width * 2**i for i in range(4) for _ in range(2))]
-        blocks = [PreActBlock(sizes[i], sizes[i + 1], 2 if i in (2, 4, 6) else 1) for i in range(8)]
-        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), *blocks)
-        self.last, self.head = nn.BatchNorm2d(sizes[-1]), nn.Linear(sizes[-1], CLASSES)
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Logits, and the authors' loss where labels are given."""
-        logits = self.head(self.last(self.body(pixel_values)).relu().mean((2, 3)))
-        if labels is None:
-            return {"logits": logits}
-        return {"loss": softmax_binary_cross_entropy(logits, soft_targets(labels, CLASSES)), "logits": logits}
 
 
 def cifar100(split: str, smoke: bool) -> Rows:
@@ -126,7 +89,7 @@ def collator(method: str, model: nn.Module, seed: int) -> Any:
 def train(method: str, seed: int, data: Rows, epochs: int, folder: Path, smoke: bool) -> nn.Module:
     """One run; a folder with checkpoints of it goes on."""
     torch.manual_seed(seed)
-    model = PreActResNet18(4 if smoke else 64)
+    model = PreActResNet18(4 if smoke else 64, CLASSES, softmax_binary_cross_entropy)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-4, nesterov=True)
     steps = epochs * -(-len(data) // 100)
     falls = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps // 3, 2 * steps // 3], 0.1)

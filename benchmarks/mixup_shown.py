@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from _report import show, write
 from data import DataMissingError, cifar10
-from mixup_accuracy import MEAN, STD, Rows, Setting, rows, train
+from mixup_accuracy import Setting, train
+from mixup_rows import MEAN, STD, Rows, rows
 from torch import Tensor, nn
 
 from hf_dataopt import CoMixupConfig, PuzzleMixConfig, seeding

@@ -46,6 +46,7 @@ def kinds(model: Any, maps: torch.Tensor) -> dict[str, Any]:
     return {
         "plain": None,
         "Puzzle Mix, full saliency": DataCollatorForPuzzleMix(model, full),
+        "Puzzle Mix, 0.7-size saliency": DataCollatorForPuzzleMix(model, full, saliency_scale=0.7),
         "Puzzle Mix, half-size saliency": DataCollatorForPuzzleMix(model, full, saliency_scale=0.5),
         "Puzzle Mix, maps made before": DataCollatorForPuzzleMix(model, full, saliency=made_before),
         "Puzzle Mix + clean loss": DataCollatorForPuzzleMix(model, clean),

@@ -25,8 +25,8 @@ from ..shell.options import (
     push_options,
     template_options,
 )
-from ..shell.usage import check_count, refusing
-from .scores import NAMES
+from ..shell.usage import check_count, only, refusing
+from .scores import NAMES, score_of
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
@@ -67,11 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question", action="append", required=True, help="may be given several times; - for the lines of stdin"
     )
-    parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of the context's pairs that stays, (0, 1]")
-    parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
-    parser.add_argument("--chunk-size", type=int, default=512, help="context tokens repeated at a time")
     parser.add_argument(
-        "--replay", choices=["exact", "local"], default="local", help="exact: the whole cache in sight, slower"
+        "--keep-ratio", type=float, help="share of the context's pairs that stays, (0, 1] (default: 0.3)"
+    )
+    parser.add_argument("--max-kv-tokens", type=int, help="budget in tokens per head instead of a ratio")
+    parser.add_argument("--chunk-size", type=int, help="context tokens repeated at a time (default: 512)")
+    parser.add_argument(
+        "--replay", choices=["exact", "local"], help="exact: the whole cache in sight, slower (default: local)"
     )
     parser.add_argument("--score", choices=list(NAMES), default="kvzip", help="how pairs are ranked")
     parser.add_argument(
@@ -118,15 +120,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with refusing():
         check_publishing(args)
         check_count("max_new_tokens", args.max_new_tokens)
-        config = KVzipConfig(
-            keep_ratio=args.keep_ratio,
-            max_kv_tokens=args.max_kv_tokens,
-            chunk_size=args.chunk_size,
-            replay=args.replay,
-            score=args.score,
-            storage=args.storage,
-            **template_options(args),
-        )
+        only(args, args.max_kv_tokens is None, "and --max-kv-tokens are two budgets; give one", "keep_ratio")
+        repeats = score_of(args.score).looks_at == "repeat"
+        only(args, repeats, f"is for scores that repeat the context, not {args.score}", "chunk_size", "replay")
+        names = ("keep_ratio", "max_kv_tokens", "chunk_size", "replay", "score", "storage")
+        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        config = KVzipConfig(**given, **template_options(args))
         if [args.context, *args.question].count(STDIN) > 1:
             raise ValueError("--context and --question cannot both be -: standard input is read once")
         context = read_text("--context", args.context)
