@@ -127,7 +127,10 @@ def main() -> None:
         except RuntimeError as error:
             print(f"{way} does not run here: {error}")
     _report.show("CIFAR-10, 10 a class, width 128: hours", rows)
-    about: dict[str, Any] = {"training images": len(train), "data": "noise of its shape" if test is None else "CIFAR-10"}
+    about: dict[str, Any] = {
+        "training images": len(train),
+        "data": "noise of its shape" if test is None else "CIFAR-10",
+    }
     if not (args.smoke or timed):
         _report.write("condensation_gpu_hours", rows, **about)
     if args.hours_only or test is None:
