@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_dataopt.condensation import augment as augment_module
 from hf_dataopt.condensation import columns, devices, networks, training
@@ -65,10 +66,10 @@ class _Crossings(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        sources = [one for one in args if isinstance(one, Tensor)]
-        moved = isinstance(found, Tensor) and found.device == META and {s.device.type for s in sources} == {"cpu"}
-        # a number that Python wraps is no copy: 0-dimensional CPU tensors go along with a call
-        self.count += moved and any(source.ndim for source in sources)
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        onto = any(one.device == META for one in tree_leaves((found, given)) if isinstance(one, Tensor))
+        # a number that Python wraps is no copy: 0-dimensional CPU tensors go along with a call; an index from the CPU is one
+        self.count += onto and any(one.device.type == "cpu" and one.ndim > 0 for one in given)
         return found
 
 
