@@ -64,7 +64,7 @@ def main() -> None:
     if args.smoke:
         tiny = {"outer_iterations": 1, "inner_iterations": 4, "width": 8, "teacher_images": 640}
         rows = [
-            measure(title, method, 16, {**changes, **tiny}) for title, method, _, changes in (SETTINGS[0], SETTINGS[5])
+            measure(title, method, 16, {**changes, **tiny}) for title, method, _, changes in (SETTINGS[0], SETTINGS[-1])
         ]
         _report.show("estimates of condensation (smoke)", rows)
     else:
