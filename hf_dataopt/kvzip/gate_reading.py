@@ -114,7 +114,7 @@ class ReadTexts:
         fitted: tokens that are learned from.
         held: texts that were held back, whole.
         key: what they depend on, for checkpoints.
-        about: numbers of texts and tokens, and their hash.
+        about: the score, numbers of texts and tokens, and their hash.
     """
 
     fitted: Tokens
@@ -173,6 +173,7 @@ def read_texts(
     held, fitted = [read[i] for i in order[:n_held]], [read[i] for i in order[n_held:]]
     del read
     about: dict[str, Any] = {
+        "score": scoring.score,
         "texts": len(fitted),
         "tokens": sum(one.inputs.shape[1] for one in fitted),
         "held_texts": n_held,

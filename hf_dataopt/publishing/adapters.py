@@ -15,7 +15,9 @@ from .writer import finish
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_FORM = "[More Information Needed]"  # in the empty form that PEFT writes as a card
-_SHOWN = ("memory", "num_comp_tokens", "merge_weight", "sink", "conditional", "r", "lora_alpha", "target_modules")
+_SHOWN = (
+    "memory", "num_comp_tokens", "merge_weight", "sink", "stream", "conditional", "r", "lora_alpha", "target_modules",
+)  # fmt: skip
 
 
 def adapter_about(folder: Path) -> dict[str, Any] | None:
@@ -141,6 +143,7 @@ def describe_adapter(
         base=base or "a model of its author's",
         comp_tokens=kept["num_comp_tokens"],
         memory=kept["memory"],
+        stream=kept["stream"],
         answer=answer,
         results=results,
         settings=json.dumps(kept, indent=1, default=str),

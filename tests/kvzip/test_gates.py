@@ -181,6 +181,21 @@ def test_gates_learn_from_cuts_too(fitted: tuple[Any, Any, KVzipGates]) -> None:
     assert not torch.equal(found.weights.linear, gates.weights.linear)
 
 
+def test_any_score_with_a_name_is_learned(fitted: tuple[Any, Any, KVzipGates], tmp_path: Path) -> None:
+    model, tokenizer, gates = fitted
+    found = KVzipGates.fit(model, tokenizer, TEXTS, SMALL, scoring=KVzipConfig(score="kvzip_l2"), progress=False)
+    assert gates.about["score"] == "kvzip" and found.about["score"] == "kvzip_l2"
+    # a length over queries and heads is at least their largest, whatever the order it gives
+    given = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    assert found.score(0, given).mean() > gates.score(0, given).mean()
+    assert (
+        r"Fitted to the scores of kvzip\_l2 on 3 texts" in (found.save_pretrained(tmp_path) / "README.md").read_text()
+    )
+    with pytest.raises(ValueError, match="is a function, which cannot be saved"):
+        unnamed = KVzipConfig(score=lambda layer, queries, keys, values, where: keys[..., 0])
+        KVzipGates.fit(model, tokenizer, TEXTS, SMALL, scoring=unnamed, progress=False)
+
+
 def test_what_cannot_be_fitted_on_is_refused(fitted: tuple[Any, Any, KVzipGates]) -> None:
     model, tokenizer, _ = fitted
     for texts, error, words in (

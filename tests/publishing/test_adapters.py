@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_dataopt.publishing.adapters import adapter_about, adapter_code, write_settings
+from hf_dataopt.publishing.adapters import adapter_about, adapter_code, describe_adapter, write_settings
 from hf_dataopt.publishing.artifacts import _records, about_of
 
 
@@ -23,6 +23,16 @@ def test_only_adapters_of_ours_are_known(tmp_path: Path) -> None:
     assert code["model"] == "me/model" and code["new_tokens"] == 16
     for base in (None, "/a/folder/of/mine", 3):
         assert adapter_code({"base_model_name_or_path": base})["model"] == adapter_code({})["model"] != base
+
+
+def test_a_card_shows_the_stream_that_an_adapter_was_trained_for(tmp_path: Path) -> None:
+    sizes = {"max_kv": 160, "compress_tokens": 64, "memory_size": 8, "sink": 1}
+    for name, stream in (("turns", None), ("stream", sizes)):
+        settings = {"peft_type": "CCM", "memory": "concat", "num_comp_tokens": 2, "stream": stream}
+        (tmp_path / name).mkdir()
+        card = (describe_adapter(tmp_path / name, settings, adapter_code(settings)) / "README.md").read_text()
+        assert (f"`{sizes}`" in card) == (stream is not None)
+        assert ("StreamingContextMemory(model, tokenizer).perplexity" in card) == (stream is not None)
 
 
 @pytest.mark.parametrize("own_card", [False, True])
