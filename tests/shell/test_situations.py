@@ -213,6 +213,9 @@ CALLS = {
     "kvzip with a replay that no score needs": Call(
         f"{KVZIP} --context {{here}}/context.txt --question why --score snapkv --replay exact", 2, "--replay"
     ),
+    "kvzip with gates and a replay": Call(
+        f"{KVZIP} --context {{here}}/context.txt --question why --gates {{here}}/none --replay exact", 2, "--replay"
+    ),
     "kvzip with an empty question": Call(f"{KVZIP} --context {{here}}/context.txt --question ''", 2, "--question"),
     "kvzip a revision of a folder": Call(
         f"{KVZIP} --context {{here}}/context.txt --question why --revision main", 2, "--revision"
