@@ -10,9 +10,11 @@ Test episodes draw from sections that training never sees.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import data
@@ -40,16 +42,18 @@ class Sample:
         input: I(t).
         output: O(t), the only tokens with a loss.
         options: first tokens of all possible outputs, where the task is a choice; the right one is `output[0]`.
+        group: items of one conversation share it; episodes have one each.
     """
 
     contexts: list[list[int]]
     input: list[int]
     output: list[int]
     options: tuple[int, ...] = ()
+    group: int = 0
 
     def alone(self) -> Sample:
         """The same item without contexts."""
-        return Sample([], self.input, self.output, self.options)
+        return replace(self, contexts=[])
 
     def feature(self) -> dict[str, Any]:
         """What `DataCollatorForCCM` takes."""
@@ -75,6 +79,7 @@ def samples(task: str, split: str, tokenizer: Any, n: int, seed: int = 0) -> lis
     return (_dialogues if task == "chitchat" else _episodes)(split, tokenizer, n, rng)
 
 
+@functools.cache
 def conversations(split: str) -> list[list[tuple[str, str]]]:
     """Conversations, as turns (sender, text), between people of this split."""
     talks = data.chitchat(STEPS + 2)
@@ -88,26 +93,33 @@ def conversations(split: str) -> list[list[tuple[str, str]]]:
 
 
 def _dialogues(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sample]:
-    talks = conversations(split)
-    rng.shuffle(talks)
+    """Windows of conversations that do not overlap; for training, other windows of the same ones once these are used up."""
+    talks, width = conversations(split), STEPS + 2
     found: list[Sample] = []
-    for talk in talks:
-        if len(found) == n:
+    while len(found) < n:
+        windows = []
+        for group, talk in enumerate(talks):
+            first = rng.randrange(min(width, len(talk) - width + 1))
+            windows += [(group, talk[start : start + width]) for start in range(first, len(talk) - width + 1, width)]
+        rng.shuffle(windows)
+        samples = (_dialogue(group, window, tokenizer) for group, window in windows)
+        found += itertools.islice((one for one in samples if one), n - len(found))
+        if split != "train":
             break
-        start = rng.randrange(len(talk) - STEPS - 1)
-        window = talk[start : start + STEPS + 2]
-        letter = dict(zip(dict(window), "AB", strict=False))
-        turns = [_ids(tokenizer, f"{letter[sender]}: {text}")[:TURN] + _ids(tokenizer, "\n") for sender, text in window]
-        tag = len(_ids(tokenizer, "A:"))
-        if len(turns[-1]) - tag >= 5:  # "yes" and "haha" tell nothing
-            found.append(Sample(turns[:STEPS], turns[-2] + turns[-1][:tag], turns[-1][tag:]))
     return found
 
 
+def _dialogue(group: int, window: list[tuple[str, str]], tokenizer: Any) -> Sample | None:
+    letter = dict(zip(dict(window), "AB", strict=False))
+    turns = [_ids(tokenizer, f"{letter[sender]}: {text}")[:TURN] + _ids(tokenizer, "\n") for sender, text in window]
+    tag = len(_ids(tokenizer, "A:"))
+    if len(turns[-1]) - tag < 5:  # "yes" and "haha" tell nothing
+        return None
+    return Sample(turns[:STEPS], turns[-2] + turns[-1][:tag], turns[-1][tag:], group=group)
+
+
 def _episodes(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sample]:
-    by_section = defaultdict(list)
-    for section, text in data.package_summaries():
-        by_section[section].append(text)
+    by_section = _summaries()
     words = [_ids(tokenizer, f" {word}") for word in WORDS]
     line = _ids(tokenizer, "\n")
     found = []
@@ -119,9 +131,23 @@ def _episodes(split: str, tokenizer: Any, n: int, rng: random.Random) -> list[Sa
         for name in [*order, rng.choice(list(chosen))]:
             asked = _ids(tokenizer, rng.choice(by_section[name]))[: TURN - 5] + _ids(tokenizer, "\nLabel:")
             rows.append((asked, chosen[name]))
-        found.append(Sample([q + a + line for q, a in rows[:-1]], *rows[-1], tuple(word[0] for word in words)))
+        said = [q + a + line for q, a in rows[:-1]]
+        found.append(Sample(said, *rows[-1], options=tuple(word[0] for word in words), group=len(found)))
+    return found
+
+
+@functools.cache
+def _summaries() -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for section, text in data.package_summaries():
+        found[section].append(text)
     return found
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(_tokens(tokenizer, text))
+
+
+@functools.cache
+def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,33 +1,38 @@
 """What a compressed context memory keeps: CCM against no context, full context and other ways to compress (section 7.4).
 
-    python benchmarks/ccm_quality.py [--smoke] [--tasks chitchat,sections] [--methods concat,merge] [--seeds 1]
+    python benchmarks/ccm_quality.py [--smoke] [--tasks chitchat,sections] [--methods none,full,concat] [--seeds 3]
 
 As in the text, the model is first fine-tuned on each task (LoRA of the same size on full contexts, merged); every
 compression adapter is trained on top of it, with the same samples, steps and learning rate. All keep the first token as
 attention sink and start compression tokens at the embedding of a line break (without these an untrained memory does harm),
-and all learn from every turn (chitchat) or every demonstration's label (sections), not the last alone. 8 contexts of 17 and
-15 tokens on average, 2 slots each (Gisting: 16 for all), AdamW, cosine. "none" and "full" are the fine-tuned model without
-and with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of another
-item; what that recovers is not about the context but about the domain. "pooling" averages keys and values of each half of a
-context (Compressive Transformer), untrained. Recovered: share of the NLL gap between none and full, with a 95 % bootstrap
-over test items (one per conversation). Finished runs are kept in benchmarks/.data/, so a killed benchmark goes on.
+and all learn from every turn (chitchat) or every demonstration's label (sections), not the last alone: from what the
+fine-tuned model says with all of the context (--share 1), from the tokens themselves (--share 0), or both. 8 contexts of 17
+and 15 tokens on average, 2 slots each (Gisting: 16 for all), AdamW, cosine. "none" and "full" are the fine-tuned model
+without and with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of
+another item; what that recovers is not about the context but about the domain. "pooling" averages keys and values of each
+half of a context (Compressive Transformer), untrained. Recovered: share of the NLL gap between none and full, means over
+seeds, with a 95 % bootstrap over test conversations (or episodes). Bases are read in --dtype while training and in float32
+while measuring. Finished runs are kept in benchmarks/.data/, so a killed benchmark goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
 import json
-import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _report import DATA, show, write
+from _training import Pace, in_dtype
 from ccm_data import STEPS, TASKS, Sample, samples
 from data import DataMissingError
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -36,6 +41,7 @@ from transformers import DynamicCache
 
 from hf_dataopt import CCMConfig, CompressedContextMemory, DataCollatorForCCM
 from hf_dataopt._compat import cache_keyword
+from hf_dataopt.ccm.distillation import distillation_loss
 from hf_dataopt.text.demo_model import load_demo_model
 
 SLOTS = 2  # per context
@@ -49,22 +55,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "merge-plain-lora": {"memory": "merge", "conditional": False},
 }
 FROZEN = ("none-not-tuned", "full-not-tuned")
-PER_ITEM = ("nll", "tokens", "right", "other")
+PER_ITEM = ("nll", "tokens", "right", "group", "other")
+TRAINED = "trained.json"
+OTHER = ", other memory"
+POOL = 40  # batches drawn at a time
+AT_A_TIME = 25  # test items
 METHODS = (*FROZEN, "none", "full", "pooling", *CONFIGS)
-Score = Callable[[Sample], tuple[torch.Tensor, torch.Tensor]]
+# logits (n, vocabulary) of the outputs of some items, the outputs, and which item each of them is of
+Score = Callable[[list[Sample]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def kept(task: str, method: str, seed: int, args: argparse.Namespace) -> Path:
     """Folder of a trained adapter; the fine-tuned model is the same for all learning rates of the adapters."""
     folder = DATA / ("ccm_quality_smoke" if args.smoke else "ccm_quality")
-    size = f"{args.base_steps}x{args.batch}" if method == "base" else f"{args.steps}x{args.batch}-{args.lr:g}"
+    size = (
+        f"{args.base_steps}x{args.batch}"
+        if method == "base"
+        else f"{args.steps}x{args.batch}-{args.lr:g}-{args.share:g}"
+    )
     return folder / f"{task}-{method}-seed{seed}-{size}"
 
 
-def schedule(task: str, tokenizer: Any, steps: int, batch: int, seed: int) -> list[list[Sample]]:
-    """Batches of training samples."""
-    pool = samples(task, "train", tokenizer, steps * batch, seed)
-    return [[pool[(step * batch + k) % len(pool)] for k in range(batch)] for step in range(steps)]
+def schedule(task: str, tokenizer: Any, batch: int, seed: int) -> Iterator[list[Sample]]:
+    """Batches of training samples, without end."""
+    for part in itertools.count():
+        pool = samples(task, "train", tokenizer, POOL * batch, 1000 * seed + part)
+        yield from (pool[start : start + batch] for start in range(0, POOL * batch, batch))
 
 
 def learned(labels: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
@@ -74,32 +90,47 @@ def learned(labels: torch.Tensor, rows: list[Sample]) -> torch.Tensor:
     return labels.masked_fill(~torch.isin(labels, torch.tensor(rows[0].options)), -100)
 
 
-def fit(model: Any, batches: list[list[Sample]], collate: Any, lr: float, log: str) -> None:
-    """AdamW with 3 % warm-up and a cosine."""
+def fit(
+    model: Any, batches: Iterator[list[Sample]], collate: Any, pace: Pace, lr: float, share: float
+) -> dict[str, float]:
+    """AdamW with 3 % warm-up and a cosine; `share` of the loss is distilled. Returns steps, seconds and the last loss."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
-    warm = max(1, round(0.03 * len(batches)))
-    recent = []
+    recent, step, mean, over = [], 0, 0.0, False
     model.train()
-    for step, rows in enumerate(batches):
-        scale = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / len(batches))))
+    while not over:
         for group in optimizer.param_groups:
-            group["lr"] = lr * scale
+            group["lr"] = lr * pace.scale(step)
+        rows = next(batches)
         batch = collate(rows)
         batch["labels"] = learned(batch["labels"], rows)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        labels = batch.pop("labels")
-        where = (labels >= 0).any(0).nonzero()[:, 0]
-        logits = model(**batch, logits_to_keep=where - 1, use_cache=False).logits
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), labels[:, where].flatten())
+        if share:
+            loss = distillation_loss(model, batch, share=share)
+        else:
+            logits, said, _ = predicted(model, batch)
+            loss = functional.cross_entropy(logits.float(), said)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recent.append(float(loss.detach()))
-        if step % 20 == 19:
-            print(f"{log} step {step + 1}: {statistics.mean(recent[-20:]):.3f}", flush=True)
+        recent.append(loss.detach())
+        step += 1
+        over = pace.progress(step) >= 1
+        if over or step % 20 == 0:
+            mean = float(torch.stack(recent[-20:]).mean())
+            print(f"step {step}, {pace.spent:.0f} s: {mean:.3f}", flush=True)
     model.eval()
+    return {"steps": step, "seconds": round(pace.spent, 1), "loss": round(mean, 4)}
+
+
+def predicted(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (n, vocabulary) of the labelled tokens, these tokens, and their rows."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    row, column = (batch["labels"] >= 0).nonzero(as_tuple=True)
+    kept, where = torch.unique(column - 1, return_inverse=True)
+    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
+    return logits[row, where], batch["labels"][row, column], row
 
 
 def plain_batch(rows: list[Sample]) -> dict[str, torch.Tensor]:
@@ -121,45 +152,44 @@ def tuned(task: str, base: Any, tokenizer: Any, args: argparse.Namespace, seed: 
     if not (folder / "adapter_config.json").exists():
         torch.manual_seed(seed)
         config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-        model = get_peft_model(base, config)
-        batches = schedule(task, tokenizer, args.base_steps, args.batch, seed)
-        fit(model, batches, plain_batch, BASE_LR, f"{task} base")
+        model = get_peft_model(in_dtype(base, args.dtype), config)
+        pace = Pace(args.base_steps, args.base_seconds)
+        fit(model, schedule(task, tokenizer, args.batch, seed), plain_batch, pace, BASE_LR, 0.0)
         model.save_pretrained(str(folder))
-        base = model.unload()
     return PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval()
 
 
 def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argparse.Namespace, seed: int) -> Any:
     """The model with the method's trained adapter, out of the kept ones if there."""
     folder = kept(task, method, seed, args)
-    if (folder / "adapter_config.json").exists():
-        return PeftModel.from_pretrained(model, str(folder)).eval()
-    torch.manual_seed(seed)
-    settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
-    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    found = get_peft_model(model, CCMConfig(r=8, sink=True, comp_init_token_ids=line, **settings))
-    config = found.peft_config["default"]
-    collator = DataCollatorForCCM(None, config, pack=True, max_length=4096, completion_only_loss=False)
+    if not (folder / "adapter_config.json").exists():
+        torch.manual_seed(seed)
+        settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
+        line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        config = CCMConfig(r=8, sink=True, comp_init_token_ids=line, **settings)
+        found = get_peft_model(in_dtype(model, args.dtype), config).to(model.device)
+        collator = DataCollatorForCCM(None, found.peft_config["default"], max_length=4096, completion_only_loss=False)
 
-    def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
-        return collator([row.feature() for row in rows])
+        def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
+            return collator([row.feature() for row in rows])
 
-    batches = schedule(task, tokenizer, args.steps, args.batch, seed)
-    fit(found, batches, collate, args.lr, f"{task} {method}")
-    found.save_pretrained(str(folder))
-    return found
+        pace = Pace(args.steps, args.seconds)
+        trained = fit(found, schedule(task, tokenizer, args.batch, seed), collate, pace, args.lr, args.share)
+        found.save_pretrained(str(folder))
+        (folder / TRAINED).write_text(json.dumps(trained))
+    return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def reading(model: Any, with_context: bool) -> Score:
     """Logits of O behind all of the context, or none of it."""
 
-    def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        row = sample if with_context else sample.alone()
-        batch = plain_batch([row])
-        labels = batch.pop("labels")[0]
-        where = torch.arange(len(labels) - len(row.output), len(labels))
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        return model(**batch, logits_to_keep=where.to(model.device) - 1).logits[0], labels[where]
+    def score(rows: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows = rows if with_context else [row.alone() for row in rows]
+        batch = plain_batch(rows)
+        for labels, row in zip(batch["labels"], rows, strict=True):
+            end = int((labels >= 0).nonzero().max()) + 1
+            labels[: end - len(row.output)] = -100
+        return predicted(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
 
     return score
 
@@ -168,11 +198,9 @@ def compressing(model: Any) -> Score:
     """Logits of O behind the compressed memory, in one parallel forward."""
     collator = DataCollatorForCCM(None, model.peft_config["default"])
 
-    def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = {name: tensor.to(model.device) for name, tensor in collator([sample.feature()]).items()}
-        labels = batch.pop("labels")[0]
-        where = (labels >= 0).nonzero()[:, 0]
-        return model(**batch, logits_to_keep=where - 1).logits[0], labels[where]
+    def score(rows: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        batch = collator([row.feature() for row in rows])
+        return predicted(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
 
     return score
 
@@ -180,7 +208,7 @@ def compressing(model: Any) -> Score:
 def pooling(model: Any) -> Score:
     """Logits of O behind the mean keys and values of each half of every context (Compressive Transformer's mean pooling)."""
 
-    def score(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    def one(sample: Sample) -> torch.Tensor:
         memory, seen = DynamicCache(), 0
         for context in sample.contexts:
             past = memory.get_seq_length() or 1  # the first token of all stays, as the sink of the other methods
@@ -203,7 +231,12 @@ def pooling(model: Any) -> Score:
         mask = torch.ones(1, memory.get_seq_length() + ids.shape[1], dtype=torch.int64, device=model.device)
         n = len(sample.output)
         out = model(ids, **{cache_keyword(): memory}, position_ids=positions, attention_mask=mask, logits_to_keep=n + 1)
-        return out.logits[0, :-1], torch.tensor(sample.output)
+        return out.logits[0, :-1]
+
+    def score(rows: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        said = [torch.tensor(row.output, device=model.device) for row in rows]
+        item = [torch.full_like(ids, k) for k, ids in enumerate(said)]
+        return torch.cat([one(row) for row in rows]), torch.cat(said), torch.cat(item)
 
     return score
 
@@ -211,21 +244,27 @@ def pooling(model: Any) -> Score:
 @torch.no_grad()
 def measure(score: Score, items: list[Sample]) -> dict[str, list[float]]:
     """Per item: summed NLL of O, its tokens, and whether the right option got the most."""
-    found: dict[str, list[float]] = {"nll": [], "tokens": [], "right": []}
-    for item in items:
-        logits, labels = score(item)
-        logits = logits.float().cpu()
-        found["nll"].append(float(functional.cross_entropy(logits, labels.cpu(), reduction="sum")))
-        found["tokens"].append(len(item.output))
-        if item.options:
-            best = item.options[int(logits[0, list(item.options)].argmax())]
-            found["right"].append(float(best == item.output[0]))
+    found: dict[str, list[float]] = {"nll": [], "tokens": [], "right": [], "group": [item.group for item in items]}
+    for start in range(0, len(items), AT_A_TIME):
+        rows = items[start : start + AT_A_TIME]
+        logits, said, item = (tensor.cpu() for tensor in score(rows))
+        losses = functional.cross_entropy(logits.float(), said, reduction="none")
+        for k, row in enumerate(rows):
+            found["nll"].append(float(losses[item == k].sum()))
+            found["tokens"].append(len(row.output))
+            if row.options:
+                best = row.options[int(logits[item == k][0, list(row.options)].argmax())]
+                found["right"].append(float(best == row.output[0]))
     return found
 
 
 def elsewhere(items: list[Sample]) -> list[Sample]:
-    """Every item with the contexts of the one before."""
-    return [Sample(items[k - 1].contexts, item.input, item.output, item.options) for k, item in enumerate(items)]
+    """Every item with the contexts of the last one before it from another conversation."""
+    found = []
+    for k, item in enumerate(items):
+        other = next(items[k - back] for back in range(1, len(items)) if items[k - back].group != item.group)
+        found.append(replace(item, contexts=other.contexts))
+    return found
 
 
 @torch.no_grad()
@@ -254,32 +293,35 @@ def evaluate(
         if method == "full":
             record["other"] = measure(score, elsewhere(items))
     else:
-        record |= {"steps": args.steps, "lr": args.lr}
+        record |= {"steps": args.steps, "lr": args.lr, "share": args.share}
         adapted = compressor(task, method, model, tokenizer, args, seed)
         record["training_cpu_s"] = time.process_time() - start
+        record["trained"] = json.loads((kept(task, method, seed, args) / TRAINED).read_text())
         record |= measure(compressing(adapted), items)
         if method in ("concat", "merge"):
             record["online_gap"] = online_gap(adapted, items)
-        if method in ("concat", "concat-plain-lora"):
+        if method in ("concat", "merge", "concat-plain-lora"):
             record["other"] = measure(compressing(adapted), elsewhere(items))
         adapted.unload()
     record["cpu_s"] = time.process_time() - start
     return record
 
 
-def shares(runs: list[dict[str, Any]], none: dict[str, Any], full: dict[str, Any]) -> tuple[float, list[float]]:
-    """Recovered share of the gap, and its 95 % bootstrap interval over items."""
-    tokens = np.array(none["tokens"])
-    ends = [np.array(run["nll"]) for run in (none, full)]
-    mine = np.mean([run["nll"] for run in runs], axis=0)
+def shares(
+    runs: list[dict[str, Any]], none: list[dict[str, Any]], full: list[dict[str, Any]]
+) -> tuple[float, list[float]]:
+    """Recovered share of the gap, of means over seeds, and its 95 % bootstrap interval over conversations."""
+    groups = np.array(none[0]["group"])
+    each = [np.mean([run["nll"] for run in method], axis=0) for method in (none, full, runs)]
+    sums = np.array([[one[groups == group].sum() for one in each] for group in dict.fromkeys(groups)])
 
     def recovered(rows: np.ndarray) -> float:
-        per_token = [float(x[rows].sum() / tokens[rows].sum()) for x in (*ends, mine)]
-        return (per_token[0] - per_token[2]) / (per_token[0] - per_token[1])
+        low, high, mine = sums[rows].sum(0)
+        return float((low - mine) / (low - high))
 
-    draws = np.random.default_rng(0).integers(len(tokens), size=(2000, len(tokens)))
+    draws = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
     spread = np.percentile([recovered(rows) for rows in draws], [2.5, 97.5])
-    return recovered(np.arange(len(tokens))), [round(float(end), 3) for end in spread]
+    return recovered(np.arange(len(sums))), [round(float(end), 3) for end in spread]
 
 
 def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
@@ -289,10 +331,11 @@ def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     for place, steps in order:
         method = METHODS[place]
         runs = [run for run in done if (run["task"], run["method"], run.get("steps", 0)) == (task, method, steps)]
-        name = f"{method}, {steps} steps" if steps else method
+        trained = [run["trained"]["steps"] for run in runs if "trained" in run]
+        name = f"{method}, {round(statistics.mean(trained))} steps" if trained else method
         named[name] = runs
         if all("other" in run for run in runs):
-            named[f"{name}, other memory"] = [run["other"] for run in runs]
+            named[name + OTHER] = [run["other"] for run in runs]
     rows = []
     for method, runs in named.items():
         nll = [sum(run["nll"]) / sum(run["tokens"]) for run in runs]
@@ -300,13 +343,16 @@ def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
         row["nll"] = round(statistics.mean(nll), 4)
         right = [statistics.mean(run["right"]) for run in runs if run["right"]]
         row["accuracy"] = round(statistics.mean(right), 4) if right else None
-        row["recovered"] = row["95 %"] = row["recovered, accuracy"] = None
-        if {"none", "full"} <= set(named):
-            none, full = named["none"][0], named["full"][0]
-            share, spread = shares(runs, none, full)
+        row["recovered"] = row["95 %"] = row["by seed"] = row["recovered, accuracy"] = None
+        seeds = [run["seed"] for run in named[method.removesuffix(OTHER)]]
+        ends = [[run for run in named.get(end, []) if run["seed"] in seeds] for end in ("none", "full")]
+        if len(seeds) == len(ends[0]) == len(ends[1]):
+            share, spread = shares(runs, *ends)
             row["recovered"], row["95 %"] = round(share, 3), str(spread)
+            triples = zip(runs, *ends, strict=True)
+            row["by seed"] = str([round(shares([run], [none], [full])[0], 3) for run, none, full in triples])
             if right:
-                low, high = statistics.mean(none["right"]), statistics.mean(full["right"])
+                low, high = (statistics.mean(statistics.mean(run["right"]) for run in end) for end in ends)
                 row["recovered, accuracy"] = round((statistics.mean(right) - low) / (high - low), 3)
         rows.append(row)
     return rows
@@ -319,12 +365,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--steps", type=int, default=2000 if gpu else 200)
-    parser.add_argument("--base-steps", type=int, default=2000 if gpu else 150, help="of the fine-tuning")
-    parser.add_argument("--batch", type=int, default=16 if gpu else 2)
+    parser.add_argument("--steps", type=int, default=400 if gpu else 200)
+    parser.add_argument("--seconds", type=float, default=0.0, help="of an adapter's training at most; 0: no such end")
+    parser.add_argument("--base-steps", type=int, default=150, help="of the fine-tuning")
+    parser.add_argument("--base-seconds", type=float, default=0.0, help="of the fine-tuning at most")
+    parser.add_argument("--batch", type=int, default=24 if gpu else 2)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the adapters")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the full context's say; the rest is the next token's"
+    )
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the base, in training")
     parser.add_argument("--seeds", type=int, default=3 if gpu else 1)
-    parser.add_argument("--items", type=int, default=80, help="test items at most")
+    parser.add_argument("--items", type=int, default=300, help="test items at most")
     parser.add_argument(
         "--split", default="test", choices=["test", "validation"], help="validation: for choosing settings"
     )
@@ -332,29 +384,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="2 steps, 3 items, nothing kept")
     args = parser.parse_args()
     if args.smoke:
-        args.steps, args.base_steps, args.items, args.seeds = 2, 2, 3, 1
+        args.steps, args.base_steps, args.items = 2, 2, 3
+    args.dtype = getattr(torch, args.dtype)
     return args
 
 
-def run_task(task: str, args: argparse.Namespace, done: list[dict[str, Any]], file: Path) -> None:
-    """Everything of a task that is not in `done` yet."""
+def run_task(task: str, args: argparse.Namespace, done: list[dict[str, Any]], folder: Path) -> None:
+    """Everything of a task that is not in `done` yet, into a file of the folder."""
     asked = [method for method in METHODS if method in args.methods.split(",")]
+    base, tokenizer = load_demo_model(args.model)
+    base = base.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
     for seed in range(args.seeds):
         mine = [run for run in done if (run["task"], run["seed"]) == (task, seed)]
         have = {run["method"] for run in mine if run.get("steps", args.steps) == args.steps}
         missing = [method for method in asked if method not in have]
         if not missing:
             continue
-        model, tokenizer = load_demo_model(args.model)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
-        items, is_tuned = samples(task, args.split, tokenizer, args.items), False
+        model, items, is_tuned = copy.deepcopy(base), samples(task, args.split, tokenizer, args.items), False
         for method in missing:
             if method not in FROZEN and not is_tuned:
                 model, is_tuned = tuned(task, model, tokenizer, args, seed).requires_grad_(False), True
             run = evaluate(task, method, model, tokenizer, items, args, seed)
             done.append(run)
             print(task, method, round(sum(run["nll"]) / sum(run["tokens"]), 4), f"{run['cpu_s']:.0f} s", flush=True)
-            with file.open("a") as sink:
+            with (folder / f"{task}-{args.split}-batch{args.batch}.jsonl").open("a") as sink:
                 sink.write(json.dumps(run) + "\n")
 
 
@@ -362,16 +415,17 @@ def main() -> None:
     """Run what is missing, write `results/ccm_quality.json`."""
     args = arguments()
     torch.set_num_threads(1)
-    file = DATA / f"ccm_quality_{args.split}_batch{args.batch}.jsonl"
-    if args.smoke:
-        shutil.rmtree(DATA / "ccm_quality_smoke", ignore_errors=True)
-        (DATA / "ccm_quality_smoke").mkdir(parents=True)
-        file = DATA / "ccm_quality_smoke" / "runs.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape
+    folder = DATA / ("ccm_quality_smoke" if args.smoke else "ccm_quality")
+    if args.smoke and not args.report:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{task}-{args.split}-batch{args.batch}.jsonl" for task in TASKS]
+    done = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
     done = [run for run in done if run.get("lr", args.lr) == args.lr]
     try:
         for task in () if args.report else args.tasks.split(","):
-            run_task(task, args, done, file)
+            run_task(task, args, done, folder)
     except DataMissingError as error:
         print(f"skipped: {error}")
         return
@@ -382,7 +436,8 @@ def main() -> None:
         "runs": [{name: value for name, value in run.items() if name not in PER_ITEM} for run in done],
     }  # fmt: skip
     if args.split == "test":
-        write("ccm_quality_smoke" if args.smoke else "ccm_quality", rows, **about)
+        name = ["ccm_quality", *(["gpu"] if torch.cuda.is_available() else []), *(["smoke"] if args.smoke else [])]
+        write("_".join(name), rows, **about)
     else:
         show("ccm_quality, validation", rows)
 

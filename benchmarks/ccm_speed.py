@@ -1,10 +1,11 @@
 """What a compressed context memory costs and saves at time step 16, compression factor 8 (16 tokens a context, 2 slots).
 
-    python benchmarks/ccm_speed.py [--smoke] [--parts training,memory,throughput,streaming]
+    python benchmarks/ccm_speed.py [--smoke] [--parts training,memory,throughput,streaming] [--device cuda]
 
-training: CPU-seconds per sample, forward and backward, of the parallel form and of the recurrent one (c(1), c(2), ... one
+training: seconds per sample, forward and backward, of the parallel form and of the recurrent one (c(1), c(2), ... one
 after the other through the cache, gradients through all steps; same loss). On the language model, where a CPU is bound by
-arithmetic that both do alike, and on a tiny one, where the cost is that of the calls, as on a GPU.
+arithmetic that both do alike, and on a tiny one, where the cost is that of the calls, as on a GPU. With --device cuda the
+only part: two shapes with random bfloat16 weights, which cost what trained ones do.
 memory: bytes of keys and values: the peak of step 16 (its context exists in one layer at a time), what is held after it, and
 the cache that reads an input of 16 tokens, whose own keys and values come on top for every method (a fork: the memory stays
 beside it).
@@ -19,14 +20,16 @@ One thread, medians, the sides in turn. Needs transformers' packaged or named mo
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from _report import DATA, write
+from _training import in_dtype
 from ccm_data import conversations
 from data import DataMissingError
 from peft import PeftModel, get_peft_model
@@ -53,6 +56,27 @@ def tiny() -> Any:
     return LlamaForCausalLM(config)
 
 
+# sizes of two released models; weights do not matter to what a step costs
+SHAPES: dict[str, dict[str, int]] = {
+    "SmolLM2-135M shape": {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3,
+    },
+    "Llama-3.2-1B shape": {
+        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    },
+}  # fmt: skip
+
+
+def shaped(name: str, device: str) -> Any:
+    """A model of one of `SHAPES` in bfloat16, made on the device."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPES[name], tie_word_embeddings=True))
+    return in_dtype(model, torch.bfloat16)
+
+
 def drawn(model: Any) -> dict[str, Any]:
     """A sample of random ids: 16 contexts, input, output, 16 tokens each."""
     draws = torch.Generator().manual_seed(0)
@@ -63,6 +87,7 @@ def drawn(model: Any) -> dict[str, Any]:
 def parallel_loss(model: Any, sample: dict[str, Any]) -> torch.Tensor:
     """One forward over all steps (Algorithm 6)."""
     batch = DataCollatorForCCM(None, model.peft_config["default"])([sample])
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     where = (batch["labels"][0] >= 0).nonzero()[:, 0]
     labels = batch.pop("labels")[0, where]
     logits = model(**batch, logits_to_keep=where - 1, use_cache=False).logits[0]
@@ -73,10 +98,10 @@ def recurrent_loss(model: Any, sample: dict[str, Any]) -> torch.Tensor:
     """The same loss, step by step: each context behind the memory of the ones before, with gradients."""
     config = model.peft_config["default"]
     layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-    seen = 0
+    seen, device = 0, model.device
     for step, context in enumerate(sample["contexts"], start=1):
         cache = MemoryCache(layers).belongs_to(model)
-        ids = torch.tensor([[*context, *config.comp_token_ids]])
+        ids = torch.tensor([[*context, *config.comp_token_ids]], device=device)
         _behind(model, cache, ids, seen)
         seen += len(context)
         new = cache.tail(SLOTS)
@@ -93,44 +118,52 @@ def recurrent_loss(model: Any, sample: dict[str, Any]) -> torch.Tensor:
                 tuple(torch.cat([old, h], 2) for old, h in zip(pair, found, strict=True))
                 for pair, found in zip(layers, new, strict=True)
             ]  # type: ignore[misc]
-    ids, n = torch.tensor([[*sample["input"], *sample["output"]]]), len(sample["output"])
+    ids, n = torch.tensor([[*sample["input"], *sample["output"]]], device=device), len(sample["output"])
     logits = _behind(model, MemoryCache(layers).belongs_to(model), ids, seen, keep=n + 1)[0, :-1]
-    return functional.cross_entropy(logits.float(), torch.tensor(sample["output"]))
+    return functional.cross_entropy(logits.float(), torch.tensor(sample["output"], device=device))
 
 
 def _behind(model: Any, cache: Any, ids: torch.Tensor, seen: int, keep: int = 1) -> torch.Tensor:
     past = cache.get_seq_length()
-    positions = torch.arange(seen, seen + ids.shape[1])[None]
-    mask = torch.ones(1, past + ids.shape[1], dtype=torch.int64)
+    positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
+    mask = torch.ones(1, past + ids.shape[1], dtype=torch.int64, device=ids.device)
     kwargs = {"attention_mask": mask, "position_ids": positions, cache_keyword(): cache, "logits_to_keep": keep}
     return model(input_ids=ids, use_cache=True, **kwargs).logits
 
 
-def training(base: Any, repeats: int) -> Rows:
-    """Parallel against recurrent."""
-    rows = []
-    for name, model in (("language model", base), ("tiny", tiny())):
+def clock(device: str) -> float:
+    """Seconds: of the processor, or of the wall with the GPU's work done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def training(models: dict[str, Callable[[], Any]], repeats: int, device: str) -> Iterator[dict[str, Any]]:
+    """Parallel against recurrent, a row at a time."""
+    second = "CPU-s" if device == "cpu" else "s"
+    for name, load in models.items():
+        model = load()
         for memory in ("concat", "merge"):
             config = CCMConfig(r=8, num_comp_tokens=SLOTS, memory=memory, lora_dropout=0.0)
-            adapted = get_peft_model(model.requires_grad_(False), config).train()
+            adapted = get_peft_model(model.requires_grad_(False), config).to(device).train()
             sample, forms = drawn(model), {"parallel": parallel_loss, "recurrent": recurrent_loss}
             times: dict[str, list[float]] = {form: [] for form in forms}
             losses = {}
             for _ in range(repeats + 1):
                 for form, function in forms.items():
-                    start = time.process_time()
+                    start = clock(device)
                     loss = function(adapted, sample)
                     loss.backward()
-                    times[form].append(time.process_time() - start)
+                    times[form].append(clock(device) - start)
                     losses[form] = float(loss.detach())
             parallel, recurrent = (statistics.median(times[form][1:]) for form in forms)
-            rows.append({
-                "model": name, "memory": memory, "parallel, CPU-s": parallel, "recurrent, CPU-s": recurrent,
+            yield {
+                "model": name, "memory": memory, f"parallel, {second}": parallel, f"recurrent, {second}": recurrent,
                 "recurrent / parallel": recurrent / parallel,
                 "loss difference": abs(losses["parallel"] - losses["recurrent"]),
-            })  # fmt: skip
+            }  # fmt: skip
             model = adapted.unload()
-    return rows
 
 
 @torch.no_grad()
@@ -297,9 +330,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--texts", type=int, default=2, help="conversations of 1,000 tokens in the streaming part")
     parser.add_argument("--budget-mib", type=int, default=64)
+    parser.add_argument("--device", default="cpu", help="cuda: the training part on it")
     parser.add_argument("--smoke", action="store_true", help="tiny model where one will do, one repeat")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.device != "cpu":
+        on_device(args)
+        return
     parts = args.parts.split(",")
     base, tokenizer = (tiny().eval(), None) if args.smoke else load_demo_model(args.model)
     repeats, budget = (1, 2**19) if args.smoke else (args.repeats, args.budget_mib * 2**20)
@@ -307,7 +344,7 @@ def main() -> None:
         "model": "tiny" if args.smoke else args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)"
     }
     jobs: dict[str, Callable[[], Rows]] = {
-        "training": lambda: training(base, repeats),
+        "training": lambda: list(training({"language model": lambda: base, "tiny": tiny}, repeats, "cpu")),
         "memory": lambda: memory_bytes(base),
         "throughput": lambda: throughput(base, budget, repeats),
         "streaming": lambda: streaming(base, tokenizer, args.texts, 1000),
@@ -321,6 +358,21 @@ def main() -> None:
             print(f"{part} skipped: {error}")
             continue
         write(f"ccm_speed_{part}{'_smoke' if args.smoke else ''}", rows, **about)
+
+
+def on_device(args: argparse.Namespace) -> None:
+    """The training part on a GPU; every row is written as it comes."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("ccm_speed on a GPU skipped: there is none")
+        return
+    models = {name: functools.partial(shaped, name, args.device) for name in SHAPES}
+    if args.smoke:
+        models = {"tiny": lambda: tiny().to(args.device)}
+    rows: Rows = []
+    for row in training(models, 1 if args.smoke else args.repeats, args.device):
+        rows.append(row)
+        write(f"ccm_speed_gpu{'_smoke' if args.smoke else ''}", rows, quiet=True, dtype="bfloat16")
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,9 +44,16 @@ VADER = (
 )
 
 
-# prose with a work to each package: training and test texts never share one
+# prose with a work to each package: training, validation and test texts never share one
 PROSE = {
     "anarchism": "usr/share/doc/anarchism/html/sec*.html",
+    "r-cran-janeaustenr": "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb",
+    "harden-doc": "usr/share/doc/harden-doc/html/en-US/*.html",
+    "developers-reference": "usr/share/developers-reference/developers-reference.txt.gz",
+    "debian-faq": "usr/share/doc/debian/FAQ/debian-faq.en.txt.gz",
+    "dict-devil": "usr/share/dictd/devil.dict.dz",
+    "perl-doc": "usr/share/perl/*/pod/perl[fhips]*.pod",
+    "debian-handbook": "usr/share/doc/debian-handbook/html/en-US/*.html",
     "debian-history": "usr/share/doc/debian-history/docs/project-history.en.txt.gz",
     "jargon-text": "usr/share/doc/jargon-text/jargon.txt.gz",
 }
@@ -218,12 +226,15 @@ def package_summaries() -> list[tuple[str, str]]:
 
 
 def prose(work: str) -> list[str]:
-    """Texts of one Debian package: sections of "An Anarchist FAQ", the project's history, or the Jargon File."""
+    """Texts of one of `PROSE`'s Debian packages: chapters, sections, novels, or the whole."""
     folder = fetch(f"apt-get download {work} && dpkg-deb -x {work}_*.deb prose/{work}", DATA / "prose" / work)
     texts = []
     for file in sorted(folder.glob(PROSE[work])):
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        text = raw.decode("utf-8", errors="replace")
+        raw = file.read_bytes()
+        if file.suffix == ".rdb":
+            texts += _r_strings(raw)
+            continue
+        text = (gzip.decompress(raw) if file.suffix in (".gz", ".dz") else raw).decode("utf-8", errors="replace")
         if file.suffix == ".html":
             text = re.sub(r"(?is)<(script|style|head).*?</\1>", "", text)
             text = html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"(?i)</p>|<br[^>]*>|</h\d>", "\n", text)))
@@ -231,6 +242,30 @@ def prose(work: str) -> list[str]:
     if not texts:
         raise DataMissingError(f"{folder} holds no {PROSE[work]}")
     return texts
+
+
+def _r_strings(raw: bytes) -> list[str]:
+    """Texts of an R package's data base: behind a length, each compressed object is a vector of a text's lines."""
+    texts = []
+    while raw:
+        reader = zlib.decompressobj()
+        content = reader.decompress(raw[4:])
+        raw, lines, at = reader.unused_data, [], 0
+        while (at := content.find(b"\0\x04\0\x09", at)) >= 0:
+            size = int.from_bytes(content[at + 4 : at + 8])
+            lines.append(content[at + 8 : at + 8 + size].decode())
+            at += 8 + size
+        texts.append("\n".join(lines))
+    return texts
+
+
+def prose_ids(work: str, tokenizer: Callable[..., dict[str, list[int]]]) -> np.ndarray:
+    """All of a work as ids of the packaged model, uint16 (n,), kept beside it: half a minute for a million words."""
+    file = DATA / "prose" / f"{work}.npy"
+    if not file.exists():
+        found = tokenizer("\n\n".join(prose(work)), add_special_tokens=False)["input_ids"]
+        np.save(file, np.array(found, np.uint16))
+    return np.load(file)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ reads files of the same columns from a folder; `eval_samples.py` writes small on
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -181,6 +182,34 @@ def load_prose(source: str, tokenizer: Any, n: int, seed: int) -> list[Example]:
     return [_packaged(context, questions) for _, context, questions in held_contexts(0, min(n, 4), 8, seed)]
 
 
+# of contexts from 1k to 7.5k tokens, in turn: records, or else characters of prose
+LENGTHS = (24, 5000, 68, 14, 42, 10_000, 90, 18, 55, 18_000, 32, 80)
+
+
+def load_lengths(source: str, tokenizer: Any, n: int, seed: int) -> list[Example]:
+    """Twelve contexts of 1k to 7.5k tokens, nine of records and three of prose, eight questions each.
+
+    A source is a file of rows with `context`, `questions`, `answers` and `begins`, as `save_examples` writes it.
+    """
+    if source:
+        return [Example(**json.loads(line)) for line in Path(source).read_text(encoding="utf-8").splitlines()[:n]]
+    from gate_texts import passages, prose
+
+    found = []
+    for index, size in enumerate(LENGTHS[:n]):
+        if size < 1000:
+            found.append(_packaged(*debian_context(size, 8, seed + index)))
+        else:
+            text = prose()[size // 4 : size // 4 + size]
+            found.append(_packaged(text, passages(text, 8, random.Random(seed + index))))
+    return found
+
+
+def save_examples(examples: list[Example], path: Path) -> None:
+    """As `load_lengths` reads them where their packages are missing."""
+    path.write_text("".join(json.dumps(vars(one)) + "\n" for one in examples), encoding="utf-8")
+
+
 def _packaged(context: str, questions: list[Any]) -> Example:
     asked, begins, answers = zip(*((one.text, one.start, one.answer) for one in questions), strict=True)
     return Example(context, list(asked), list(answers), begins=list(begins))
@@ -207,6 +236,7 @@ TASKS = {
     "scbench_many_shot": _scbench("many_shot", REDUNDANCY, metric=option),
     "records": Task(RETRIEVAL, load_records, max_new_tokens=16, ask="{}"),
     "prose": Task(UNDERSTANDING, load_prose, max_new_tokens=24, ask="{}"),
+    "lengths": Task(RETRIEVAL, load_lengths, max_new_tokens=24, ask="{}"),
 }
 
 

@@ -200,7 +200,6 @@ def run(args: argparse.Namespace, kept: Path, out: Path) -> None:
         [{"role": "user", "content": "My cat is called Pepper."}, {"role": "user", "content": "I live in Lisbon."}],
         {"role": "user", "content": "Where do I live?"},
     )
-    model.peft_config["default"].base_model_name_or_path = ""  # a folder of this machine; PEFT fills in None
     title = f"Facts from memory, for {PACKAGED}"
     print(save_adapter(model, out, tokenizer, example=example, results=results, license="apache-2.0", name=title))
 

@@ -120,26 +120,35 @@ def held_contexts(n_debian: int, n_prose: int, n_questions: int, seed: int) -> l
     for index in range(n_debian):
         context, questions = debian_context(8 + index * 8 // max(n_debian - 1, 1), n_questions, seed + index)
         found.append(("records", context, questions))
-    for index, text in enumerate(_prose()[-n_prose:] if n_prose else []):
-        found.append(("prose", text, _passages(text, n_questions, random.Random(seed + index))))
+    for index, text in enumerate(_pieces()[-n_prose:] if n_prose else []):
+        found.append(("prose", text, passages(text, n_questions, random.Random(seed + index))))
     return found
 
 
-def _prose() -> list[str]:
-    """scikit-learn's descriptions of data sets, joined to pieces of some 5,000 characters."""
+def prose() -> str:
+    """scikit-learn's descriptions of data sets, some 12,000 tokens."""
+    return "".join(text + "\n" for text in _descriptions())
+
+
+def _descriptions() -> list[str]:
     spec = find_spec("sklearn.datasets")
     if spec is None or spec.origin is None:
         raise RuntimeError("the prose is part of scikit-learn; pip install scikit-learn")
+    return [path.read_text(encoding="utf-8") for path in sorted((Path(spec.origin).parent / "descr").glob("*.rst"))]
+
+
+def _pieces() -> list[str]:
+    """The same in pieces of some 5,000 characters."""
     pieces, current = [], ""
-    for path in sorted((Path(spec.origin).parent / "descr").glob("*.rst")):
-        current += path.read_text(encoding="utf-8") + "\n"
+    for text in _descriptions():
+        current += text + "\n"
         if len(current) > 4500:
             pieces.append(current[:6000])
             current = ""
     return pieces
 
 
-def _passages(text: str, n: int, rng: random.Random) -> list[Question]:
+def passages(text: str, n: int, rng: random.Random) -> list[Question]:
     """How does a passage go on: eight words quoted, the next six asked for."""
     words = list(re.finditer(r"\S+", text))
     questions = []

@@ -29,7 +29,7 @@ from _report import DATA, RESULTS, show, write
 from eval_figure import draw
 from eval_samples import write_samples
 from eval_tasks import TASKS, Example, Task, examples_of, task_of
-from kvzip_quality import interval, read_off
+from kvzip_quality import heads_of_prose, interval, read_off
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
 from hf_dataopt.kvzip.prefill import prefill
@@ -88,21 +88,21 @@ class Asker:
 
     def __call__(self, cache: KVzipCache, example: Example) -> tuple[list[float], list[str]]:
         """Marks (or NLLs) of all questions, and what was said."""
-        marks, said = [], []
+        marks, said, rows = [], [], []
         for index, (question, answer) in enumerate(zip(example.questions[: self.most], example.answers, strict=False)):
             begin = example.begins[index] if example.begins else ""
             ids = question_ids(self.tokenizer, cache.prompt.suffix_ids, self.task.ask.format(question), cache.config)
             ids = torch.cat([ids, self._ids(begin)])
             if self.measure == "nll":
                 right = self._ids(answer)
-                marks.append(read_off(self.model, cache, torch.cat([ids, right]), right.numel())[0])
+                rows.append((torch.cat([ids, right]), right.numel()))
                 continue
             inputs = cache.inputs(ids)
             output = self.model.generate(**inputs, max_new_tokens=self.task.max_new_tokens, do_sample=False)
             text = self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             marks.append(self.task.mark(text.strip(), answer, example))
             said.append(text)
-        return marks, said
+        return (marks or [nll for nll, _ in read_off(self.model, cache, rows)]), said
 
     def _ids(self, text: str) -> torch.Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
@@ -118,6 +118,7 @@ def one_context(
     ratios: list[float],
     gates: KVzipGates | None,
     config: KVzipConfig,
+    heads: Any = None,
 ) -> None:
     """All cells of one context that are not there yet."""
     wanted = {score: [r for r in ratios if (name, index, score, r) not in cells.found] for score in scores}
@@ -134,15 +135,23 @@ def one_context(
     else:
         prefilled = prefill(model, prompt, config, progress=False)
     for score, missing in todo.items():
-        if score == "gates":
-            assert learned is not None  # noqa: S101 - read above
-            values = learned
-        else:  # of the full cache nothing is evicted, whatever the score
-            named = "random_eviction" if score == "full" else score
-            values = score_context(prefilled, replace(config, score=named), progress=False)
+        named = (
+            "random_eviction" if score == "full" else score
+        )  # of the full cache nothing is evicted, whatever the score
+        budget = replace(config, level="head") if score == "heads" else config
+        try:
+            if score == "gates":
+                values: Any = learned
+            elif score == "heads":
+                values = heads.to(model.device)[..., None].expand(*heads.shape, prefilled.n_context)
+            else:
+                values = score_context(prefilled, replace(config, score=named), progress=False)
+        except RuntimeError as error:  # no room on the device: the other scores go on
+            print(f"{name} {index}: no {score} ({error!s:.200})", flush=True)
+            continue
         for ratio in missing:
             cache = KVzipCache.from_scores(
-                prefilled, values, replace(config, keep_ratio=ratio), tokenizer=asker.tokenizer
+                prefilled, values, replace(budget, keep_ratio=ratio), tokenizer=asker.tokenizer
             )
             marks, said = asker(cache, example)
             row = {"task": name, "context": index, "score": score, "ratio": ratio, "tokens": prefilled.n_context}
@@ -207,22 +216,34 @@ def parse() -> argparse.Namespace:
         help="default: all of kvzip/scores; gates for --gates",
     )
     parser.add_argument("--gates", default=None, help="folder or Hub name of gates")
+    parser.add_argument(
+        "--heads",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="add heads: whole ones, by scores of so much of Python's help",
+    )
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
     parser.add_argument("--measure", choices=["answers", "nll"], default="answers")
     parser.add_argument("--examples", type=int, default=12, help="contexts of each task")
     parser.add_argument("--questions", type=int, default=8, help="most questions of a context")
     parser.add_argument("--chunk-size", type=int, default=KVzipConfig().chunk_size)
     parser.add_argument("--source", action="append", default=[], metavar="TASK=FOLDER")
+    parser.add_argument("--suffix", default="", help="of the names of table and figure")
     parser.add_argument("--samples", action="store_true", help="made-up files of the sets' columns instead of the Hub")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true", help="forget the cells of an earlier run")
+    parser.add_argument("--cells", type=Path, default=None, help="file that keeps what is measured, cell by cell")
+    parser.add_argument("--gigabytes", type=float, default=None, help="most memory of the accelerator")
     parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
     args = parser.parse_args()
     if args.gates and "gates" not in args.scores:
         args.scores.append("gates")
+    if args.heads and "heads" not in args.scores:
+        args.scores.append("heads")
     if any("=" not in one for one in args.source):
         parser.error("--source is TASK=FOLDER, as in squad=my/files")
-    unknown = set(args.scores) - {*NAMES, *(["gates"] if args.gates else [])}
+    unknown = set(args.scores) - {*NAMES, *(["gates"] if args.gates else []), *(["heads"] if args.heads else [])}
     if unknown:
         parser.error(f"no score {', '.join(sorted(unknown))}; known are {', '.join(NAMES)}, and gates with --gates")
     for task in args.tasks:
@@ -235,6 +256,9 @@ def main() -> None:
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
     model, tokenizer = load_demo_model(args.model, dtype=getattr(torch, args.dtype))
     model.to(args.device)
+    if args.gigabytes and args.device == "cuda":
+        most = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(args.gigabytes * 2**30 / most)
     gates = KVzipGates.from_pretrained(args.gates) if args.gates else None
     sources = dict(one.split("=", 1) for one in args.source)
     config = KVzipConfig(chunk_size=args.chunk_size)
@@ -253,26 +277,27 @@ def main() -> None:
         sources = {**write_samples(DATA / "samples", args.seed), **sources}
     kind = "samples_" if args.samples else ""
     name = f"{kind}{(args.model or 'smollm2').replace('/', '_')}_{args.measure}_{args.chunk_size}_{args.questions}_{args.seed}"
-    cells = Cells(DATA / f"kvzip_eval_{name}.jsonl", args.restart)
+    cells = Cells(args.cells or DATA / f"kvzip_eval_{name}.jsonl", args.restart)
+    heads, prose = heads_of_prose(model, tokenizer, args.heads) if args.heads else (None, 0)
+    suffix = f"{'_samples' if args.samples else ''}{args.suffix}"
+    about = {
+        "model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
+        "sets": "made up, of the columns of the sets (eval_samples.py)" if args.samples else "of the Hub or packages",
+        "chunk_size": args.chunk_size,
+        "questions_per_context": args.questions,
+        "seed": args.seed,
+        "fitted_gates": None if gates is None else gates.about,
+        "tokens_that_heads_are_scored_by": prose or None,
+    }
     for task in args.tasks:
         asker = Asker(model, tokenizer, task_of(task), args.measure, args.questions)
         examples = examples_of(task, sources, tokenizer, args.examples, args.seed)
         for index, example in enumerate(track(examples, f"Evaluating {task}", unit="context")):
-            one_context(cells, asker, task, index, example, args.scores, args.ratios, gates, config)
-    suffix = "_samples" if args.samples else ""
+            one_context(cells, asker, task, index, example, args.scores, args.ratios, gates, config, heads)
+            write(f"kvzip_eval_{args.measure}{suffix}", table(cells, args.measure), quiet=True, **about)
     path = RESULTS / f"kvzip_eval_{args.measure}{suffix}.png"
     draw(means(cells), args.measure, path)
-    write(
-        f"kvzip_eval_{args.measure}{suffix}",
-        table(cells, args.measure),
-        model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
-        sets="made up, of the columns of the sets (eval_samples.py)" if args.samples else "of the Hub or packages",
-        chunk_size=args.chunk_size,
-        questions_per_context=args.questions,
-        seed=args.seed,
-        figure=path.name,
-        fitted_gates=None if gates is None else gates.about,
-    )
+    write(f"kvzip_eval_{args.measure}{suffix}", table(cells, args.measure), **about, figure=path.name)
 
 
 if __name__ == "__main__":

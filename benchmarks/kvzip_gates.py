@@ -24,7 +24,7 @@ import torch
 from _report import DATA, HERE, show, write
 from contexts import Question
 from gate_texts import held_contexts
-from kvzip_quality import EXACT, answer_nll, interval
+from kvzip_quality import EXACT, answer_nlls, interval
 from kvzip_speed import context_of, cpu_seconds
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -65,7 +65,7 @@ def one_context(model: Any, tokenizer: Any, gates: KVzipGates, text: str, questi
     rows = []
     for method, ratio, scores in todo:
         cache = KVzipCache.from_scores(prefilled, scores, KVzipConfig(keep_ratio=ratio))
-        results = [answer_nll(model, tokenizer, cache, question) for question in questions]
+        results = answer_nlls(model, tokenizer, cache, questions)
         nll, match = [one[0] for one in results], [one[1] for one in results]
         rows.append({"method": method, "ratio": ratio, "nll": nll, "match": match})
     return {"seed": seed, "tokens": prefilled.n_context, "rows": rows}

@@ -6,9 +6,10 @@
 
 A row: seconds of a prefill; scoring and eviction over that; a decoded token's attention (what a layer's cache adds and the
 attention over it, all layers) at 0.3 over torch's flash attention on the full keys and values, and over our own cache with
-nothing evicted; the same of the kernels alone (a replayed CUDA graph: what a compiled decoder would pay); the whole token;
-the peak of memory, of prefilling alone and of compressing, and bytes kept. Times are what the device took (synchronised);
-medians. Random weights cost what trained ones do; how far budgets differ between heads is drawn like the packaged model's.
+nothing evicted; the same of the kernels alone (a replayed CUDA graph: what a compiled decoder would pay); the whole token,
+over one with transformers' own cache, and over our 1.0; the peak of memory, of prefilling alone and of compressing, and bytes
+kept. Times are what the device took (synchronised); medians. Random weights cost what trained ones do; how far budgets differ
+between heads is drawn like the packaged model's.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from typing import Any
 
 import _report
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import cache_keyword
 from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt
-from hf_dataopt.kvzip.ragged_attention import attend_ragged
 from hf_dataopt.kvzip.scoring import score_context
 
 # hidden size, its inner size, layers, heads, KV heads, width of a head
@@ -113,13 +113,14 @@ def flash(shape: str, tokens: int, device: str, dtype: torch.dtype) -> Callable[
 
 
 def ragged(shape: str, cache: Any, device: str, dtype: torch.dtype) -> Callable[[], None]:
-    """Our attention of one token over what a cache kept, all layers."""
-    _, _, _, heads, _, width = SHAPES[shape]
+    """Our attention of one token over what a cache kept and a tail of 16 tokens, all layers."""
+    _, _, _, heads, kv_heads, width = SHAPES[shape]
     query = torch.randn(1, heads, 1, width, device=device, dtype=dtype)
+    key, value = (torch.randn(1, kv_heads, 16, width, device=device, dtype=dtype) for _ in range(2))
 
     def work() -> None:
         for layer in cache.layers:
-            attend_ragged(query, layer.context, scale=width**-0.5)
+            layer.attend(query, key, value, None, width**-0.5, False)
 
     return work
 
@@ -144,8 +145,16 @@ def kernels_alone(work: Callable[[], None], device: str, repeats: int) -> float 
     return timed(graph.replay, device, repeats)
 
 
-def decoded(model: Any, cache: Any, device: str, repeats: int) -> tuple[float, float]:
-    """Seconds of a decoded token, and of the attention in it."""
+def plain_cache(model: Any, prefilled: Any) -> DynamicCache:
+    """transformers' own cache of the same context."""
+    cache = DynamicCache(config=model.config)
+    for index, layer in enumerate(prefilled.cache.layers):
+        cache.update(layer.keys, layer.values, index)
+    return cache
+
+
+def decoded(model: Any, cache: Any, device: str, repeats: int, watch: bool = True) -> tuple[float, float]:
+    """Seconds of a decoded token, and with `watch` of the attention in it."""
     token = torch.tensor([[17]], device=device)
 
     def step() -> Any:
@@ -154,13 +163,13 @@ def decoded(model: Any, cache: Any, device: str, repeats: int) -> tuple[float, f
     for _ in range(3):
         seconds(step, device)
     whole = [seconds(step, device)[0] for _ in range(repeats)]
-    inside = []
+    inside = [0.0]
     with Watched(device) as watched:
-        for _ in range(repeats):
+        for _ in range(repeats * watch):
             watched.spent = 0.0
             seconds(step, device)
             inside.append(watched.spent)
-    return statistics.median(whole), statistics.median(inside)
+    return statistics.median(whole), statistics.median(inside[1:] or inside)
 
 
 def peak(device: str) -> float:
@@ -177,11 +186,14 @@ def over(one: float | None, other: float | None) -> float | None:
 
 
 @torch.no_grad()
-def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+def measure(
+    shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: int, chunk: int | None
+) -> dict[str, Any]:
     """One row."""
     took, model = seconds(lambda: llama(shape, device, dtype), device)
     print(f"{shape}: made in {took:.1f} s", flush=True)
     config = KVzipConfig(keep_ratio=0.3)
+    config = replace(config, chunk_size=chunk or config.chunk_size)
     prompt = prompt_of(tokens, model.config.vocab_size, device)
     small = replace(prompt, context_ids=prompt.context_ids[:256])
     score_context(prefill(model, small, config, progress=False), config, progress=False)  # kernels are ready
@@ -191,6 +203,9 @@ def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: i
     print(f"{shape}, {tokens} tokens: prefill {filled:.2f} s", flush=True)
     scored, scores = seconds(lambda: score_context(prefilled, config, progress=False), device)
     print(f"scoring {scored:.2f} s", flush=True)
+    most = peak(device)
+    plain_token = decoded(model, plain_cache(model, prefilled), device, repeats, watch=False)[0]
+    peak(device)  # another cache beside ours is not ours
     layers, heads = scores.shape[:2]
     draw = torch.Generator().manual_seed(0)
     spread = torch.exp(0.5 * torch.randn(layers, heads, 1, generator=draw)).to(scores.device)
@@ -202,16 +217,17 @@ def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: i
         took, cache = seconds(lambda s=settings: KVzipCache.from_scores(prefilled, scores * spread, s), device)
         if ratio < 1:
             evicted, kept = took, cache.context_nbytes / cache.full_context_nbytes
+        most = max(most, peak(device))
         times[ratio] = decoded(model, cache, device, repeats)
         kernels[ratio] = kernels_alone(ragged(shape, cache.fork(), device, dtype), device, repeats)
         print(f"kept {ratio}: eviction {took:.2f} s, token and attention {times[ratio]}", flush=True)
         del cache
-    most = peak(device)
     work = flash(shape, tokens, device, dtype)
     plain, alone_plain = timed(work, device, repeats), kernels_alone(work, device, repeats)
     return {
         "shape": shape,
         "tokens": tokens,
+        "chunk": config.chunk_size,
         "prefill s": filled,
         "scoring / prefill": scored / filled,
         "eviction / prefill": evicted / filled,
@@ -220,6 +236,7 @@ def measure(shape: str, tokens: int, device: str, dtype: torch.dtype, repeats: i
         "kernels at 0.3 / flash's": over(kernels[0.3], alone_plain),
         "kernels at 0.3 / our 1.0": over(kernels[0.3], kernels[1.0]),
         "token at 0.3 ms": 1e3 * times[0.3][0],
+        "token at 0.3 / plain cache": times[0.3][0] / plain_token,
         "token at 0.3 / our 1.0": times[0.3][0] / times[1.0][0],
         "peak of prefill GiB": alone,
         "peak of all GiB": most,
@@ -231,12 +248,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["1b", "8b"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[32_768, 124_000], help="context tokens")
+    parser.add_argument("--chunk", type=int, help="tokens repeated at a time; default: KVzipConfig's")
     parser.add_argument("--repeats", type=int, default=20, help="decoded tokens of each kind")
     parser.add_argument("--smoke", action="store_true", help="a tiny shape; nothing is kept")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.smoke:
-        _report.show("KVzip, a tiny shape", [measure("tiny", 1200, device, torch.float32, 2)])
+        _report.show("KVzip, a tiny shape", [measure("tiny", 1200, device, torch.float32, 2, args.chunk)])
         return
     if device == "cpu":
         print("skipped: no GPU; kvzip_speed.py measures the packaged model on a CPU")
@@ -245,7 +263,7 @@ def main() -> None:
     for shape in args.shapes:
         for tokens in args.lengths:
             try:
-                rows.append(measure(shape, tokens, device, torch.bfloat16, args.repeats))
+                rows.append(measure(shape, tokens, device, torch.bfloat16, args.repeats, args.chunk))
             except torch.cuda.OutOfMemoryError as error:
                 print(f"{shape} at {tokens}: {error!s:.120}")
             torch.cuda.empty_cache()

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from _report import DATA, HERE, show, write
 from contexts import debian_context
-from kvzip_quality import answer_ids, answer_nll, interval
+from kvzip_quality import answer_ids, answer_nlls, interval
 from kvzip_speed import cpu_seconds
 
 from hf_dataopt import KVzipCache, KVzipConfig
@@ -115,7 +115,7 @@ def ours(
     def answered(method: str, scores: torch.Tensor, ratio: float, spent: float | None, label: float) -> None:
         config = KVzipConfig(keep_ratio=ratio)
         evicting, cache = cpu_seconds(lambda: KVzipCache.from_scores(prefilled, scores, config))
-        results = [answer_nll(model, tokenizer, cache, question) for question in questions]
+        results = answer_nlls(model, tokenizer, cache, questions)
         rows.append(
             {
                 "side": "ours",

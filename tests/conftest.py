@@ -10,6 +10,9 @@ import torch
 
 from .counts import keep
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: our kernels are tested on a CPU then
+
 REPO = Path(__file__).resolve().parent.parent
 
 

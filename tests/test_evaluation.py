@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from hf_dataopt import KVzipCache
 
 from .conftest import REPO
-from .models import byte_tokenizer
+from .models import byte_tokenizer, tiny_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,7 +93,7 @@ def test_sets_are_read_from_files_of_their_columns(tmp_path: Path) -> None:
 
     sources, tokenizer = write_samples(tmp_path), byte_tokenizer()
     names = ["squad", "gsm", *(f"scbench_{name}" for name in SCBENCH)]
-    assert set(names) | {"needle", "records", "prose"} == set(TASKS)
+    assert set(names) | {"needle", "records", "prose", "lengths"} == set(TASKS)
     for name in names:
         task, examples = task_of(name), examples_of(name, sources, tokenizer, 2, 0)
         assert len(examples) == 2
@@ -105,6 +108,34 @@ def test_sets_are_read_from_files_of_their_columns(tmp_path: Path) -> None:
     assert gsm.questions[0].startswith("How many") and "How many" not in gsm.context
     [shots, _] = examples_of("scbench_many_shot", sources, tokenizer, 2, 0)
     assert all(answer in shots.context for answer in shots.answers)
+
+
+def test_contexts_of_a_file_are_those_that_were_saved(tmp_path: Path) -> None:
+    from eval_tasks import Example, examples_of, save_examples
+
+    made = [Example(f"text {i}", ["who?", "when?"], ["I", "now"], begins=["It is"] * 2) for i in range(3)]
+    save_examples(made, tmp_path / "contexts.jsonl")
+    assert examples_of("lengths", {"lengths": str(tmp_path / "contexts.jsonl")}, None, 2, 0) == made[:2]
+
+
+def test_answers_of_several_questions_are_read_in_one_forward() -> None:
+    from kvzip_quality import read_off
+
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+    cache = KVzipCache.from_context(model, tokenizer, "Anna lives in Oslo, Bo in Bergen.", 0.5, progress=False)
+    rows = [(torch.arange(3, 3 + n), size) for n, size in ((9, 2), (4, 3), (12, 1))]
+    together = read_off(model, cache, rows)
+    for row, (nll, match) in zip(rows, together, strict=True):
+        [(alone, same)] = read_off(model, cache, [row])
+        assert nll == pytest.approx(alone, abs=1e-5) and match == same
+    # beside the model's own loss over nothing evicted
+    whole = KVzipCache.from_context(model, tokenizer, "Anna lives in Oslo, Bo in Bergen.", 1.0, progress=False)
+    ids = torch.cat([whole.prompt.ids, rows[0][0]])
+    labels = torch.full_like(ids, -100)
+    labels[-2:] = ids[-2:]
+    assert read_off(model, whole, rows)[0][0] == pytest.approx(
+        float(model(ids[None], labels=labels[None]).loss), abs=1e-5
+    )
 
 
 def test_needle_stands_at_its_depth() -> None:

@@ -12,8 +12,9 @@ part() {
   "$python" "$@" || failed+=("$*")
 }
 smoke=("$@")
-part -m pytest -q -n 0 tests/kvzip/test_cuda.py
+part -m pytest -q -n 0 tests/kvzip/test_cuda.py tests/ccm/test_cuda.py
 part benchmarks/kvzip_gpu.py "${smoke[@]}"
+part benchmarks/ccm_speed.py --device cuda "${smoke[@]}"
 part benchmarks/mixup_step.py "${smoke[@]}"
 part benchmarks/condensation_gpu.py --hours-only "${smoke[@]}"
 if ((${#failed[@]})); then

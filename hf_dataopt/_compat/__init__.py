@@ -19,7 +19,7 @@ from .caches import (
     window_of,
 )
 from .devices import input_device, is_spread, layer_device, loaded
-from .hooks import active_adapters, give_every_trainer, lora_classes, peft_tables
+from .hooks import active_adapters, gguf_bar_as_others, give_every_trainer, lora_classes, peft_tables
 from .kernels import cpu_flash, flash_varlen, flex_varlen, gpu_flash, has_cpu_flash, varlen_kernel
 from .models import (
     Turn,
@@ -51,6 +51,7 @@ __all__ = [
     "flash_varlen",
     "flex_varlen",
     "gpu_flash",
+    "gguf_bar_as_others",
     "give_every_trainer",
     "has_cpu_flash",
     "has_states",

@@ -1,7 +1,9 @@
-"""Where PEFT and Trainer let others in: tables and lists that they keep for themselves."""
+"""Where PEFT, Trainer and the reader of GGUF files let others in: tables, lists and names that they keep for themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,3 +52,23 @@ def give_every_trainer(callback: type) -> None:
     defaults: list[Any] = trainer.DEFAULT_CALLBACKS
     if callback not in defaults:
         defaults.append(callback)
+
+
+@contextmanager
+def gguf_bar_as_others() -> Iterator[None]:
+    """While a GGUF file is read: its bar obeys the switches that all other bars of transformers do.
+
+    transformers draws this one with plain tqdm, into log files and past `disable_progress_bar` too.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    plain = getattr(reader, "tqdm", None)
+    if plain is None:  # drawn in another way
+        yield
+        return
+    reader.tqdm = tqdm  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        reader.tqdm = plain  # type: ignore[attr-defined]

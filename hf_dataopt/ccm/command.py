@@ -123,6 +123,8 @@ def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
         )
         check_count("num_comp_tokens", 1 if args.num_comp_tokens is None else args.num_comp_tokens)
         check_count("max_new_tokens", args.max_new_tokens)
+        if not args.question.strip():
+            raise ValueError("--question is given without a word in it; ask something")
         if args.question == STDIN:
             raise ValueError("--question cannot be -; --turn can, for the lines of standard input")
         if args.adapter is not None and not Path(args.adapter).is_dir() and not looks_like_repo(args.adapter):

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ..settings import brief, check_kind, check_number
 from .active import ccm_config
+
+_ROWS = 1024  # tokens whose distributions over the vocabulary exist in float32 at a time
 
 
 def distillation_loss(
@@ -34,7 +37,8 @@ def distillation_loss(
         TypeError: a batch without one of the four.
 
     Source: none in the text, which learns from labels alone (Algorithm 6); meant for runs of few samples.
-    Cost: half as much again as a step on labels (one forward without gradients).
+    Cost: half as much again as a step on labels (one forward without gradients). Logits of all labelled tokens in the model's
+        dtype, student's and teacher's; in float32 for 1,024 tokens at a time, made again in the backward pass.
     Example:
         >>> loss = distillation_loss(model, collator(samples))  # doctest: +SKIP
     """
@@ -53,17 +57,32 @@ def distillation_loss(
     if bool(((batch["position_ids"] == 0) & text).sum(1).gt(1).any()):
         raise ValueError("a packed row has several samples, which a teacher would mix; use pack=False")
     row, column = (labels >= 0).nonzero(as_tuple=True)
-    student = _logits(model, {name: batch[name] for name in names[:3]}, row, column - 1).float()
-    said = labels[row, column]
-    loss = functional.cross_entropy(student, said) * (1 - share)
+    student = _logits(model, {name: batch[name] for name in names[:3]}, row, column - 1)
+    teacher = None
     if share:
         with torch.no_grad(), model.disable_adapter():
             inputs, rank = _without_compression(batch, text)
-            teacher = _logits(model, inputs, row, rank[row, column] - 1).float()
-        student, teacher = (torch.log_softmax(logits / temperature, -1) for logits in (student, teacher))
-        divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        loss = loss + share * temperature**2 * divergence
-    return loss
+            teacher = _logits(model, inputs, row, rank[row, column] - 1)
+    said, total = labels[row, column], student.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(said), _ROWS):
+        part = slice(start, start + _ROWS)
+        told = None if teacher is None else teacher[part]
+        total = total + checkpoint(
+            _summed, student[part], told, said[part], share, temperature, use_reentrant=False, preserve_rng_state=False
+        )
+    return total / len(said)
+
+
+def _summed(
+    student: torch.Tensor, teacher: torch.Tensor | None, said: torch.Tensor, share: float, temperature: float
+) -> torch.Tensor:
+    """The loss of some tokens, summed: logits (n, vocabulary) of both, labels (n,)."""
+    student = student.float()
+    loss = functional.cross_entropy(student, said, reduction="sum") * (1 - share)
+    if teacher is None:
+        return loss
+    student, teacher = (torch.log_softmax(logits.float() / temperature, -1) for logits in (student, teacher))
+    return loss + share * temperature**2 * functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def _logits(model: Any, inputs: dict[str, torch.Tensor], row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:

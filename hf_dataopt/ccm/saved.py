@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._compat import causal_model_of
 from ..progress import told
-from ..publishing.adapters import SETTINGS, WEIGHTS, adapter_code, describe_adapter
+from ..publishing.adapters import SETTINGS, WEIGHTS, adapter_code, describe_adapter, write_settings
 from ..publishing.artifacts import fetch, push_saved
 from ..publishing.kinds import MODEL
 from ..publishing.names import hub_name, looks_like_repo
@@ -50,6 +50,8 @@ def save_adapter(
 ) -> Path:
     """Write a CCM adapter as PEFT does, with a card that shows how to load it.
 
+    A base model that came from a folder is known by its weights alone: no path of this machine is written.
+
     Args:
         model: `PeftModel` with an active CCM adapter.
         folder: made if missing; an adapter in it is replaced, other files are not touched: with some, it is refused.
@@ -86,7 +88,7 @@ def save_adapter(
     base, answer = causal_model_of(model), None
     with replacing(folder, "ccm_adapter") as draft:
         model.save_pretrained(str(draft))
-        settings = read_json(draft / SETTINGS)
+        settings = write_settings(draft, read_json(draft / SETTINGS))
         _check(settings, read_tensors(draft / WEIGHTS), base)
         code = adapter_code(settings)
         code |= {"model": hub_name(base) or MODEL, "dtype": str(base.dtype).removeprefix("torch.")}

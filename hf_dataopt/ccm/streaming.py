@@ -199,7 +199,7 @@ class StreamingContextMemory(Pushed):
             logits, cache = self._forward(piece, self._layers)
             self._layers = cache.tail(cache.get_seq_length())
             self.tokens_seen += piece.numel()
-            parts.append(logits)
+            parts.append(logits[0])
             if self.size > self.max_kv:
                 self._shrink()
             start += piece.numel()
@@ -223,13 +223,14 @@ class StreamingContextMemory(Pushed):
         return math.exp(total / (ids.numel() - 1))
 
     def _forward(self, ids: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, MemoryCache]:
+        """Logits (B, n, vocabulary) of ids (n,), the same for all B texts of the cache, or (B, n)."""
         cache = MemoryCache(layers)
         past = cache.memory_length
         cache.memory_length = min(past, self.sink + self.memory_slots)
-        positions = torch.arange(past, past + ids.numel(), device=ids.device)[None]
-        mask = torch.ones(1, past + ids.numel(), dtype=torch.int64, device=ids.device)
-        output = read_behind(self.model, cache, ids[None], mask, positions)
-        return output.logits[0], cache
+        rows = ids.expand(layers[0][0].shape[0] if layers else 1, -1) if ids.ndim == 1 else ids
+        positions = torch.arange(past, past + rows.shape[1], device=ids.device).expand_as(rows)
+        mask = torch.ones(len(rows), past + rows.shape[1], dtype=torch.int64, device=ids.device)
+        return read_behind(self.model, cache, rows, mask, positions).logits, cache
 
     def _shrink(self) -> None:
         """Turn the oldest recent tokens into memory, drop the oldest memory, close the gap in positions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ _FIELDS: dict[str, tuple[type | tuple[str, ...], str]] = {
     "evaluation_epochs": (int, "epochs of a scoring run"),
     "dtype": (("float32", "bfloat16"), "of the networks"),
 }
+_MATCH = ("metric", "learning_rate", "inner_iterations", "network_images", "augmentation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser, "images or arrays")
     parser.add_argument("--test", metavar="DATASET", help="data set to score on; default: the split 'test' of the same")
     parser.add_argument("--test-split", help="split of --test (default: test; train of a file)")
-    parser.add_argument("--output-dir", required=True, help="checkpoints, preview.png and artifact/; resumable")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", required=True, help="checkpoints, preview.png and artifact/; resumable"
+    )
     parser.add_argument(
         "--method", choices=_METHODS, default="idc", help="idc-short, mosaic and rded take seconds to minutes"
     )
@@ -79,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, help="scoring runs (default: 3)")
     parser.add_argument("--image-size", type=int, help="side in pixels that all images are brought to")
     parser.add_argument("--image-mode", choices=["RGB", "L"], help="colour or grey, what images are brought to")
-    parser.add_argument("--background", help="colour under transparent pixels; default white")
+    parser.add_argument("--background", help="colour under transparent pixels (default: white)")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     add_device(parser)
     add_seed(parser)
@@ -116,6 +120,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name in ("seeds", "full_epochs"):
             check_count(name, 1 if getattr(args, name) is None else getattr(args, name))
         config = config_from(args)
+        _check_effect(args, config)
         if is_main_process():
             check_target(Path(args.output_dir) / "artifact", "condensed_dataset")
         device = device_of(args.device)
@@ -180,6 +185,20 @@ def config_from(args: argparse.Namespace) -> IDCConfig:
     return config
 
 
+def _check_effect(args: argparse.Namespace, config: IDCConfig) -> None:
+    """Refuse settings that the method has its own values for, and those of a match where images are only chosen."""
+    from .baselines import method_config
+
+    without = config_from(argparse.Namespace(**{**vars(args), **dict.fromkeys(_FIELDS)}))
+    made = method_config(args.method, config)
+    for name in _FIELDS:
+        if getattr(made, name) != getattr(config, name):
+            other = method_config(args.method, replace(config, **{name: getattr(without, name)}))
+            only(args, other != made, f"has no effect with --method {args.method}, which has its own", name)
+    chosen = method_config(args.method, without).outer_iterations == 0
+    only(args, not chosen, f"has no effect with --method {args.method}, which only chooses images", *_MATCH)
+
+
 def _read(args: argparse.Namespace, name: str, split: str | None) -> Dataset:
     found: Dataset = read_dataset(name, split, args.config, revision=args.revision, token=args.token)
     return found
@@ -204,7 +223,6 @@ def _rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
 def show(result: dict[str, Any], console: Any) -> None:
     """What was written, and the accuracies."""
     from rich.markup import escape
-    from rich.table import Table
 
     console.print(f"{result['images']} images of {result['classes']} classes")
     for name in ("folder", "preview", "repository"):
@@ -217,12 +235,25 @@ def show(result: dict[str, Any], console: Any) -> None:
     if result["losses"]:
         console.print(f"matching loss {result['losses'][0]:.4g} -> {result['losses'][-1]:.4g}")
     if result.get("scores"):
-        table = Table(title="Test accuracy of networks trained on it")
-        for column in result["scores"][0]:
-            table.add_column(column)
-        for row in result["scores"]:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
-        console.print(table)
+        _show_scores(result["scores"], console)
+
+
+def _show_scores(rows: list[dict[str, Any]], console: Any) -> None:
+    """A table that fits 80 characters: what no row has takes no column, and what was alike for all stands below."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    alike = [name for name in ("network", "epochs", "seeds") if len({row[name] for row in rows}) == 1]
+    table = Table(
+        title="Test accuracy of networks trained on it",
+        caption=", ".join(f"{name} {escape(str(rows[0][name]))}" for name in alike) or None,
+    )
+    columns = [name for name in rows[0] if name not in alike and any(row[name] is not None for row in rows)]
+    for name in columns:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*("" if row[name] is None else escape(str(row[name])) for name in columns))
+    console.print(table)
 
 
 def digits(size: int = 16) -> tuple[Dataset, Dataset]:

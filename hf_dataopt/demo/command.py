@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shell.options import add_seed
+from ..shell.usage import only
 
 HELP = "run the methods on real input and show what happened"
 EXAMPLES = ["hf-dataopt demo", "hf-dataopt demo --section kvzip", "hf-dataopt demo --smoke --json"]
@@ -19,15 +20,16 @@ SECTIONS = {
     "condensation": "hf_dataopt.condensation.command",
     "ccm": "hf_dataopt.ccm.command",
 }
+_SPEAKING = ("kvzip", "ccm")  # with a language model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt demo`."""
     parser.add_argument("--section", choices=[*SECTIONS, "all"], default="all", help="which part to run")
-    parser.add_argument("--output-dir", default="demo_output", help="folder for pictures and reports")
+    parser.add_argument("--output-dir", default="demo_output", metavar="DIR", help="folder for pictures and reports")
     parser.add_argument("--model", default=None, help="language model (Hub name or folder) instead of the packaged one")
     add_seed(parser)
-    parser.add_argument("--smoke", action="store_true", help="small sizes, a few minutes: to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="small sizes, about a minute: to see that it runs")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,7 +38,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The result of every section that ended well, with its `claims`: rows of claim, baseline and ours as text, all measured
         in this run; and `failed`, the reason of every section that did not.
+
+    Raises:
+        UsageError: a model for a section that needs none.
     """
+    only(args, args.section in ("all", *_SPEAKING), f"is for --section {' and '.join(_SPEAKING)}", "model")
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}

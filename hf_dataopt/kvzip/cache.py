@@ -23,7 +23,7 @@ from ..routing.cache import RoutedCache
 from ..routing.inputs import CallInputs
 from ..routing.layer_inputs import LayerInputs, deaf, watch
 from ..settings import brief, check_config, check_kind, check_tokenizer, optional
-from .config import KVzipConfig
+from .config import KVzipConfig, with_ratio
 from .gates import KVzipGates
 from .layers import KVzipLayer, Padding, expect_batch, mover
 from .making import compress, evict
@@ -139,9 +139,7 @@ class KVzipCache(Sizes, RoutedCache):
 
         Cost: about two prefills (`replay="exact"`: two to three; `gates`: one).
         """
-        config = check_config(config, KVzipConfig)
-        if keep_ratio is not None:
-            config = replace(config, keep_ratio=keep_ratio)
+        config = with_ratio(config, keep_ratio)
         if head_scores is not None:
             config = replace(config, level="head")
         layers, prompt = compress(
@@ -182,9 +180,7 @@ class KVzipCache(Sizes, RoutedCache):
             >>> model.generate(**inputs, max_new_tokens=4).shape[0]
             2
         """
-        config = check_config(config, KVzipConfig)
-        if keep_ratio is not None:
-            config = replace(config, keep_ratio=keep_ratio)
+        config = with_ratio(config, keep_ratio)
         layers, rows = compress_rows(model, tokenizer, contexts, config, gates, progress=progress)
         cache = cls._of(layers, rows.prompts[0], config, tokenizer, model, gates)
         cache.rows = rows

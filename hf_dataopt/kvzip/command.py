@@ -25,18 +25,20 @@ from ..shell.options import (
     push_options,
     template_options,
 )
-from ..shell.usage import check_count, refusing
-from .scores import NAMES
+from ..shell.usage import check_count, only, refusing
+from .scores import NAMES, score_of
 
 if TYPE_CHECKING:
     from .cache import KVzipCache
     from .config import KVzipConfig
+    from .gates import KVzipGates
 
 HELP = "compress a context's key-value cache once, answer several questions from it (KVzip)"
 EXAMPLES = [
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --question 'When?'",
     "hf-dataopt kvzip --model Qwen/Qwen3-0.6B --context report.txt --question 'Who wrote it?' --keep-ratio 0.3",
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --max-kv-tokens 512 --score kvgrad --json",
+    "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --gates examples/gates",
     "hf-dataopt kvzip --context report.txt --question 'Who?' --system 'Be brief.' --template-kwargs '{\"tone\": \"dry\"}'",
     "hf-dataopt kvzip --context report.txt --question 'Who wrote it?' --push-to-hub me/report-cache --private",
 ]
@@ -65,13 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question", action="append", required=True, help="may be given several times; - for the lines of stdin"
     )
-    parser.add_argument("--keep-ratio", type=float, default=0.3, help="share of the context's pairs that stays, (0, 1]")
-    parser.add_argument("--max-kv-tokens", type=int, default=None, help="budget in tokens per head instead of a ratio")
-    parser.add_argument("--chunk-size", type=int, default=512, help="context tokens repeated at a time")
     parser.add_argument(
-        "--replay", choices=["exact", "local"], default="local", help="exact: the whole cache in sight, slower"
+        "--keep-ratio", type=float, help="share of the context's pairs that stays, (0, 1] (default: 0.3)"
+    )
+    parser.add_argument("--max-kv-tokens", type=int, help="budget in tokens per head instead of a ratio")
+    parser.add_argument("--chunk-size", type=int, help="context tokens repeated at a time (default: 512)")
+    parser.add_argument(
+        "--replay", choices=["exact", "local"], help="exact: the whole cache in sight, slower (default: local)"
     )
     parser.add_argument("--score", choices=list(NAMES), default="kvzip", help="how pairs are ranked")
+    parser.add_argument(
+        "--gates",
+        metavar="FOLDER_OR_REPO",
+        default=None,
+        help="learned gates of this model: they rank pairs while the context is read, instead of --score and --replay",
+    )
     parser.add_argument(
         "--storage",
         choices=["model", "int8", "int4"],
@@ -99,25 +109,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UsageError: the context file cannot be read as text, template arguments are no JSON object, a setting is out of range,
-            or nothing can be saved where it is asked for.
-        ValueError: the model cannot be loaded or is not supported.
+            there are no gates where they are asked for, or nothing can be saved where it is asked for.
+        ValueError: the model cannot be loaded or is not supported, or is not the one that the gates were fitted on.
     """
     from ..publishing.writer import check_target
     from .config import KVzipConfig
+    from .gates import KVzipGates
 
     # settings and files first: a typo should not cost a model download
     with refusing():
         check_publishing(args)
         check_count("max_new_tokens", args.max_new_tokens)
-        config = KVzipConfig(
-            keep_ratio=args.keep_ratio,
-            max_kv_tokens=args.max_kv_tokens,
-            chunk_size=args.chunk_size,
-            replay=args.replay,
-            score=args.score,
-            storage=args.storage,
-            **template_options(args),
-        )
+        only(args, args.max_kv_tokens is None, "and --max-kv-tokens are two budgets; give one", "keep_ratio")
+        repeats = score_of(args.score).looks_at == "repeat"
+        only(args, repeats, f"is for scores that repeat the context, not {args.score}", "chunk_size", "replay")
+        names = ("keep_ratio", "max_kv_tokens", "chunk_size", "replay", "score", "storage")
+        given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+        config = KVzipConfig(**given, **template_options(args))
         if [args.context, *args.question].count(STDIN) > 1:
             raise ValueError("--context and --question cannot both be -: standard input is read once")
         context = read_text("--context", args.context)
@@ -127,13 +135,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.output_dir:
             check_target(args.output_dir, "kvzip_cache")
         device_of(args.device)
+        if args.gates and args.score != "kvzip":
+            raise ValueError("--score and --gates are two ways to rank pairs; give one of them")
+        gates = KVzipGates.from_pretrained(args.gates, token=args.token) if args.gates else None
     model, tokenizer = load_language_model(
         args.model, device=args.device, dtype=args.dtype, revision=args.revision, token=args.token
     )
+    if gates is not None:
+        gates.check(model)
     compare = ("full",) if args.compare_full else ()
-    result, cache = answer(model, tokenizer, context, questions, config, args.max_new_tokens, compare)
+    result, cache = answer(model, tokenizer, context, questions, config, args.max_new_tokens, compare, gates)
     if args.payback:
-        result["payback"] = _payback(model, tokenizer, context, config, args.max_new_tokens)
+        result["payback"] = _payback(model, tokenizer, context, config, gates, args.max_new_tokens)
     if args.output_dir:
         cache.save_pretrained(args.output_dir)
         result["folder"] = args.output_dir
@@ -150,6 +163,7 @@ def answer(
     config: KVzipConfig,
     max_new_tokens: int = 64,
     compare: Sequence[str] = (),
+    gates: KVzipGates | None = None,
 ) -> tuple[dict[str, Any], KVzipCache]:
     """Prefill, compress and answer every question, with times and sizes.
 
@@ -160,31 +174,18 @@ def answer(
         config: how to compress.
         max_new_tokens: length of an answer.
         compare: `"full"` answers from the full cache too, `"random"` from one evicted at random to the same size.
+        gates: rank pairs while the context is read; without a comparison the full cache is then never there, and
+            `prefill_seconds` are those of reading, ranking and evicting.
 
     Returns:
         Sizes, seconds and answers, ready for JSON; and the compressed cache.
     """
     from ..progress import track
-    from .cache import KVzipCache
-    from .prefill import prefill
-    from .prompt import build_prompt
     from .proof import prove
-    from .scoring import score_context
 
     prove(model)  # once per class, no part of compressing
     start = time.perf_counter()
-    prefilled = prefill(model, build_prompt(tokenizer, context, config), config)
-    prefilled_at = time.perf_counter()
-    scores = score_context(prefilled, config)
-    others = {}
-    if "full" in compare:
-        others["answer_full"] = KVzipCache.from_scores(
-            prefilled, scores, replace(config, keep_ratio=1.0, max_kv_tokens=None, storage="model"), tokenizer=tokenizer
-        )
-    if "random" in compare:
-        noise = score_context(prefilled, replace(config, score="random_eviction"), progress=False)
-        others["answer_random"] = KVzipCache.from_scores(prefilled, noise, config, tokenizer=tokenizer)
-    cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
+    cache, others, prefilled_at = _compress(model, tokenizer, context, config, compare, gates)
     compressed_at = time.perf_counter()
     rows = [
         {"question": question}
@@ -207,17 +208,50 @@ def answer(
     return found, cache
 
 
+def _compress(
+    model: Any, tokenizer: Any, context: str, config: KVzipConfig, compare: Sequence[str], gates: KVzipGates | None
+) -> tuple[KVzipCache, dict[str, KVzipCache], float]:
+    """The compressed cache, those it is compared with by the name of their answers, and when the prefill had ended."""
+    from .cache import KVzipCache
+    from .prefill import prefill
+    from .prompt import build_prompt
+    from .scoring import score_context
+
+    if gates is not None and not compare:
+        cache = KVzipCache.from_context(model, tokenizer, context, config=config, gates=gates)
+        return cache, {}, time.perf_counter()
+    prompt = build_prompt(tokenizer, context, config)
+    if gates is None:
+        prefilled = prefill(model, prompt, config)
+        prefilled_at = time.perf_counter()
+        scores = score_context(prefilled, config)
+    else:
+        prefilled, scores = gates.prefill(model, prompt, config)
+        prefilled_at = time.perf_counter()
+    others = {}
+    if "full" in compare:
+        everything = replace(config, keep_ratio=1.0, max_kv_tokens=None, storage="model")
+        others["answer_full"] = KVzipCache.from_scores(prefilled, scores, everything, tokenizer=tokenizer)
+    if "random" in compare:
+        noise = score_context(prefilled, replace(config, score="random_eviction"), progress=False)
+        others["answer_random"] = KVzipCache.from_scores(prefilled, noise, config, tokenizer=tokenizer)
+    cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
+    return cache, others, prefilled_at
+
+
 def _generate(model: Any, tokenizer: Any, cache: KVzipCache, question: str, max_new_tokens: int) -> str:
     inputs = cache.inputs(question)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def _payback(model: Any, tokenizer: Any, context: str, config: KVzipConfig, tokens: int) -> dict[str, Any]:
+def _payback(
+    model: Any, tokenizer: Any, context: str, config: KVzipConfig, gates: KVzipGates | None, tokens: int
+) -> dict[str, Any]:
     """Measured on this context: questions until compressing has paid (None: never), and the line that says so."""
     from .payback import payback
 
-    found = payback(model, tokenizer, context, config)
+    found = payback(model, tokenizer, context, config, gates=gates)
     questions = found.break_even(tokens)
     return {"questions": None if questions == math.inf else questions, "tokens": tokens, "line": found.line(tokens)}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack
 
-from ..settings import Settings, check_callable, check_choice, check_number, settle
+from ..settings import Settings, check_callable, check_choice, check_config, check_number, settle
 from ..text.chat import ChatFormat
 from .quantised import BITS, Storage
 from .scores import NAMES
@@ -176,3 +176,9 @@ class KVzipConfig(Settings):
             system=self.system,
             special_tokens_in_text=self.special_tokens_in_text,
         )
+
+
+def with_ratio(config: KVzipConfig | None, keep_ratio: float | None) -> KVzipConfig:
+    """Settings, None for their defaults, with a ratio beside them that counts if it is given."""
+    config = check_config(config, KVzipConfig)
+    return config if keep_ratio is None else replace(config, keep_ratio=keep_ratio)

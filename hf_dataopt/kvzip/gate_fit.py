@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .._compat import input_device, text_config
+from .._compat import input_device
 from ..checkpoint import PassCheckpoint
-from ..progress import bar, say
+from ..progress import bar
 from ..seeding import generator
-from ..settings import MOST_SEED, Settings, check_each, check_text, settle
+from ..settings import MOST_SEED, Settings, settle
 from .config import KVzipConfig
 from .eviction import keep_mask
 from .gate_network import GateWeights, gate_scores
-from .prefill import prefill
-from .prompt import KVzipPrompt, build_prompt
-from .reading import check_supported
-from .scoring import score_context
+from .gate_reading import BUDGETS, Read, ReadTexts, read_texts
 
-# budgets at which agreement is told
-TOLD = (0.5, 0.3, 0.2, 0.1)
-# lowest logarithm that is learned: pairs below are evicted at any budget, and how far below tells nothing
-_FLOOR = -9.0
 _WARM_UP = 0.1  # share of the steps
 _SECONDS = 20.0  # between two checkpoints of the steps
+_SOFT = 0.25  # deviations of the scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +37,10 @@ class GateConfig(Settings):
         tokens_per_step (`int`, >= 1, default 512): tokens of every step; each serves the gates of all layers.
         learning_rate (`float`, in (0, 1], default 3e-3): highest, after a tenth of the steps; it falls to zero as a cosine.
         weight_decay (`float`, in [0, 1], default 0.01): of the weights, not of biases.
+        loss (`str`, default `"squared"`): `"squared"` error of the logarithms, or `"cut"`: a pair on the wrong side of what its
+            text keeps at 0.5, 0.3, 0.2 and 0.1 costs its distance to that cut, softened.
+        most_tokens (`int`, >= 1, default 250000): that are learned from and held in memory; where the texts have more, every
+            text gives an equal random share, so that more texts make for more variety at the same size.
         held_share (`float`, in (0, 1), default 0.15): share of the texts that is held back, at least one.
         seed (`int`, >= 0, default 0): of the weights, of the order of tokens, and of which texts are held back.
 
@@ -57,6 +55,8 @@ class GateConfig(Settings):
     tokens_per_step: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
+    loss: Literal["squared", "cut"] = "squared"
+    most_tokens: int = 250_000
     held_share: float = 0.15
     seed: int = 0
 
@@ -64,7 +64,8 @@ class GateConfig(Settings):
         rates = ("learning_rate", "weight_decay", "held_share")
         settle(
             self,
-            counts={"hidden": 1, "steps": 1, "tokens_per_step": 1, "seed": (0, MOST_SEED)},
+            choices={"loss": tuple(LOSSES)},
+            counts={"hidden": 1, "steps": 1, "tokens_per_step": 1, "most_tokens": 1, "seed": (0, MOST_SEED)},
             numbers=dict.fromkeys(rates, (0, 1)),
             above=("learning_rate", "held_share"),
             below=("held_share",),
@@ -82,19 +83,6 @@ class GateFit:
 
     weights: GateWeights
     about: dict[str, Any]
-
-
-@dataclass
-class _Read:
-    """One text: what every scored layer's attention was given, and KVzip's scores of its pairs.
-
-    Args:
-        inputs: (layers, n, width) float16.
-        scores: (layers, n, heads) float32, logarithms from `_FLOOR` to 0.
-    """
-
-    inputs: Tensor
-    scores: Tensor
 
 
 def fit_gates(
@@ -125,104 +113,72 @@ def fit_gates(
     Raises:
         ValueError, TypeError: fewer than two texts, or one that cannot be a context.
     """
-    prompts = _prompts(tokenizer, texts, scoring)
-    order = torch.randperm(len(prompts), generator=generator(config.seed, epoch=1)).tolist()
-    n_held = min(max(round(len(prompts) * config.held_share), 1), len(prompts) - 1)
-    keys = [{"model": made_by, "text": _hash(prompt), "scoring": scoring.to_json_string()} for prompt in prompts]
-    _estimate(model, prompts, progress)
-    read = []
-    with bar(sum(prompt.ids.numel() for prompt in prompts), "Scoring texts", unit="tok", disable=not progress) as shown:
-        for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
-            path = None if folder is None else folder / f"scores-{index:04}.safetensors"
-            read.append(_read(model, prompt, scoring, PassCheckpoint(path, key)))
-            shown.update(prompt.ids.numel())
-    held, fitted = [read[i] for i in order[:n_held]], [read[i] for i in order[n_held:]]
-    path = None if folder is None else folder / "gates.safetensors"
-    all_texts = hashlib.blake2b(" ".join(key["text"] for key in keys).encode(), digest_size=16).hexdigest()
-    key = {**keys[0], "text": all_texts, "settings": config.to_json_string()}
-    weights, before = _train(
-        fitted, held, config, PassCheckpoint(path, key, _SECONDS), input_device(model), progress=progress
+    read = read_texts(
+        model,
+        tokenizer,
+        texts,
+        scoring,
+        held_share=config.held_share,
+        most_tokens=config.most_tokens,
+        seed=config.seed,
+        made_by=made_by,
+        folder=folder,
+        progress=progress,
     )
-    about = {
-        "texts": len(prompts) - n_held,
-        "tokens": sum(one.inputs.shape[1] for one in fitted),
-        "held_texts": n_held,
-        "held_tokens": sum(one.inputs.shape[1] for one in held),
-        "texts_hash": all_texts,
-        "loss": [round(before, 4), round(_held_loss(weights, held), 4)],
-        "agreement": {str(ratio): round(_agreement(weights, held, ratio), 4) for ratio in TOLD},
-    }
+    return fit_read(read, config, input_device(model), folder=folder, progress=progress)
+
+
+def fit_read(
+    read: ReadTexts, config: GateConfig, device: torch.device, *, folder: Path | None = None, progress: bool = True
+) -> GateFit:
+    """Fit gates to texts that were read and scored already, so that several settings share them.
+
+    Args:
+        read: the texts.
+        config: size and training.
+        device: to compute on.
+        folder: of checkpoints; None keeps none.
+        progress: show a bar.
+
+    Returns:
+        As `fit_gates`.
+    """
+    path = None if folder is None else folder / "gates.safetensors"
+    key = {**read.key, "settings": config.to_json_string()}
+    weights, before = _train(read, config, PassCheckpoint(path, key, _SECONDS), device, progress=progress)
+    after, agreement = _judged(weights, read.held, device)
+    shares = {str(budget): round(share, 4) for budget, share in zip(BUDGETS, agreement, strict=True)}
+    about = {**read.about, "loss": [round(before, 4), round(after, 4)], "agreement": shares}
     return GateFit(weights, about)
 
 
-def _prompts(tokenizer: Any, texts: Sequence[str], scoring: KVzipConfig) -> list[KVzipPrompt]:
-    prompts = []
-    # one of them is held back
-    for index, text in enumerate(check_each("texts", texts, check_text, least=2)):
-        try:
-            prompts.append(build_prompt(tokenizer, text, scoring))
-        except ValueError as error:
-            raise ValueError(f"text {index}: {error}") from error
-    return prompts
+def _squared(found: Tensor, scores: Tensor, cuts: Tensor) -> Tensor:
+    """Mean squared error of scores (layers, n, heads), whatever the cuts."""
+    return (found - scores).square().mean()
 
 
-def _hash(prompt: KVzipPrompt) -> str:
-    """Of all that is read and repeated."""
-    parts = (prompt.ids, prompt.suffix_ids, prompt.first_repeat_ids, prompt.next_repeat_ids)
-    return hashlib.blake2b(b"|".join(part.numpy().tobytes() for part in parts), digest_size=16).hexdigest()
+def _cut(found: Tensor, scores: Tensor, cuts: Tensor) -> Tensor:
+    """Mean over pairs and cuts (n, budgets): distance of the score to the cut, times how far it is found on its wrong side."""
+    total = torch.zeros((), device=found.device)
+    for cut in cuts.T[:, None, :, None]:
+        beyond = scores - cut
+        total = total + (beyond.abs() * F.softplus((cut - found) * beyond.sign() / _SOFT)).mean()
+    return _SOFT * total / cuts.shape[1]
 
 
-def _estimate(model: Any, prompts: list[KVzipPrompt], progress: bool) -> None:
-    if not progress:
-        return
-    layers, tokens = len(check_supported(model)), sum(prompt.ids.numel() for prompt in prompts)
-    size = layers * tokens * text_config(model).hidden_size * 2 / 1e9
-    say(
-        f"Fitting gates of {layers} layers on {len(prompts)} texts of {tokens:,} tokens: about as long as reading them three "
-        f"times, and {size:.1f} GB of inputs in memory"
-    )
-
-
-def _read(model: Any, prompt: KVzipPrompt, scoring: KVzipConfig, checkpoint: PassCheckpoint) -> _Read:
-    """Inputs of one text, and its scores: from the checkpoint, or made now."""
-    pieces: dict[int, list[Tensor]] = {}
-
-    def on_input(layer: int, given: Tensor) -> None:
-        pieces.setdefault(layer, []).append(given.float().clamp(-6e4, 6e4).to(torch.float16).cpu())
-
-    prefilled = prefill(model, prompt, scoring, on_input=on_input, progress=False)
-    inputs = torch.stack([torch.cat(pieces[layer]) for layer in prefilled.scored_layers])[:, prefilled.n_prefix :]
-    heads = prefilled.cache.layers[prefilled.scored_layers[0]].keys.shape[1]  # type: ignore[union-attr]
-    like = {"scores": torch.empty(len(inputs), heads, prefilled.n_context)}
-    found = checkpoint.load(1, like)
-    scores = found[1]["scores"] if found else score_context(prefilled, scoring, progress=False).float().cpu()
-    if not found:
-        checkpoint.save(1, {"scores": scores}, force=True)
-    return _Read(inputs.contiguous(), scores.transpose(1, 2).clamp_min(1e-12).log().clamp_min(_FLOOR))
-
-
-def _loss(weights: GateWeights, inputs: Tensor, scores: Tensor) -> Tensor:
-    """Mean squared error."""
-    return (gate_scores(weights, inputs) - scores).square().mean()
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"squared": _squared, "cut": _cut}
 
 
 def _train(
-    fitted: list[_Read],
-    held: list[_Read],
-    config: GateConfig,
-    checkpoint: PassCheckpoint,
-    device: torch.device,
-    *,
-    progress: bool,
+    read: ReadTexts, config: GateConfig, checkpoint: PassCheckpoint, device: torch.device, *, progress: bool
 ) -> tuple[GateWeights, float]:
     """Weights for plain inputs, and the loss of held texts before the first step."""
-    tokens = _Tokens.of(fitted, config.seed)
-    layers, _, width = fitted[0].inputs.shape
-    mean, spread = _scale(fitted)
-    scores = torch.cat([one.scores for one in fitted], dim=1)
-    level, scale = float(scores.mean()), float(scores.std(correction=0)) + 1e-4
-    start = GateWeights.start(layers, width, config.hidden, scores.shape[2], generator(config.seed))
-    before = _held_loss(start.on_plain(mean, spread, level, scale), held)
+    tokens, loss_of = read.fitted, LOSSES[config.loss]
+    layers, _, width = tokens.inputs.shape
+    mean, spread = tokens.scale()
+    level, scale = float(tokens.scores.mean()), float(tokens.scores.std(correction=0)) + 1e-4
+    start = GateWeights.start(layers, width, config.hidden, tokens.scores.shape[2], generator(config.seed))
+    before, _ = _judged(start.on_plain(mean.cpu(), spread.cpu(), level, scale), read.held, device)
     tensors = {name: tensor.to(device) for name, tensor in start.tensors.items()}
     found = checkpoint.load(config.steps, _state(tensors, None))
     done, saved = found or (0, {})
@@ -245,9 +201,10 @@ def _train(
     with bar(config.steps, "Fitting gates", disable=not progress) as shown, torch.enable_grad():
         shown.update(done)
         for step in range(done, config.steps):
-            given, wanted = tokens.batch(step, size)
-            given, wanted = given.sub_(mean).div_(spread), wanted.sub_(level).div_(scale)
-            loss = _loss(weights, given.to(device), wanted.to(device))
+            given, wanted, cuts = tokens.batch(step, size)
+            given = given.sub_(mean).div_(spread).to(device)
+            wanted, cuts = (one.sub_(level).div_(scale).to(device) for one in (wanted, cuts))
+            loss = loss_of(gate_scores(weights, given), wanted, cuts)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _rate(step / config.steps)
             optimizer.zero_grad()
@@ -256,42 +213,7 @@ def _train(
             checkpoint.save(step + 1, _state(tensors, optimizer), force=step + 1 == config.steps)
             shown.update(1)
     weights = GateWeights(**{name: tensor.detach().cpu() for name, tensor in tensors.items()})
-    return weights.on_plain(mean, spread, level, scale), before
-
-
-@dataclass
-class _Tokens:
-    """Tokens of all texts in one random order; the texts stay where they are.
-
-    Args:
-        texts: what was read.
-        starts: first number of every text's tokens, when all are counted through.
-        order: (count,) the numbers as they are served.
-    """
-
-    texts: list[_Read]
-    starts: list[int]
-    order: Tensor
-
-    @classmethod
-    def of(cls, texts: list[_Read], seed: int) -> _Tokens:
-        lengths = [one.inputs.shape[1] for one in texts]
-        starts = [sum(lengths[:index]) for index in range(len(lengths))]
-        return cls(texts, starts, torch.randperm(sum(lengths), generator=generator(seed, epoch=2)))
-
-    @property
-    def count(self) -> int:
-        return self.order.numel()
-
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Inputs (layers, size, width) float32 and scores (layers, size, heads) of one step."""
-        at = step * size % (self.count - size + 1)
-        chosen, inputs, scores = self.order[at : at + size], [], []
-        for one, start in zip(self.texts, self.starts, strict=True):
-            own = chosen[(chosen >= start) & (chosen < start + one.inputs.shape[1])] - start
-            inputs.append(one.inputs[:, own].float())
-            scores.append(one.scores[:, own])
-        return torch.cat(inputs, dim=1), torch.cat(scores, dim=1)
+    return weights.on_plain(mean.cpu(), spread.cpu(), level, scale), before
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -313,28 +235,16 @@ def _rate(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP)))
 
 
-def _scale(texts: list[_Read]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every input of every layer, (layers, 1, width); one layer at a time in float32."""
-    means, spreads = [], []
-    for index in range(len(texts[0].inputs)):
-        layer = torch.cat([one.inputs[index] for one in texts]).float()
-        means.append(layer.mean(0))
-        spreads.append(layer.std(0, correction=0))
-    return torch.stack(means)[:, None], torch.stack(spreads)[:, None] + 1e-4
-
-
 @torch.no_grad()
-def _held_loss(weights: GateWeights, held: list[_Read]) -> float:
-    """Mean loss of held texts."""
-    return sum(float(_loss(weights, one.inputs.float(), one.scores)) for one in held) / len(held)
-
-
-@torch.no_grad()
-def _agreement(weights: GateWeights, held: list[_Read], ratio: float) -> float:
-    """Share of the pairs that KVzip keeps of held texts which the gates keep too, at one `keep_ratio`."""
-    config, shares = KVzipConfig(keep_ratio=ratio), []
+def _judged(weights: GateWeights, held: list[Read], device: torch.device) -> tuple[float, list[float]]:
+    """Of held texts: mean squared error, and for each budget the share of KVzip's pairs that the gates keep too."""
+    there = GateWeights(**{name: tensor.to(device) for name, tensor in weights.tensors.items()})
+    losses, shares = [], []
     for one in held:
-        ours = keep_mask(gate_scores(weights, one.inputs.float()), config)
-        theirs = keep_mask(one.scores, config)
-        shares.append(float((ours & theirs).sum() / theirs.sum()))
-    return sum(shares) / len(shares)
+        found, wanted = gate_scores(there, one.inputs.to(device).float()), one.scores.to(device)
+        losses.append(float((found - wanted).square().mean()))
+        for budget in BUDGETS:
+            config = KVzipConfig(keep_ratio=budget)
+            theirs = keep_mask(wanted, config)
+            shares.append(float((keep_mask(found, config) & theirs).sum() / theirs.sum()))
+    return sum(losses) / len(held), torch.tensor(shares).reshape(len(held), -1).mean(0).tolist()

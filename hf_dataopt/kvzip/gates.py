@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from ..publishing.hub import PushOptions
 
 _FILE = "gates.safetensors"
-_ABOUT = ("texts", "tokens", "held_texts", "held_tokens", "texts_hash", "loss", "agreement", "source")
+_ABOUT = ("score", "texts", "tokens", "held_texts", "held_tokens", "texts_hash", "loss", "agreement", "source")
 
 
 class KVzipGates:
@@ -116,7 +116,7 @@ class KVzipGates:
             texts (sequence of `str`): at least two of any kind, some 1,000 to 2,000 tokens each; prose, code and records
                 together serve contexts of all kinds. Each is read whole, as one context.
             config (`GateConfig`, optional): size and training.
-            scoring (`KVzipConfig`, optional): how texts are read and scored.
+            scoring (`KVzipConfig`, optional): how texts are read and scored; any score that has a name can be learned.
             checkpoints (`str` or `Path`, optional): folder for unfinished work; a run that was stopped goes on there, and
                 another model, text or setting starts that part afresh.
             source (`str`): what the texts are, for the card.
@@ -275,7 +275,7 @@ class KVzipGates:
                 layers=self.weights.layers,
                 heads=self.weights.heads,
                 hidden=self.config.hidden,
-                fit={key: self.about.get(key, "unknown") for key in _ABOUT},
+                fit={key: self.about.get(key, "kvzip" if key == "score" else "unknown") for key in _ABOUT},
                 agreement=agreement,
                 settings=self.config.to_json_string(),
             )

@@ -6,15 +6,19 @@ every key of its piece.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .._compat import flash_varlen, flex_varlen, varlen_kernel
+from .ragged import Ragged
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST = 256  # of flash attention's heads
+_MOST_IN_GROUP = 64
 # (rows (N R, d), keys (n, d), values (n, v), bounds of rows and of keys (N + 1,) int32, longest of both, scale, soft cap) to
 # output (N R, v) and log-sum-exp (N R,) float32
 Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -23,6 +27,29 @@ Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 def takes_kernels(device: torch.device, dtypes: tuple[torch.dtype, torch.dtype]) -> bool:
     """Whether a kernel of a GPU attends to keys and values of these dtypes."""
     return device.type == "cuda" and dtypes[0] in _HALF and dtypes[1] == dtypes[0]
+
+
+def takes_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: Ragged) -> bool:
+    """Whether `decode_kernel` reads this call: one token of one request, without a mask, on a GPU that Triton knows."""
+    batch, heads, rows, _ = query.shape
+    kv_heads = key.shape[1]
+    if batch != 1 or rows != 1 or kv_heads != len(context.lengths) or heads > _MOST_IN_GROUP * kv_heads:
+        return False
+    pairs = (key, context.dtypes[0], context.widths[0]), (value, context.dtypes[1], context.widths[1])
+    for one, dtype, width in pairs:
+        alike = one.dtype == dtype == query.dtype and one.shape[3] == width <= _WIDEST
+        if not alike or one.shape[2] == 0 or one.stride()[2:] != (width, 1):
+            return False
+    asked = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    return query.dtype in (*_HALF, torch.float32) and not asked and has_triton(query.device)
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton is there, and compiles for this device."""
+    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def kernel_for(query: torch.Tensor, widths: tuple[int, int], softcap: float | None) -> Kernel:

@@ -14,6 +14,7 @@ from ..errors import DroppedTokensError
 from ..routing.dispatch import tag
 from ..settings import check_device
 from .attention import attend, merge, merged_output
+from .kernels import takes_token
 from .quantised import Storage
 from .ragged import Ragged, RaggedContext
 from .ragged_attention import attend_ragged
@@ -86,6 +87,11 @@ class KVzipLayer(DynamicLayer):
         mask, causal = tail_mask(mask, rows, length, self.context.n_tokens, query.device)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)
+            if mask is None and not expanded and takes_token(query, key, value, self.context):
+                from .decode_kernel import attend_token  # Triton is not everywhere
+
+                result = attend_token(query, self.context, key, value, **rules.options)
+                return rules.with_sinks(result)[0].to(asked)
             if expanded:
                 context = attend(query, key[:, :, :kept], value[:, :, :kept], **rules.options)
                 key, value = key[:, :, kept:], value[:, :, kept:]

@@ -24,6 +24,7 @@ class Pieces:
         heads: (N,) int64, KV head of every piece.
         member: (KV heads, N) float32, 0 where a piece is the head's own, else -inf.
         empty: (KV heads, 1) bool, heads without a piece.
+        firsts: (KV heads + 1,) int32, pieces at which heads begin and end.
         bounds: (N + 1,) int32, rows at which pieces begin and end.
         longest: rows of the longest piece.
     """
@@ -31,6 +32,7 @@ class Pieces:
     heads: torch.Tensor
     member: torch.Tensor
     empty: torch.Tensor
+    firsts: torch.Tensor
     bounds: torch.Tensor
     longest: int
 
@@ -44,9 +46,9 @@ class Pieces:
         member.masked_fill_(heads != torch.arange(len(lengths))[:, None], float("-inf"))
         longest = max((rows for _, rows in found), default=0)
         empty = (torch.tensor(lengths) == 0)[:, None]
-        bounds = rows.cumsum(0).int()
-        heads, member, empty, bounds = (one.to(device) for one in (heads, member, empty, bounds))
-        return cls(heads, member, empty, bounds, longest)
+        bounds, firsts = rows.cumsum(0).int(), torch.searchsorted(heads, torch.arange(len(lengths) + 1)).int()
+        heads, member, empty, firsts, bounds = (one.to(device) for one in (heads, member, empty, firsts, bounds))
+        return cls(heads, member, empty, firsts, bounds, longest)
 
 
 class Ragged(ABC):

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from .._compat import has_states
 from ..errors import DroppedTokensError, UnsupportedModelError
-from ..settings import brief, check_config, check_each
+from ..settings import brief, check_each
 from .config import KVzipConfig
 from .layers import KVzipLayer, KVzipSlidingLayer
 from .making import compress
@@ -167,13 +167,12 @@ def compress_rows(
     model: Any,
     tokenizer: Any,
     contexts: Any,
-    config: KVzipConfig | None,
+    config: KVzipConfig,
     gates: KVzipGates | None,
     *,
     progress: bool = True,
 ) -> tuple[list[Any], Rows]:
     """Layers and token sequences of several compressed contexts; arguments and errors as `KVzipCache.from_contexts`."""
-    config = check_config(config, KVzipConfig)
     check_each("contexts", contexts, lambda name, value: value, least=1)
     if config.standing:
         raise ValueError("standing=True keeps one request within its budget; give each context a cache of its own")

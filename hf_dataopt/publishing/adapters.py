@@ -9,13 +9,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .kinds import MODEL
-from .names import looks_like_repo
+from .names import on_hub
 from .safe_files import CARD, read_json
 from .writer import finish
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PEFT_FORM = "[More Information Needed]"  # in the empty form that PEFT writes as a card
-_SHOWN = ("memory", "num_comp_tokens", "merge_weight", "sink", "conditional", "r", "lora_alpha", "target_modules")
+_PEFT_FORM = "[More Information Needed]"  # in the empty form that PEFT writes as a card
+_SHOWN = (
+    "memory", "num_comp_tokens", "merge_weight", "sink", "stream", "conditional", "r", "lora_alpha", "target_modules",
+)  # fmt: skip
 
 
 def adapter_about(folder: Path) -> dict[str, Any] | None:
@@ -33,28 +35,53 @@ def replace_form(folder: Path) -> None:
 
     A card that a user has written stays. Without a record: what the folder holds beside the adapter is not ours to list.
     """
-    card = folder / CARD
-    if not card.is_file() or PEFT_FORM not in card.read_text(encoding="utf-8"):
+    if not holds_form(folder):
         return
-    settings = read_json(folder / SETTINGS)
-    base = settings.get("base_model_name_or_path")
-    known = base if isinstance(base, str) and looks_like_repo(base) else None
     with TemporaryDirectory() as scratch:
-        made = describe_adapter(Path(scratch), settings, adapter_code(settings), base=known)
-        card.write_text((made / CARD).read_text(encoding="utf-8"), encoding="utf-8")
+        made = describe_plain(Path(scratch), read_json(folder / SETTINGS))
+        (folder / CARD).write_text((made / CARD).read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def holds_form(folder: Path) -> bool:
+    """Whether the card of a folder is PEFT's empty form."""
+    card = folder / CARD
+    return card.is_file() and _PEFT_FORM in card.read_text(encoding="utf-8")
+
+
+def known_base(settings: Mapping[str, Any]) -> str | None:
+    """Hub name of the base model that PEFT has entered; None for a folder: paths of this machine go into no file."""
+    return on_hub(settings.get("base_model_name_or_path"))
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's settings in PEFT's own form, without the base model's path where it was loaded from a folder.
+
+    Args:
+        folder: to write `adapter_config.json` into.
+        settings: as PEFT has written them.
+
+    Returns:
+        What was written.
+    """
+    kept = {**settings, "base_model_name_or_path": known_base(settings)}
+    (folder / SETTINGS).write_text(json.dumps(kept, indent=2, sort_keys=True), encoding="utf-8")
+    return kept
 
 
 def adapter_code(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Values of an adapter card's first code block, where no example was recorded."""
-    base = settings.get("base_model_name_or_path")
-    known = isinstance(base, str) and looks_like_repo(base)
     return {
-        "model": base if known else MODEL,
+        "model": known_base(settings) or MODEL,
         "dtype": "auto",
         "contexts": ["My cat is called Otto.", "He is grey."],
         "question": "What is my cat called?",
         "new_tokens": 16,
     }
+
+
+def describe_plain(folder: Path, settings: Mapping[str, Any], **card: Any) -> Path:
+    """`describe_adapter` from PEFT's settings alone."""
+    return describe_adapter(folder, settings, adapter_code(settings), base=known_base(settings), **card)
 
 
 def describe_adapter(
@@ -116,6 +143,7 @@ def describe_adapter(
         base=base or "a model of its author's",
         comp_tokens=kept["num_comp_tokens"],
         memory=kept["memory"],
+        stream=kept["stream"],
         answer=answer,
         results=results,
         settings=json.dumps(kept, indent=1, default=str),

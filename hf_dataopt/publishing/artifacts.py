@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..settings import check_choice, check_path
 from . import cards
-from .adapters import PEFT_FORM, adapter_about, describe_adapter
+from .adapters import SETTINGS, adapter_about, describe_plain, holds_form, write_settings
 from .hub import check_hub, check_push, download, hub_errors, licence_of, patiently
 from .kinds import KINDS, PLACEHOLDER
-from .names import looks_like_repo
+from .names import on_hub
 from .record import ABOUT, belongs, check_files, inner_artifacts, list_files, read_about
 from .safe_files import CARD, check_parquet, check_safetensors, files_of, is_pickle, read_card, read_json
 from .writer import recover
@@ -37,8 +37,12 @@ def about_of(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: no artifact of ours.
     """
-    found = None if (folder / ABOUT).is_file() else adapter_about(folder)
-    return read_about(folder) if found is None else found
+    if (folder / ABOUT).is_file():
+        return read_about(folder)
+    found = adapter_about(folder)
+    if found is None:
+        raise ValueError(f"{folder} holds no {ABOUT}: it is no artifact of hf_dataopt, or not all of one")
+    return found
 
 
 def fetch(
@@ -196,22 +200,25 @@ def _contents(folder: Path, about: Mapping[str, Any]) -> dict[str, Path]:
 def _records(folder: Path, repo_id: str, about: Mapping[str, Any], token: str | bool | None) -> dict[str, bytes]:
     """The card as it is published: with the repository's name, and the licence of what the artifact was made from.
 
-    An adapter's folder as PEFT writes it gets its record and, in place of PEFT's empty form, its card here.
+    An adapter's folder as PEFT writes it gets its record and, in place of PEFT's empty form, its card here. Its settings and
+    a card of the user's, in which PEFT has entered the base model, are published without the path of one from a folder.
     """
     found: dict[str, bytes] = {}
     card = folder / CARD
     with TemporaryDirectory() as scratch:
         if not (folder / ABOUT).is_file():
-            settings = read_json(folder / "adapter_config.json")
-            base = settings.get("base_model_name_or_path")
-            known = base if isinstance(base, str) and looks_like_repo(base) else None
-            made = describe_adapter(Path(scratch), settings, about["code"], base=known, name=repo_id)
-            about = {**read_about(made), "files": list_files(folder, skip=is_pickle)}
+            settings = write_settings(Path(scratch), read_json(folder / SETTINGS))
+            made = describe_plain(Path(scratch), settings, name=repo_id)
+            about = read_about(made)
+            about["files"] = list_files(folder, skip=is_pickle) | about["files"]
+            found[SETTINGS] = (made / SETTINGS).read_bytes()
             found[ABOUT] = (json.dumps(about, indent=2) + "\n").encode()
-            if not card.is_file() or PEFT_FORM in card.read_text(encoding="utf-8"):
+            if not card.is_file() or holds_form(folder):
                 card = made / CARD
         if card.is_file():
             metadata, text = read_card(card)
+            if SETTINGS in found:
+                metadata["base_model"] = on_hub(metadata.get("base_model"))
             source = about.get("source")
             if "license" not in metadata and isinstance(source, dict):
                 metadata["license"] = licence_of(str(source.get("id")), str(source.get("type")), token=token)

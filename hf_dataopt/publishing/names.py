@@ -14,7 +14,11 @@ def looks_like_repo(name: str) -> bool:
     return bool(_REPO.fullmatch(name)) and ".." not in name and "--" not in name and not Path(name).exists()
 
 
+def on_hub(name: Any) -> str | None:
+    """What a model was loaded by if that is a name on the Hub; None for a folder: paths of this machine go into no file."""
+    return name if isinstance(name, str) and looks_like_repo(name) else None
+
+
 def hub_name(model: Any) -> str | None:
-    """The Hub name a model was loaded by; None for a folder: paths of this machine go into no file."""
-    name = getattr(model.config, "name_or_path", None)
-    return name if name and looks_like_repo(name) else None
+    """The Hub name a model was loaded by; None for a folder."""
+    return on_hub(getattr(model.config, "name_or_path", None))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..settings import check_dataset, check_each, check_text, optional
-from .labels import Index, one_coding, prob_columns
+from .labels import Index, one_coding, prob_columns, values_of
 from .rows import check_new_column, rows_of_column
 
 Vector = NDArray[np.float64]
@@ -78,6 +78,8 @@ def consensus_labels(
         >>> consensus_labels(Dataset.from_dict(votes), ["ann", "bo", "cy"]).dataset["label"][:]
         ['cat', 'dog', 'dog']
     """
+    from datasets import Value
+
     check_dataset("dataset", dataset)
     names = check_each("annotator_columns", annotator_columns, check_text, least=2, empty=False)
     for option, name in (("label_column", label_column), ("probability_column", probability_column)):
@@ -106,10 +108,10 @@ def consensus_labels(
     named = {name: votes[:, k] >= 0 for k, name in enumerate(names)}
     right = {name: after[mask, votes[mask, k]] for k, (name, mask) in enumerate(named.items())}
     return Consensus(
-        dataset=_with_columns(
-            dataset,
-            feature,
-            {label_column: coded[0].given(best), probability_column: np.where(asked, after.max(axis=1), 0)},
+        dataset=(
+            dataset.with_format(None)
+            .add_column(label_column, values_of(best, coded[0].values), feature=feature)
+            .add_column(probability_column, np.where(asked, after.max(axis=1), 0), feature=Value("float64"))
         ),
         label_names=coded[0].names,
         quality={name: float(one.mean()) if len(one) else float("nan") for name, one in right.items()},
@@ -160,11 +162,3 @@ def _heard(votes: Index, after: Vector, classes: int) -> Vector:
     found = np.zeros((classes, classes))
     np.add.at(found.T, votes[rows], after[rows])
     return found
-
-
-def _with_columns(dataset: Any, feature: Any, columns: dict[str, Any]) -> Any:
-    from datasets import Dataset, Features, Value, concatenate_datasets
-
-    kinds = Features(dict(zip(columns, (feature, Value("float64")), strict=True)))
-    new = Dataset.from_dict({name: list(values) for name, values in columns.items()}, features=kinds)
-    return concatenate_datasets([dataset.with_format(None), new], axis=1)

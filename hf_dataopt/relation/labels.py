@@ -33,10 +33,11 @@ class Labels:
         """The same classes with other codes."""
         return replace(self, codes=codes)
 
-    def given(self, codes: Index) -> list[Any]:
-        """What codes stand for in the dataset; for -1 None where classes are texts, else -1."""
-        none = None if self.values and isinstance(self.values[0], str) else -1
-        return [self.values[code] if code >= 0 else none for code in codes]
+
+def values_of(codes: Index, values: list[Any]) -> list[Any]:
+    """What codes stand for in a dataset; for -1 None where classes are texts, else -1."""
+    none = None if values and isinstance(values[0], str) else -1
+    return [values[code] if code >= 0 else none for code in codes]
 
 
 def read_labels(dataset: Any, column: str) -> Labels:

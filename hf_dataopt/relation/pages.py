@@ -6,8 +6,9 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,13 +17,15 @@ from ..errors import MissingExtraError
 from ..progress import track
 from .evidence import Evidence
 from .report import RelationReport
-from .summary import facts
+from .summary import SCORES, facts
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
 PAGE = 100  # dropped rows on one page
 LEAST = 0.005  # relations below it would be shown as 0.00, and are left out
-SCORES = {"combined": "probability that the label is wrong", "label_noise": "noisiness s"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ def write_page(
     odd = np.argsort(-report.outlier_score, kind="stable")[: max(1, count // 2)]
     path, gone = Path(path), report.dropped() if dropped is None else dropped
     names = [f"{path.stem}-dropped-{k + 1}.html" for k in range(-(-len(gone) // PAGE))]
-    same = {"title": f"Label report: {report.label_column}", "score_name": SCORES[report.config.score], "links": names}
+    same = {
+        "title": f"Label report: {report.label_column}",
+        "score_name": SCORES[report.config.score][0],
+        "links": names,
+    }
     first = {"facts": facts(report), "entries": entries, "maps": _maps(report), "outliers": shown.items(odd, None)}
     _render(path, **same, **first, dropped=[], total=len(gone), here=path.name, first=path.name)
     rows = list(gone.items())
@@ -119,12 +126,17 @@ def _dropped(report: RelationReport, shown: _Shown, row: int, why: str) -> dict[
     }
 
 
-def _render(path: Path, **given: Any) -> None:
+@cache
+def _template() -> Template:
+    """The page's template; compiling it takes longer than filling it in."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(given)
-    path.write_text(page, encoding="utf-8")
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _render(path: Path, **given: Any) -> None:
+    path.write_text(_template().render(given), encoding="utf-8")
 
 
 def draw_worst(
@@ -155,6 +167,7 @@ def draw_worst(
         raise ValueError("the dataset has no image column to draw; the HTML page shows texts")
     rows = report.worst(count)
     figure = Figure(figsize=(1.5 * (evidence + 1), 1.75 * len(rows)), layout="constrained")
+    figure.suptitle("Red: a label in doubt; beside it the rows that contradict it, and how much", fontsize=9)
     for line, row in enumerate(rows):
         found = above_zero(report.evidence(int(row), evidence))
         cells = [(int(row), None), *zip(found.conflicting, found.conflicting_relations, strict=True)]

@@ -155,7 +155,7 @@ def deal(labels: Index, group: Index, folds: int, seed: int) -> Index:
 
 
 def _once(group: Index) -> Vector:
-    """One over the size of a row's group."""
+    """One over the size of a row's group; a caller numbers groups as they like, below 0 or beyond the rows too."""
     _, place, sizes = np.unique(group, return_inverse=True, return_counts=True)
     return np.asarray(1 / sizes[place])
 

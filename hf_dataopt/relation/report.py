@@ -28,6 +28,7 @@ from .cut import flag, groups_of, one_of_each
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
 from .graphs import graphs_of
+from .labels import values_of
 from .outlier import is_outlier
 from .relabel import relabelled
 from .row_scores import UNLABELLED, RowScores
@@ -91,7 +92,7 @@ class RelationReport(RowScores):
         rows = self._check_numbers("indices", indices)
         given = batch.get(self.label_column)
         if given is not None:
-            fitted = self._values(self.labels[rows])
+            fitted = values_of(self.labels[rows], self.label_values)
             if not hasattr(given, "__len__") or len(given) != len(fitted):
                 raise ValueError(
                     f"{len(fitted)} indices need as many labels in {self.label_column!r}, got {brief(given)}"
@@ -105,7 +106,7 @@ class RelationReport(RowScores):
         return {
             "label_noise_score": self.label_noise_score[rows],
             "is_label_error": self.is_label_error[rows],
-            "suggested_label": self._values(self.suggested_label[rows]),
+            "suggested_label": values_of(self.suggested_label[rows], self.label_values),
             "outlier_score": self.outlier_score[rows],
             "is_outlier": self.is_outlier[rows],
         }
@@ -176,7 +177,9 @@ class RelationReport(RowScores):
         chosen = np.flatnonzero(self.is_label_error) if rows is None else self._check_numbers("rows", rows)
         chosen = chosen[self.labels[chosen] >= 0]
         at = chosen if len(part) == len(dataset) else self.rows[chosen]
-        return relabelled(dataset, self.label_column, at, self._values(self.other_label[chosen]), given_column)
+        return relabelled(
+            dataset, self.label_column, at, values_of(self.other_label[chosen], self.label_values), given_column
+        )
 
     def near_duplicates(self, across: Sequence[Any] | None = None) -> list[NDArray[np.int64]]:
         """Groups of rows that are copies of each other, or nearly.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..settings import brief, check_array, check_dataset, check_int, check_kind, check_text, plain
 from .config import RelationConfig
 from .graph import RelationGraph
+from .labels import values_of
 from .outlier import Reference
 from .saved import ARRAYS, CODES, INTEGERS
 
@@ -97,11 +98,6 @@ class RowScores:
             return dataset
         return dataset.select(self.rows)
 
-    def _values(self, codes: NDArray[np.int64]) -> list[Any]:
-        """What codes stand for in the dataset; None or -1 for none."""
-        none = None if self.label_values and isinstance(self.label_values[0], str) else -1
-        return [self.label_values[code] if code >= 0 else none for code in codes]
-
     def name_of(self, code: int) -> str:
         """What a label code is called; -1 is "unlabelled"."""
         code = check_int("code", code, -1, len(self.label_names) - 1)
@@ -117,7 +113,7 @@ class RowScores:
         if self.label_column not in dataset.column_names:
             return
         given = dataset.select_columns([self.label_column]).with_format(None)[self.label_column][:]
-        fitted = self._values(self.labels)
+        fitted = values_of(self.labels, self.label_values)
         differs = [
             row
             for row, (one, other) in enumerate(zip(given, fitted, strict=True))

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from .cut import groups_of
 from .row_scores import RowScores
 
+# what each score is called, and where it comes from
 SCORES = {
-    "combined": "probability that the label is wrong, from the model and the nearest rows",
-    "label_noise": "noisiness s of Algorithm 4",
+    "combined": ("probability that the label is wrong", ", from the model and the nearest rows"),
+    "label_noise": ("noisiness s", " of Algorithm 4"),
 }
 PAIRS = 3  # of classes that are most often taken for each other, in the facts
 
@@ -35,7 +36,7 @@ def facts(report: RowScores) -> list[tuple[str, str]]:
         *((name, text) for name, text in some.items() if text),
         ("label errors", f"{int(report.is_label_error.sum()):,} ({report.is_label_error.mean():.1%})"),
         ("outliers", f"{int(report.is_outlier.sum()):,} ({report.is_outlier.mean():.1%})"),
-        ("score", f"{report.config.score}: {SCORES[report.config.score]}"),
+        ("score", f"{report.config.score}: {''.join(SCORES[report.config.score])}"),
         ("flagged", flagging_rule(report)),
         ("temperature", f"{report.config.temperature:g}"),
         ("max-cut objective of Algorithm 4's set (Eq. 5.2)", f"{first['objective']:.4g}"),

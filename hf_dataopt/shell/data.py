@@ -179,7 +179,7 @@ def read_lines(option: str, given: list[str]) -> list[str]:
     """Texts of an option that may be given several times; `-` stands for the lines of standard input.
 
     Raises:
-        ValueError: `-` twice, or nothing on standard input.
+        ValueError: `-` twice, nothing on standard input, or a text without a word.
     """
     if given.count(STDIN) > 1:
         raise ValueError(f"{option} is - twice; standard input is read once")
@@ -188,5 +188,7 @@ def read_lines(option: str, given: list[str]) -> list[str]:
         lines = [text] if text != STDIN else [line for line in read_text(option, STDIN).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{option} is -, but nothing came on standard input")
+        if not text.strip():
+            raise ValueError(f"{option} is given without a word in it; leave it out, or say something")
         texts += lines
     return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .options import add_hub
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..publishing.info import describe
 
     with refusing():
+        if args.revision is not None and Path(args.source).is_dir():
+            raise ValueError(f"--revision {args.revision}: {args.source} is on this machine and has no revisions")
         return describe(args.source, revision=args.revision, token=args.token)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..progress import told
 from ..text.demo_model import load_demo_model
 from .options import device_of
+from .usage import UsageError
 
 
 def load_language_model(
@@ -26,10 +28,15 @@ def load_language_model(
         revision, token: of the Hub.
 
     Raises:
+        UsageError: a revision of a model that is on this machine.
         ValueError: it cannot be loaded.
     """
     import torch
 
+    if revision is not None and (name is None or Path(name).is_dir()):
+        raise UsageError(
+            f"--revision {revision}: {name or 'the packaged model'} is on this machine and has no revisions"
+        )
     place = device_of(device)
     try:
         model, tokenizer = load_demo_model(name, dtype=getattr(torch, dtype), revision=revision, token=token)

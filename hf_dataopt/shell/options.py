@@ -31,7 +31,7 @@ def add_dataset(parser: argparse.ArgumentParser, column: str, *, optional: str =
         "Hub name; folder of images, sounds, files or of save_to_disk; csv, json, jsonl or parquet file; - for stdin"
     )
     default = f"; default: {optional}" if optional else ""
-    parser.add_argument("dataset", nargs="?" if optional else None, help=kinds + default)
+    parser.add_argument("dataset", metavar="DATASET", nargs="?" if optional else None, help=kinds + default)
     parser.add_argument("--config", default=None, help="configuration of a Hub data set that has several")
     parser.add_argument("--split", default=None, help="split, or a slice of it such as 'train[:1000]' (default: train)")
     parser.add_argument("--column", default=None, help=f"{column} (default: image)")

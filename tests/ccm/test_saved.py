@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
-from hf_dataopt import load_ccm
+from hf_dataopt import CCMConfig, load_ccm
 from hf_dataopt.ccm.active import base_identity
 from hf_dataopt.ccm.saved import base_of, load_adapter, save_adapter
 
@@ -91,6 +93,24 @@ def test_three_things_from_one_name(folder: Path, tmp_path: Path) -> None:
     assert load_ccm(folder, base=str(tmp_path / "base")).model.dtype == torch.float32  # what it was trained in
     with pytest.raises(TypeError, match="base must be"):
         load_ccm(folder, base=3)
+
+
+def test_a_base_out_of_a_folder_leaves_no_path(tmp_path: Path) -> None:
+    base().save_pretrained(tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), CCMConfig(num_comp_tokens=2))
+    folder = save_adapter(model, tmp_path / "adapter")
+    for file in folder.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    assert model.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")  # as PEFT has it
+    loaded = load_ccm(folder, base=tmp_path / "base", tokenizer=byte_tokenizer()).model
+    with torch.no_grad():
+        ids = torch.tensor([QUESTION])
+        assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+    tuned = base()
+    with torch.no_grad():
+        tuned.lm_head.weight.mul_(1.01)
+    with pytest.raises(ValueError, match="the adapter in .* was made by other weights"):
+        load_adapter(tuned, folder)
 
 
 def test_the_base_is_found_by_the_name_that_the_record_gives(folder: Path) -> None:

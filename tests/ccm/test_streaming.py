@@ -83,6 +83,21 @@ def test_a_stream_in_pieces_and_its_baseline() -> None:
     assert whole.perplexity(ids) != plain.perplexity(ids)
 
 
+@pytest.mark.parametrize("compress", [True, False])
+def test_texts_of_one_length_are_read_together(compress: bool) -> None:
+    model, texts = adapted(), text(90).view(2, 45)
+    alone = [StreamingContextMemory(model, **SIZES, compress=compress).feed(one) for one in texts]
+    stream, parts = StreamingContextMemory(model, **SIZES, compress=compress), []
+    while (start := sum(part.shape[1] for part in parts)) < 45:
+        with torch.no_grad():
+            logits, cache = stream._forward(texts[:, start : start + 21 - stream.size], stream._layers)
+            stream._layers = cache.tail(cache.get_seq_length())
+            if stream.size > stream.max_kv:
+                stream._shrink()
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), torch.stack(alone), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

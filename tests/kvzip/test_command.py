@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from hf_dataopt import KVzipCache, KVzipGates
 from hf_dataopt.cli import main
 from hf_dataopt.kvzip.command import _claims
+from hf_dataopt.kvzip.gate_fit import GateConfig
+from hf_dataopt.text.demo_model import load_demo_model
 
 from ..models import byte_tokenizer, tiny_model
 from .conftest import CONTEXT
@@ -88,7 +91,6 @@ def test_the_full_answers_are_those_of_plain_generate(
 ) -> None:
     from hf_dataopt.kvzip.config import KVzipConfig
     from hf_dataopt.kvzip.prompt import build_prompt, question_ids
-    from hf_dataopt.text.demo_model import load_demo_model
 
     result = json_of([*call, "--keep-ratio", "0.1", "--compare-full"], capsys)
     model, tokenizer = load_demo_model(str(model_folder))
@@ -111,6 +113,57 @@ def test_tables_show_the_questions(call: list[str], capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert "compressed cache" in shown and "full cache" in shown
     assert "room 12" in " ".join(shown.split())
+
+
+@pytest.fixture(scope="module")
+def gates_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, tokenizer = load_demo_model(str(model_folder))
+    config = GateConfig(steps=60, hidden=8, tokens_per_step=128)
+    gates = KVzipGates.fit(model, tokenizer, [CONTEXT, CONTEXT[::-1]], config, progress=False)
+    return gates.save_pretrained(tmp_path_factory.mktemp("gates") / "gates")
+
+
+def test_gates_rank_while_the_context_is_read(
+    call: list[str], model_folder: Path, gates_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = load_demo_model(str(model_folder))
+    gates = KVzipGates.from_pretrained(gates_folder)
+    cache = KVzipCache.from_context(model, tokenizer, CONTEXT, keep_ratio=0.3, gates=gates, progress=False)
+    expected = []
+    for question in QUESTIONS:
+        inputs = cache.inputs(question)
+        output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        expected.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    by_gates = json_of([*call, "--gates", str(gates_folder), "--payback"], capsys)
+    assert [row["answer"] for row in by_gates["answers"]] == expected
+    assert expected != [row["answer"] for row in json_of(call, capsys)["answers"]]  # what the repetition keeps
+    assert by_gates["compressed_bytes"] == cache.nbytes and "of a prefill" in by_gates["payback"]["line"]
+    # beside the full cache, which is then read as a whole
+    both = json_of([*call, "--gates", str(gates_folder), "--compare-full"], capsys)
+    assert [row["answer"] for row in both["answers"]] == expected
+    assert any(row["answer"] != row["answer_full"] for row in both["answers"])
+
+
+def test_gates_are_there_before_a_model_is_loaded(
+    call: list[str], gates_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call[call.index("--model") + 1] = str(tmp_path / "no-model")
+    for gates, extra, message in (
+        (tmp_path, [], "hf_dataopt.json"),
+        (gates_folder, ["--score", "kvgrad"], "--score and --gates are two ways"),
+    ):
+        assert main([*call, "--gates", str(gates), *extra]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_gates_of_another_model_are_refused(
+    call: list[str], gates_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("llama", seed=5, max_position_embeddings=32_768).save_pretrained(tmp_path / "other")
+    byte_tokenizer().save_pretrained(tmp_path / "other")
+    call[call.index("--model") + 1] = str(tmp_path / "other")
+    assert main([*call, "--gates", str(gates_folder)]) != 0
+    assert "these gates" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import flash_varlen, varlen_kernel
 from hf_dataopt.kvzip import kernels, ragged_attention
 from hf_dataopt.kvzip.attention import attend, takes_gpu_flash
+from hf_dataopt.kvzip.kernels import takes_token
 from hf_dataopt.kvzip.proof import prove
 from hf_dataopt.kvzip.ragged import RaggedContext
 from hf_dataopt.kvzip.ragged_attention import attend_ragged
@@ -22,6 +23,8 @@ from .conftest import CONTEXT
 from .test_ragged import SCALE, Case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+if torch.cuda.is_available():
+    from hf_dataopt.kvzip.decode_kernel import attend_token
 
 KERNELS: dict[str, tuple[Any, Callable[[], object | None]]] = {
     "flash-attn": (kernels._flash, flash_varlen),
@@ -65,6 +68,37 @@ def test_fused_attention_is_plain_attention(
     near = 1e-4 if dtype == torch.float32 else 0.03
     assert (output.cpu().double() - wanted).abs().max() < near
     assert (lse.cpu().double() - wanted_lse).abs().max() < near
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_one_token_is_plain_attention(dtype: torch.dtype, softcap: float | None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    keep = torch.rand(4, 3000, generator=draw) < torch.tensor([0.9, 0.0, 0.02, 0.4])[:, None]
+    query = torch.randn(1, 12, 1, 64, generator=draw).to("cuda", dtype)
+    key, value, room = (torch.randn(1, 4, 3000, 64, generator=draw).to("cuda", dtype) for _ in range(3))
+    context, tail = RaggedContext.evict(key, value, keep.cuda()), room[:, :, :77]
+    assert takes_token(query, tail, tail, context)
+    output, lse = attend_token(query, context, tail, tail, scale=SCALE, softcap=softcap)
+    both = (torch.cat([one, tail], 2).cpu() for one in (key, value))
+    shown = torch.cat([keep, torch.ones(4, 77, dtype=torch.bool)], 1).repeat_interleave(3, 0)[None, :, None]
+    wanted, wanted_lse = capped_attention(query.cpu(), *both, shown, softcap)
+    near = 1e-4 if dtype == torch.float32 else 0.03
+    assert (output.cpu().double() - wanted).abs().max() < near
+    assert (lse.cpu().double() - wanted_lse).abs().max() < near
+
+
+def capped_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shown: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`dense_attention` with a soft cap on the logits."""
+    if softcap is None:
+        return dense_attention(query, key, value, SCALE, shown)
+    group = query.shape[1] // key.shape[1]
+    key, value = (one.repeat_interleave(group, 1).double() for one in (key, value))
+    logits = torch.tanh(query.double() @ key.transpose(-1, -2) * SCALE / softcap) * softcap
+    logits = logits.masked_fill(~shown, float("-inf"))
+    return torch.softmax(logits, -1) @ value, torch.logsumexp(logits, -1)
 
 
 def test_a_deep_model_in_half_precision_is_not_refused() -> None:

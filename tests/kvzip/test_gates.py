@@ -8,7 +8,9 @@ stays below 1.5 budgets; gates of another model are refused; calls in other thre
 from __future__ import annotations
 
 import json
+import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
 from hf_dataopt.errors import UnsupportedModelError
-from hf_dataopt.kvzip import gate_fit, reading
+from hf_dataopt.kvzip import gate_fit, gate_reading, reading
 from hf_dataopt.kvzip.eviction import keep_mask
 from hf_dataopt.kvzip.gate_fit import GateConfig
 from hf_dataopt.kvzip.gate_network import GateWeights
+from hf_dataopt.kvzip.gate_reading import BUDGETS, read_texts
 from hf_dataopt.kvzip.layers import KVzipLayer, compressed_layers
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt, question_ids
@@ -83,7 +86,7 @@ def test_a_stopped_fit_goes_on_where_it_was(
     fitted: tuple[Any, Any, KVzipGates], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer, gates = fitted
-    scored, steps, plain_score, plain_loss = [], [], gate_fit.score_context, gate_fit._loss
+    scored, steps, plain_score, plain_loss = [], [], gate_reading.score_context, gate_fit.LOSSES["squared"]
     stop = {"scores": 3, "steps": 25}
 
     def score(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -92,15 +95,14 @@ def test_a_stopped_fit_goes_on_where_it_was(
             raise _Stopped
         return plain_score(*args, **kwargs)
 
-    def loss(weights: Any, *args: Any) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            steps.append(1)
-            if len(steps) == stop["steps"]:
-                raise _Stopped
-        return plain_loss(weights, *args)
+    def loss(*args: Any) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == stop["steps"]:
+            raise _Stopped
+        return plain_loss(*args)
 
-    monkeypatch.setattr(gate_fit, "score_context", score)
-    monkeypatch.setattr(gate_fit, "_loss", loss)
+    monkeypatch.setattr(gate_reading, "score_context", score)
+    monkeypatch.setitem(gate_fit.LOSSES, "squared", loss)
     monkeypatch.setattr(gate_fit, "_SECONDS", 0.0)  # every step is saved
 
     def fit() -> KVzipGates:
@@ -118,6 +120,80 @@ def test_a_stopped_fit_goes_on_where_it_was(
     # another text at the same place is scored anew
     KVzipGates.fit(model, tokenizer, [*TEXTS[:3], "Nothing of that."], SMALL, checkpoints=tmp_path, progress=False)
     assert len(scored) == len(TEXTS) + 2
+
+
+def test_of_too_many_tokens_every_text_gives_its_share(fitted: tuple[Any, Any, KVzipGates]) -> None:
+    model, tokenizer, gates = fitted
+    given: Any = {"held_share": 0.15, "seed": 0, "made_by": "", "progress": False}
+    texts = [CONTEXT, CONTEXT[::-1], CONTEXT.upper(), CONTEXT[::2]]
+    whole = read_texts(model, tokenizer, texts, KVzipConfig(), most_tokens=10**6, **given)
+    some = read_texts(model, tokenizer, texts, KVzipConfig(), most_tokens=whole.fitted.count // 3, **given)
+    assert abs(some.fitted.count - whole.fitted.count / 3) <= 3
+    assert torch.equal(some.held[0].inputs, whole.held[0].inputs)
+    # the same tokens of the same texts, with what was given and found of each
+    places = {tuple(row): at for at, row in enumerate(whole.fitted.inputs[-1].tolist())}
+    at = torch.tensor([places[tuple(row)] for row in some.fitted.inputs[-1].tolist()])
+    assert len(set(at.tolist())) == len(at) and torch.equal(at, at.sort().values)
+    for name in ("inputs", "scores"):
+        assert torch.equal(getattr(some.fitted, name), getattr(whole.fitted, name)[:, at])
+    assert torch.equal(some.fitted.cuts, whole.fitted.cuts[at])
+    # each text's cuts are its own
+    _, lengths = torch.unique_consecutive(whole.fitted.cuts, dim=0, return_counts=True)
+    _, given_by = torch.unique_consecutive(some.fitted.cuts, dim=0, return_counts=True)
+    assert len(lengths) == 3 and ((given_by - lengths / 3).abs() <= 1).all()
+    first = some.fitted.some(50)
+    step, again = first.batch(0, 50), some.fitted.batch(0, 50)
+    assert all(torch.equal(one, other) for one, other in zip(step, again, strict=True))
+    small = KVzipGates.fit(model, tokenizer, TEXTS, replace(SMALL, most_tokens=100), progress=False)
+    assert small.about["tokens"] in range(97, 104) and small.about["held_tokens"] == gates.about["held_tokens"]
+
+
+def test_the_cut_of_a_text_is_what_kvzip_keeps(fitted: tuple[Any, Any, KVzipGates]) -> None:
+    model, tokenizer, _ = fitted
+    read = read_texts(
+        model, tokenizer, TEXTS, KVzipConfig(), most_tokens=10**6, held_share=0.15, seed=0, made_by="", progress=False
+    )
+    [held] = read.held
+    for budget, cut in zip(BUDGETS, held.cuts, strict=True):
+        kept = keep_mask(held.scores, KVzipConfig(keep_ratio=budget))
+        assert held.scores[kept].min() == cut
+
+
+def test_a_pair_on_the_wrong_side_of_a_cut_costs_its_distance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, scores = (torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    cuts = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    total = 0.0
+    for layer in range(2):
+        for token in range(5):
+            for head in range(3):
+                for cut in cuts[token].tolist():
+                    score, said = float(scores[layer, token, head]), float(found[layer, token, head])
+                    wrong = (cut - said) if score > cut else (said - cut)
+                    total += abs(score - cut) * 0.25 * math.log1p(math.exp(wrong / 0.25))
+    assert float(gate_fit.LOSSES["cut"](found, scores, cuts)) == pytest.approx(total / (2 * 5 * 3 * 4), rel=1e-6)
+
+
+def test_gates_learn_from_cuts_too(fitted: tuple[Any, Any, KVzipGates]) -> None:
+    model, tokenizer, gates = fitted
+    found = KVzipGates.fit(model, tokenizer, TEXTS, replace(SMALL, loss="cut"), progress=False)
+    assert all(share > 1.2 * float(ratio) for ratio, share in found.about["agreement"].items())
+    assert not torch.equal(found.weights.linear, gates.weights.linear)
+
+
+def test_any_score_with_a_name_is_learned(fitted: tuple[Any, Any, KVzipGates], tmp_path: Path) -> None:
+    model, tokenizer, gates = fitted
+    found = KVzipGates.fit(model, tokenizer, TEXTS, SMALL, scoring=KVzipConfig(score="kvzip_l2"), progress=False)
+    assert gates.about["score"] == "kvzip" and found.about["score"] == "kvzip_l2"
+    # a length over queries and heads is at least their largest, whatever the order it gives
+    given = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    assert found.score(0, given).mean() > gates.score(0, given).mean()
+    assert (
+        r"Fitted to the scores of kvzip\_l2 on 3 texts" in (found.save_pretrained(tmp_path) / "README.md").read_text()
+    )
+    with pytest.raises(ValueError, match="is a function, which cannot be saved"):
+        unnamed = KVzipConfig(score=lambda layer, queries, keys, values, where: keys[..., 0])
+        KVzipGates.fit(model, tokenizer, TEXTS, SMALL, scoring=unnamed, progress=False)
 
 
 def test_what_cannot_be_fitted_on_is_refused(fitted: tuple[Any, Any, KVzipGates]) -> None:

@@ -100,6 +100,15 @@ def test_usage_errors_are_one_line(
     assert message in error and "Traceback" not in error
 
 
+def test_the_picture_says_what_it_shows() -> None:
+    pytest.importorskip("matplotlib")
+    data = _with_pictures()
+    report = RelationCleaner().fit(data, quiet=True)
+    figure = draw_worst(report, data, count=2, evidence=3)
+    worst = int(report.worst(1)[0])
+    assert "contradict" in figure.get_suptitle() and figure.axes[0].get_title() == report.name_of(report.labels[worst])
+
+
 def test_pages_refuse_what_they_cannot_show(tmp_path: Path) -> None:
     data = CASE.dataset()
     report = RelationCleaner().fit(data, quiet=True)

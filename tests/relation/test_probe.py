@@ -93,6 +93,9 @@ def test_columns_are_those_of_the_labels_and_the_dataset_stays_as_it_is() -> Non
         data, "kind", features_column="emb", probs_column="out", groups=range(120), quiet=True
     )
     assert found.column_names == ["kind", "emb", "n", "out"] and found["n"][:3] == [119, 118, 117]
+    far = np.arange(120) * 10**9 - 5  # any integers number the groups
+    alike: Any = out_of_sample_probs(data, "kind", features_column="emb", probs_column="out", groups=far, quiet=True)
+    assert alike["out"][:] == found["out"][:]
     best = np.array(["bird", "cat", "dog"])[found.with_format("numpy")["out"][:].argmax(axis=1)]
     assert (best == np.array(found["kind"][:])).mean() > 0.8
     with pytest.raises(ValueError, match="has a column 'out' already"):

@@ -90,6 +90,10 @@ CALLS = {
         "mix {here}/pictures --model {here}/resnet --rows 4 --method co --grid 2 --output-dir {out}", says="mixed.png"
     ),
     "kvzip a file": Call(f"{KVZIP} --context {{here}}/context.txt --question why", says="compressed cache"),
+    "kvzip in pieces of a budget": Call(
+        f"{KVZIP} --context {{here}}/context.txt --question why --max-kv-tokens 140 --chunk-size 64 --replay exact",
+        says="compressed cache",
+    ),
     "kvzip a pipe": Call(f"{KVZIP} --context - --question why", says="compressed cache", stdin="context.txt"),
     "kvzip questions from a pipe": Call(
         f"{KVZIP} --context {{here}}/context.txt --question -", says="one", stdin="questions.txt"
@@ -187,10 +191,34 @@ CALLS = {
     "ccm with an adapter and a memory": Call(f"{CCM} --adapter {{here}}/adapter --memory merge", 2, "--memory"),
     "ccm with an adapter that is not there": Call(f"{CCM} --adapter {{here}}/no/ne", 2, "--adapter"),
     "ccm with a system message and no chat": Call(f"{CCM} --system Brief.", 2, "--chat"),
-    "info of a stranger's folder": Call("info {here}/thesis", 2, "hf_dataopt"),
+    "info of a stranger's folder": Call("info {here}/thesis", 2, "no artifact of hf_dataopt"),
     "push of a stranger's folder": Call("push {here}/thesis me/thesis", 2, "hf_dataopt"),
     "push of nothing": Call("push {here}/none me/none", 2, "folder"),
     "demo of no method": Call("demo --section none", 2, "--section"),
+    "demo with a model for a method without": Call(
+        "demo --section mixup --model {here}/llama --output-dir {out}", 2, "--model"
+    ),
+    "condense by chosen images in a metric": Call(
+        "condense {here}/pictures --method herding --metric l1 --output-dir {out}", 2, "--metric"
+    ),
+    "condense by chosen images in rounds": Call(
+        "condense {here}/pictures --method mosaic --outer-iterations 3 --output-dir {out}", 2, "--outer-iterations"
+    ),
+    "condense by DSA at another rate": Call(
+        "condense {here}/pictures --method dsa --learning-rate 0.5 --output-dir {out}", 2, "--learning-rate"
+    ),
+    "kvzip with two budgets": Call(
+        f"{KVZIP} --context {{here}}/context.txt --question why --keep-ratio 0.3 --max-kv-tokens 80", 2, "--keep-ratio"
+    ),
+    "kvzip with a replay that no score needs": Call(
+        f"{KVZIP} --context {{here}}/context.txt --question why --score snapkv --replay exact", 2, "--replay"
+    ),
+    "kvzip with an empty question": Call(f"{KVZIP} --context {{here}}/context.txt --question ''", 2, "--question"),
+    "kvzip a revision of a folder": Call(
+        f"{KVZIP} --context {{here}}/context.txt --question why --revision main", 2, "--revision"
+    ),
+    "ccm with an empty turn": Call(f"{CCM} --turn ''", 2, "--turn"),
+    "info of a revision of a folder": Call("info {here}/cache --revision main", 2, "--revision"),
 }
 
 

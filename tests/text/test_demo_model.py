@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import tqdm as hub_bar
+from transformers import modeling_gguf_pytorch_utils as reader
 
 from hf_dataopt.errors import MissingExtraError
 from hf_dataopt.text import demo_model
@@ -69,8 +72,14 @@ def test_special_tokens_and_chat_template(file: Path) -> None:
 
 @real_model
 @needs_package
-def test_the_model_loads_and_continues_text_sensibly() -> None:
-    model, tokenizer = load_demo_model()
+def test_the_model_loads_and_continues_text_sensibly(capfd: pytest.CaptureFixture[str]) -> None:
+    disable_progress_bars()
+    try:
+        model, tokenizer = load_demo_model()
+    finally:
+        enable_progress_bars()
+    assert "GGUF" not in capfd.readouterr().err  # transformers' plain bar obeys the Hub client's switch
+    assert reader.tqdm is not hub_bar
     assert not model.training and model.dtype == torch.float32
     assert len(tokenizer) == model.config.vocab_size
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id

@@ -1,0 +1,171 @@
+"""Answers about a conversation that stays within its budget: compressed again after every turn, or held there while it is read.
+
+A conversation is a context of Debian package records and three more turns, each with as many records; then questions about
+records of all four. All caches hold the same number of pairs at the end. `at once` has all records in one context and knows of
+no turns; `turns left whole` compresses the context alone and keeps every later pair. An answer's NLL is the mean over its
+tokens, teacher-forced. Finished conversations are kept in a file, so a run that was stopped goes on where it was.
+
+    python benchmarks/kvzip_turns.py            # 6 conversations x 8 questions, about 10 minutes on one idle core
+    python benchmarks/kvzip_turns.py --smoke
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from _report import DATA, HERE, show, write
+from contexts import Question, debian_context
+from kvzip_quality import interval, read_off
+
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
+from hf_dataopt._compat import cache_keyword
+from hf_dataopt.text.demo_model import load_demo_model
+
+MORE = "Here are more records:\n\n"
+
+
+def conversation(records: int, turns: int, n_questions: int, seed: int) -> tuple[list[str], list[Question]]:
+    """Records of every turn, and questions about different ones of them, as many of each turn."""
+    text, questions = debian_context(records * turns, records * turns, seed)
+    stanzas = text.split("\n\n")
+    parts = ["\n\n".join(stanzas[at * records : (at + 1) * records]) for at in range(turns)]
+    rng, chosen = random.Random(seed), []
+    for part in parts:
+        about = [one for one in questions if f"Package: {one.text.removesuffix('?').rsplit(' ', 1)[1]}\n" in part]
+        chosen += rng.sample(about, n_questions // turns)
+    return parts, chosen
+
+
+def told(cache: KVzipCache, text: str) -> torch.Tensor:
+    """Ids of what a user says behind a cache, (1, n), as far as the opened answer."""
+    ids: torch.Tensor = cache.inputs(text)["input_ids"]
+    return ids[:, cache.ids.shape[1] :]
+
+
+@torch.no_grad()
+def read(model: Any, cache: KVzipCache, ids: torch.Tensor) -> KVzipCache:
+    """A cache that has read these ids, itself."""
+    model(ids.to(model.device), logits_to_keep=1, **{cache_keyword(): cache})
+    return cache
+
+
+class Asker:
+    """Asks a cache all questions; `one_by_one` where it takes no batches."""
+
+    def __init__(self, model: Any, tokenizer: Any, questions: list[Question]) -> None:
+        self.model, self.tokenizer, self.questions = model, tokenizer, questions
+
+    def __call__(self, cache: KVzipCache, behind: list[torch.Tensor] | None = None) -> list[float]:
+        """NLL of every answer; `behind` are the rows' ids where the cache cannot tell them itself."""
+        rows = []
+        for index, question in enumerate(self.questions):
+            asked = told(cache, question.text)[0] if behind is None else behind[index]
+            start, answer = (self._ids(part) for part in (question.start, question.answer))
+            rows.append((torch.cat([asked.cpu(), start, answer]), answer.numel()))
+        if cache.config.standing:
+            return [read_off(self.model, cache, [row])[0][0] for row in rows]
+        return [nll for nll, _ in read_off(self.model, cache, rows)]
+
+    def _ids(self, text: str) -> torch.Tensor:
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+
+
+def one_conversation(
+    model: Any, tokenizer: Any, gates: KVzipGates, parts: list[str], questions: list[Question], ratio: float
+) -> dict[str, list[float]]:
+    """NLL of each answer, by how the conversation was kept."""
+    ask, found = Asker(model, tokenizer, questions), {}
+    config = KVzipConfig(keep_ratio=ratio)
+
+    def made(text: str, **options: Any) -> KVzipCache:
+        return KVzipCache.from_context(model, tokenizer, text, progress=False, **options)
+
+    again = made(parts[0], config=config)
+    left, whole, turns = again.fork(), made(parts[0], keep_ratio=1.0), []
+    for part in parts[1:]:
+        turns.append(told(again, MORE + part))
+        again = read(model, again.fork(), turns[-1])
+        again.compress_again(ratio, progress=False)
+    for cache in (left, whole):
+        for ids in turns:
+            read(model, cache, ids)
+        cache.compress_again(1.0, progress=False)  # what is held stays, and forks hold it
+    asked = [told(again, question.text)[0] for question in questions]
+    found["full"], found["turns left whole"] = ask(whole, asked), ask(left, asked)
+    found["compressed again after every turn"] = ask(again)
+    text = "\n\n".join(parts)
+    found["at once"] = ask(made(text, config=config))
+    budget = round(float(np.mean([sum(layer) / len(layer) for layer in again.stored_lengths])))
+    found["gates, at once"] = ask(made(text, config=KVzipConfig(max_kv_tokens=budget), gates=gates))
+    standing = made(parts[0], config=KVzipConfig(max_kv_tokens=budget, standing=True), gates=gates).fork()
+    for ids in turns:
+        standing = read(model, standing, ids)
+    standing.compress_again(progress=False)
+    found["gates, standing budget"] = ask(standing, asked)
+    return found
+
+
+def rows_of(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a method, beside the full cache and beside compressing at once."""
+    nll: dict[str, list[float]] = defaultdict(list)
+    for one in done:
+        for method, values in one["nll"].items():
+            nll[method] += values
+    rows = []
+    for method, values in nll.items():
+        row: dict[str, Any] = {"method": method, "NLL": float(np.mean(values))}
+        for base in ("full", "at once"):
+            more = np.array(values) - np.array(nll[base])
+            row |= {f"minus {base}": float(more.mean()), f"of {base}, 95 %": str(interval(more, len(done)))}
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gates", default=str(HERE.parent / "examples" / "gates"), help="folder or Hub name")
+    parser.add_argument("--conversations", type=int, default=6)
+    parser.add_argument("--questions", type=int, default=8, help="of each conversation, a multiple of 4")
+    parser.add_argument("--records", type=int, default=6, help="of each turn")
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--restart", action="store_true", help="forget the conversations of an earlier run")
+    parser.add_argument("--smoke", action="store_true", help="one short conversation, nothing written")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model, tokenizer = load_demo_model()
+    gates = KVzipGates.from_pretrained(args.gates)
+    if args.smoke:
+        parts, questions = conversation(1, 4, 4, 0)
+        show("turns", rows_of([{"nll": one_conversation(model, tokenizer, gates, parts, questions, args.ratio)}]))
+        return
+    file = DATA / f"kvzip_turns_{args.ratio}_{args.records}.jsonl"
+    if args.restart:
+        file.unlink(missing_ok=True)
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for seed in range(len(done), args.conversations):
+        parts, questions = conversation(args.records, 4, args.questions, seed)
+        done.append({"nll": one_conversation(model, tokenizer, gates, parts, questions, args.ratio)})
+        with file.open("a") as lines:
+            lines.write(json.dumps(done[-1]) + "\n")
+        print(f"conversation {seed + 1}/{args.conversations}", flush=True)
+    write(
+        "kvzip_turns",
+        rows_of(done),
+        model="SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
+        gates=gates.about,
+        keep_ratio=args.ratio,
+        conversations=len(done),
+        questions_per_conversation=args.questions,
+        records_per_turn=args.records,
+        turns=4,
+    )
+
+
+if __name__ == "__main__":
+    main()
