@@ -234,7 +234,7 @@ def part_runs(part: str, seeds: int, rates: dict[str, float]) -> Iterator[tuple[
         yield from ((base, method, 0, rate) for rate in RATES for method in TABLE)
     named: dict[str, list[tuple[Setting, str]]] = {
         "table": [(base, method) for method in TABLE],
-        "saliency": [(base, method) for method in SALIENCY],
+        "saliency": [(base, method) for method in (*SALIENCY, EVERY.format(2))],
         "why": [(STUDIED, method) for method in ("comixup + clean", *(f"comixup, {change}" for change in WHY))],
         "curve": [(setting, method) for setting in CURVE.values() for method in CURVED],
     }

@@ -20,8 +20,8 @@ class LiveOptions:
         saliency (`callable`, optional): `f(images (B, C, H, W), targets (B, classes)) -> (B, H, W)`, values >= 0, instead
             of the model's own input gradient. Called without gradients, on the model's device.
         saliency_scale (`float`, (0, 1], default 1): side of the images that the saliency pass sees, as a share of the full
-            one: 0.5 costs a quarter. For models that take images of any size; not with `clean_weight`, whose pass is the
-            saliency pass already, nor with `attack`.
+            one: 0.7 costs half and was as good in our table, 0.5 a quarter. For models that take images of any size; not
+            with `clean_weight`, whose pass is the saliency pass already, nor with `attack`.
         loss (`callable`, optional): `f(logits (B, classes), soft targets (B, classes)) -> scalar mean or (B,)`; default:
             cross entropy, or the binary one for a model of `problem_type` "multi_label_classification".
         clean_loss (`callable`, optional): the same for the clean term; default: `loss`.
