@@ -421,14 +421,18 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{task}-{args.split}-batch{args.batch}.jsonl" for task in TASKS]
-    done = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
-    done = [run for run in done if run.get("lr", args.lr) == args.lr]
+
+    def read() -> list[dict[str, Any]]:
+        runs = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+        return [run for run in runs if run.get("lr", args.lr) == args.lr]
+
     try:
         for task in () if args.report else args.tasks.split(","):
-            run_task(task, args, done, folder)
+            run_task(task, args, read(), folder)
     except DataMissingError as error:
         print(f"skipped: {error}")
         return
+    done = read()  # other processes' too
     rows = [row for task in TASKS for row in table(done, task)]
     about = {
         "model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",

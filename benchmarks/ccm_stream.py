@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import DATA, RESULTS, write
+from _report import DATA, RESULTS, show, write
 from _training import Pace, fit, in_dtype
 from data import DataMissingError, prose_ids
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -211,10 +211,14 @@ def main() -> None:
     parser.add_argument("--test-tokens", type=int, default=1000, help="of such a passage")
     parser.add_argument("--name", default="", help="of the run, for its files")
     parser.add_argument("--out", help="folder of an artifact: only pack what the earlier run of these settings left")
+    parser.add_argument("--choose", help="names of earlier runs, comma between: only put them together, best first")
     parser.add_argument("--smoke", action="store_true", help="two steps, short texts, nothing kept")
     args = parser.parse_args()
     if args.smoke:
         args.steps, args.tokens, args.texts, args.test_tokens = 2, 240, 2, 240
+    if args.choose:
+        choose(args.choose.split(","))
+        return
     torch.set_num_threads(1)
     torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape
     name = "_".join(["ccm_stream", *([args.name] if args.name else []), *(["smoke"] if args.smoke else [])])
@@ -256,6 +260,22 @@ def pack(args: argparse.Namespace, kept: Path, name: str) -> None:
         })  # fmt: skip
     title = f"Memory of a stream of prose, for {PACKAGED}"
     print(save_adapter(model.eval(), args.out, results=results, license="apache-2.0", name=title))
+
+
+def choose(names: list[str]) -> None:
+    """`results/ccm_stream.json` out of those of the runs, the one first whose own row is lowest on the validation work."""
+    runs = {name: json.loads((RESULTS / f"ccm_stream_{name}.json").read_text()) for name in names}
+
+    def validated(name: str) -> float:
+        return next(r["nats"] for r in runs[name]["rows"] if (r["split"], r["method"]) == ("validation", "ours"))
+
+    order = sorted(runs, key=validated)
+    about = {name: {key: runs[name][key] for key in ("command", "settings", "curve")} for name in order}
+    rows = [{"run": name, **row} for name in order for row in runs[name]["rows"]]
+    record = {**runs[order[0]], "benchmark": "ccm_stream", "chosen": order[0], "runs": about, "rows": rows}
+    record = {key: value for key, value in record.items() if key not in ("command", "settings", "curve")}
+    (RESULTS / "ccm_stream.json").write_text(json.dumps(record, indent=1) + "\n")
+    show(f"ccm_stream, {order[0]} chosen on the validation work", rows)
 
 
 def run(args: argparse.Namespace, kept: Path, name: str) -> None:
