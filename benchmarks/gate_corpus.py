@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from contexts import Question
-from gate_texts import PLACES, THINGS, made_up_word, passages
+from gate_texts import PLACES, THINGS, fit_texts, made_up_word, passages
 
 SIZES = (2600, 6200)  # characters of a text, drawn
 SHARE_OF_RECORDS = 0.4
@@ -44,6 +44,11 @@ VALUES = (
     "phrase"
 )
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"
+
+
+def all_texts() -> list[str]:
+    """Those of `gate_texts.py`, and 900 of `many_texts`; the first of them are as good a sample as any."""
+    return [*fit_texts(), *many_texts(900)]
 
 
 def many_texts(count: int, seed: int = 0) -> list[str]:

@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,12 +84,13 @@ def scored(model: Any, tokenizer: Any, parts: list[str], questions: list[Questio
     def made(text: str, settings: KVzipConfig) -> KVzipCache:
         return KVzipCache.from_context(model, tokenizer, text, config=settings, progress=False)
 
-    again = made(parts[0], config)
+    again, best = made(parts[0], config), made(parts[0], replace(config, score="kvzip_l2"))
     left, whole, turns = again.fork(), made(parts[0], KVzipConfig(keep_ratio=1.0)), []
     for part in parts[1:]:
         turns.append(told(again, MORE + part))
-        again = read(model, again.fork(), turns[-1])
-        again.compress_again(ratio, progress=False)
+        again, best = (read(model, cache.fork(), turns[-1]) for cache in (again, best))
+        for cache in (again, best):
+            cache.compress_again(ratio, progress=False)
     for cache in (left, whole):
         for ids in turns:
             read(model, cache, ids)
@@ -99,8 +101,10 @@ def scored(model: Any, tokenizer: Any, parts: list[str], questions: list[Questio
         "full": ask(whole, asked),
         "turns left whole": ask(left, asked),
         "compressed again after every turn": ask(again),
+        "the same, by kvzip_l2": ask(best),
         "full, in one context": ask(made(text, KVzipConfig(keep_ratio=1.0, score="random_eviction"))),
         "at once": ask(made(text, config)),
+        "at once, by kvzip_l2": ask(made(text, replace(config, score="kvzip_l2"))),
     }
     budget = round(float(np.mean([sum(layer) / len(layer) for layer in again.stored_lengths])))
     return {
