@@ -59,7 +59,7 @@ gpu: $(BIN)/.benchmark-installed
 	$(BIN)/python benchmarks/mixup_gpu.py
 	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
 
-# KVzip's gates of the packaged model, into examples/gates: about 5 minutes on one core
+# KVzip's gates of the packaged model, into examples/gates: about 12 minutes on one core
 gates: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
 

@@ -19,8 +19,13 @@ from importlib import import_module
 from pathlib import Path
 
 from contexts import Question
-from gate_texts import PLACES, THINGS, made_up_word, passages
+from gate_texts import PLACES, THINGS, fit_texts, made_up_word, passages
 
+# for cards
+SOURCE = (
+    "help topics of Python, source files of its standard library, documentation and files of packages, and made-up records "
+    "(benchmarks/gate_corpus.py)"
+)
 SIZES = (2600, 6200)  # characters of a text, drawn
 SHARE_OF_RECORDS = 0.4
 FOLDERS = "asyncio email json http importlib logging multiprocessing xml unittest urllib"
@@ -44,6 +49,11 @@ VALUES = (
     "phrase"
 )
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec"
+
+
+def all_texts() -> list[str]:
+    """Those of `gate_texts.py`, and 900 of `many_texts`; the first of them are as good a sample as any."""
+    return [*fit_texts(), *many_texts(900)]
 
 
 def many_texts(count: int, seed: int = 0) -> list[str]:

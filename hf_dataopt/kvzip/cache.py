@@ -32,6 +32,7 @@ from .questions import ids_of_questions, padded_behind
 from .reading import USER, PrefilledContext, check_supported
 from .rows import Rows, compress_rows
 from .saved import load_cache, save_cache
+from .scored_by import ScoredBy
 from .sizes import Sizes
 from .standing import ears, keep_within, score_tokens
 from .turns import compress_again
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 Question = str | dict[str, Any] | Sequence[Any] | torch.Tensor
 
 
-class KVzipCache(Sizes, RoutedCache):
+class KVzipCache(ScoredBy, Sizes, RoutedCache):
     """A context's compressed key-value cache for `generate`, made once and reused for any question.
 
     Build it with `from_context` (or `from_scores`), then give each request its own `fork()`. `get_seq_length()` is the
@@ -71,7 +72,6 @@ class KVzipCache(Sizes, RoutedCache):
 
     counts_positions = True
     padded = False  # whether padding stands among what came after the context
-    gates: KVzipGates | None = None  # that scored the pairs
     heard: LayerInputs | None = None  # of one call
     rows: Rows | None = None  # of several contexts; `prompt` is the first one's then
 
@@ -223,7 +223,8 @@ class KVzipCache(Sizes, RoutedCache):
     ) -> KVzipCache:
         cache = cls(layers, prompt, config, tokenizer, identity(model))
         cache._prepare(model)
-        cache.gates = gates
+        if gates is not None:
+            cache.scored_by, cache.gates = gates.digest, gates
         return cache
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
@@ -241,8 +242,9 @@ class KVzipCache(Sizes, RoutedCache):
         """A saved cache from a folder or the Hub, for the model that made it; see `saved.load_cache`."""
         check_supported(model)
         optional(check_tokenizer, "tokenizer", tokenizer)
-        layers, prompt, config, made_by = load_cache(source, model, **hub)
+        layers, prompt, config, made_by, scored_by = load_cache(source, model, **hub)
         cache = cls(layers, prompt, config, tokenizer, made_by)
+        cache.scored_by = scored_by
         cache.attach(model)
         return cache
 

@@ -237,6 +237,8 @@ def _compress(
         noise = score_context(prefilled, replace(config, score="random_eviction"), progress=False)
         others["answer_random"] = KVzipCache.from_scores(prefilled, noise, config, tokenizer=tokenizer)
     cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
+    if gates is not None:
+        cache.scored_by, cache.gates = gates.digest, gates
     return cache, others, prefilled_at
 
 

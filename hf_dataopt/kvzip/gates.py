@@ -21,7 +21,7 @@ from .._compat import causal_model_of, text_config
 from ..checkpoint import locked
 from ..progress import told
 from ..publishing.artifacts import fetch, push_saved
-from ..publishing.identity import check_identity, identity
+from ..publishing.identity import check_identity, identity, weight_digest
 from ..publishing.kinds import MODEL
 from ..publishing.record import check_version, known_settings
 from ..publishing.safe_files import MAX_VALUE, check_finite, read_tensors
@@ -94,6 +94,11 @@ class KVzipGates:
     def __repr__(self) -> str:
         sizes = f"{self.weights.layers} layers x {self.weights.heads} heads"
         return f"{type(self).__name__}({sizes}, model={self.made_by.get('name')!r})"
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that tell these weights from others, the same once they were saved and read."""
+        return weight_digest(self.weights.stored.items())
 
     @classmethod
     def fit(

@@ -39,6 +39,11 @@ class AttentionRules:
         return cls(scale, options.get("softcap"), options.get("s_aux"))
 
     @property
+    def usual(self) -> bool:
+        """Whether logits become weights by their scale alone."""
+        return self.softcap is None and self.sinks is None
+
+    @property
     def options(self) -> dict[str, Any]:
         """What every part of one attention is given."""
         return {"scale": self.scale, "softcap": self.softcap}

@@ -65,8 +65,7 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
             held = {name: one for name, one in context.tensors.items() if one.shape[-1]}
             tensors |= {f"layer.{index}.{name}": one.contiguous() for name, one in held.items()}
             tensors[f"layer.{index}.lengths"] = torch.tensor(context.lengths)
-            # gates are not saved along, and other scores cannot be held against theirs
-            if layer.scores is not None and cache.gates is None:
+            if layer.scores is not None:
                 n_prefix = cache.prompt.prefix_ids.numel()
                 tensors[f"layer.{index}.scores"] = torch.cat([row[n_prefix:] for row in layer.scores])
         elif hasattr(layer, "sliding_window"):
@@ -87,6 +86,7 @@ def save_cache(cache: Any, folder: str | Path, *, license: str | None = None) ->
             about={
                 "model": cache.made_by,
                 "config": json.loads(cache.config.to_json_string()),
+                "scored_by": cache.scored_by,
                 "layers": len(layers),
                 "windows": windows,
                 "tokens": cache.ids.shape[1],
@@ -113,7 +113,7 @@ def load_cache(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> tuple[list[Any], KVzipPrompt, KVzipConfig, dict[str, Any]]:
+) -> tuple[list[Any], KVzipPrompt, KVzipConfig, dict[str, Any], str | None]:
     """Read what `save_cache` wrote, from a folder or the Hub.
 
     Args:
@@ -122,7 +122,8 @@ def load_cache(
         revision, token: of the Hub.
 
     Returns:
-        What a `KVzipCache` is made of: layers on the model's device, prompt, settings, and which model made it.
+        What a `KVzipCache` is made of: layers on the model's device, prompt, settings, which model made it, and which gates
+        scored it (None for another score).
 
     Raises:
         ValueError: no cache there, tensors that do not fit together, or another model than the one that made it.
@@ -137,6 +138,9 @@ def load_cache(
         config = KVzipConfig.from_json_string(
             known_settings(about["config"], (one.name for one in fields(KVzipConfig)), newer)
         )
+        scored_by = about.get("scored_by")
+        if not isinstance(scored_by, str | None):
+            raise ValueError(f"scored by {scored_by!r:.80}, which is no digest of gates")
         names = (*_IDS, _TURNS) if _TURNS in tensors else _IDS
         prompt = KVzipPrompt(*(tensors[name] for name in names))
         ids = torch.cat([tensors[name] for name in names])
@@ -154,7 +158,7 @@ def load_cache(
         raise ValueError(
             f"{folder} holds no whole cache ({type(error).__name__}: {told(error)}); get it again, or compress again"
         ) from error
-    return layers, prompt, config, about["model"]
+    return layers, prompt, config, about["model"], scored_by
 
 
 def _whole(

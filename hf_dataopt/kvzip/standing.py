@@ -32,7 +32,7 @@ def ears(layers: list[Any], config: KVzipConfig, gates: Any, batch: int, padding
         raise ValueError("standing=True scores tokens by gates as they are read; set `cache.gates`")
     if any(layer.scores is None for layer in layers if isinstance(layer, KVzipLayer)):
         raise ValueError(
-            "standing=True needs the scores that gates gave the context, which files leave out; read it again"
+            "standing=True needs the scores that gates gave the context, which files of 0.1 leave out; read it again"
         )
     if batch != 1 or padding is not None:
         raise ValueError(

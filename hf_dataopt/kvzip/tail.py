@@ -51,6 +51,7 @@ class Tail:
 
     def write(self, held: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write what was claimed, and return views of all tokens."""
-        end = held + keys.shape[2]
-        self.keys[:, :, held:end], self.values[:, :, held:end] = keys, values
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        new = keys.shape[2]
+        self.keys.narrow(2, held, new).copy_(keys)
+        self.values.narrow(2, held, new).copy_(values)
+        return self.keys.narrow(2, 0, held + new), self.values.narrow(2, 0, held + new)

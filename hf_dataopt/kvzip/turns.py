@@ -207,6 +207,11 @@ def compress_again(
     n_turns = held[0].get_seq_length() - known.ids.numel()
     if not n_turns:
         return compress_turns(cache.layers, cache.pristine_layers, known, config, model), known, config
+    at_hand = all(layer.tail_scores is not None for layer in held)
+    if cache.scored_by is not None and cache.gates is None and not at_hand:
+        raise ValueError(
+            "gates scored the pairs of this cache, and turns need the same; set `cache.gates` to those it was made with"
+        )
     ids = cache.read_ids
     if not isinstance(ids, torch.Tensor):
         raise ValueError(

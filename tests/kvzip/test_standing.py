@@ -187,8 +187,18 @@ def test_what_cannot_stay_within_a_budget_is_refused(tmp_path: Path) -> None:
     bare.gates = None
     with pytest.raises(ValueError, match=r"set `cache.gates`"):
         model.generate(**bare.inputs("Which?"), max_new_tokens=2)
+    bare = cache.fork()
+    for layer in bare.layers:
+        layer.scores = None
+    with pytest.raises(ValueError, match=r"which files of 0\.1 leave out"):
+        model(torch.tensor([[7]]), **held(bare))
+    # a file has them
     cache.save_pretrained(tmp_path)
     loaded = KVzipCache.from_pretrained(tmp_path, model, tokenizer)
-    loaded.gates = cache.gates
-    with pytest.raises(ValueError, match="which files leave out"):
+    with pytest.raises(ValueError, match=r"set `cache.gates`"):
         model.generate(**loaded.inputs("Which?"), max_new_tokens=2)
+    loaded.gates = cache.gates
+    options: Any = {"max_new_tokens": 90, "do_sample": False}
+    inputs = [one.inputs("Which?") for one in (loaded, cache)]
+    ours, theirs = (model.generate(**one, **options) for one in inputs)
+    assert torch.equal(ours, theirs) and pairs(inputs[0]["cache"]) <= BUDGET

@@ -17,8 +17,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from hf_dataopt import KVzipCache, KVzipConfig
-from hf_dataopt.kvzip.gate_network import GateWeights
+from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
 from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
@@ -348,10 +347,39 @@ def test_repeat_inputs_behind_a_context() -> None:
     assert found == [(0, 4, [109, 2, 3, 107, 102, 103, 104, 105]), (4, 5, [109, 104, 105, 107, 106])]
 
 
-def test_weights_of_gates_are_not_what_a_file_scores_with(tmp_path: Path) -> None:
+def test_a_file_holds_the_scores_that_gates_gave_and_which_gates(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    cache = made(model, gates=random_gates(model))
-    assert isinstance(cache.gates.weights, GateWeights)
-    cache.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="does not hold the scores"):
-        KVzipCache.from_pretrained(tmp_path, model).compress_again(0.1)
+    gates = random_gates(model)
+    cache = made(model, gates=gates)
+    cache.save_pretrained(tmp_path / "cache")
+    gates.save_pretrained(tmp_path / "gates")
+    loaded = KVzipCache.from_pretrained(tmp_path / "cache", model, byte_tokenizer())
+    assert loaded.gates is None and loaded.scored_by == cache.scored_by == gates.digest
+    # what they hold needs no gates, what is said about it needs theirs
+    again = loaded.fork()
+    again.compress_again(0.1, progress=False)
+    expected = cache.fork()
+    expected.compress_again(0.1, progress=False)
+    assert again.stored_lengths == expected.stored_lengths
+    with pytest.raises(ValueError, match="set `cache.gates` to those it was made with"):
+        talked(model, loaded).compress_again(0.1, progress=False)
+    with pytest.raises(ValueError, match=f"scored by gates {gates.digest}, not by these"):
+        loaded.gates = random_gates(model, seed=1)
+    with pytest.raises(TypeError, match="gates must be a KVzipGates"):
+        loaded.gates = gates.weights  # type: ignore[assignment]
+    loaded.gates = KVzipGates.from_pretrained(tmp_path / "gates")
+    ours, theirs = talked(model, loaded), talked(model, cache)
+    for one in (ours, theirs):
+        one.compress_again(0.1, progress=False)
+    assert ours.stored_lengths == theirs.stored_lengths
+    for layer, other in zip(ours.layers, theirs.layers, strict=True):
+        assert torch.equal(layer.context.keys, other.context.keys)
+    ours.save_pretrained(tmp_path / "again")
+    assert KVzipCache.from_pretrained(tmp_path / "again", model).scored_by == gates.digest
+    plain = made(model)
+    with pytest.raises(ValueError, match="scored by another score"):
+        plain.gates = gates
+    about = tmp_path / "cache" / "hf_dataopt.json"
+    about.write_text(about.read_text().replace(f'"{gates.digest}"', "7"))
+    with pytest.raises(ValueError, match="scored by 7, which is no digest"):
+        KVzipCache.from_pretrained(tmp_path / "cache", model)
