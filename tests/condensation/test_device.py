@@ -120,7 +120,9 @@ def test_a_round_reads_nothing_from_the_device(
     assert found == allowed > 0
 
 
-@pytest.mark.parametrize("spoilt", [float, bool, Tensor.cpu, lambda loss: loss[loss > 0]], ids=["float", "bool", "cpu", "mask"])
+@pytest.mark.parametrize(
+    "spoilt", [float, bool, Tensor.cpu, lambda loss: loss[loss > 0]], ids=["float", "bool", "cpu", "mask"]
+)
 def test_reading_would_be_noticed(data: LabelledImages, spoilt: Callable[[Tensor], object]) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         spoilt(on_meta(data, SMALL)())

@@ -190,20 +190,17 @@ def test_condensation_groups_halve(
         condenser = DatasetCondenser(config)
         return np.asarray(condenser.condense(data)["image"]), condenser.losses
 
-    expected, augmented, calls = run(), loop.augment, [0]
+    expected, augmented, calls = run(), loop.augment_groups, [0]
     due: list[int] = []
 
     def counted(*args: Any) -> torch.Tensor:
         calls[0] += 1
         return full() if calls[0] in due else augmented(*args)
 
-    monkeypatch.setattr(loop, "augment", counted)
+    monkeypatch.setattr(loop, "augment_groups", counted)
     run()
-    first = (
-        calls[0] - 2 * 2 * 3 * 2
-    )  # real and synthetic images of three classes, four times; before that, the estimate
-    assert 0 <= first <= 6
-    due += [first + 4]  # in the second class, when the first has drawn
+    assert calls[0] == 2 * 2 * 2  # real and synthetic images of three classes together, four times
+    due += [2]  # the classes have drawn by then
     calls[0] = 0
     found = run()
     assert "groups of 1 classes" in caplog.text and caplog.text.count(MESSAGES) == 1

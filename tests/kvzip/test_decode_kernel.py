@@ -59,6 +59,7 @@ def test_a_model_decodes_the_same(interpreted: Any, family: str, monkeypatch: py
     found = []
     calls: list[int] = []
     plain = interpreted.attend_token
+    monkeypatch.setattr(layers, "takes_token_on_cpu", lambda *_: False)
     monkeypatch.setattr(interpreted, "attend_token", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
     for here in (False, True):
         monkeypatch.setattr(kernels, "has_triton", lambda device, here=here: here)
