@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from .._compat import cpu_flash, gpu_flash, has_cpu_flash
-from .rules import same_dtype
+from .rules import same_dtype, wants_gradients
 
 # rows x keys that the portable path holds at a time, in elements (64 MB in float32; a GPU has more, and launches cost)
 _BLOCK_ELEMENTS, _BLOCK_ELEMENTS_GPU = 1 << 24, 1 << 27
@@ -74,9 +74,8 @@ def takes_gpu_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 
 def _alike(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: float | None) -> bool:
-    with_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     same = key.shape[-1] == value.shape[-1] and query.dtype == key.dtype == value.dtype
-    return softcap is None and same and not with_grad
+    return softcap is None and same and not wants_gradients(query, key, value)
 
 
 def _attend_on_gpu(

@@ -9,26 +9,15 @@ from __future__ import annotations
 import torch
 
 from .._compat import cpu_flash, has_cpu_flash
+from .kernels import is_one_token
 from .ragged import Ragged
 
 
 def takes_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: Ragged) -> bool:
-    """Whether `attend_token` reads this call: one token of one request on a CPU, behind heads of which each kept something.
-
-    Args:
-        query: (B, H, q, d). key, value: (B, KV heads, n, d), of the tail.
-        context: the kept pairs.
-    """
-    batch, _, rows, width = query.shape
-    if batch != 1 or rows != 1 or query.device.type != "cpu" or key.shape[1] != len(context.lengths):
+    """Whether `attend_token` reads this call: one token on a CPU, behind heads of which each kept something."""
+    if query.device.type != "cpu" or 0 in context.lengths or value.shape[3] != query.shape[3]:
         return False
-    dtype = query.dtype
-    if not dtype == key.dtype == value.dtype or context.dtypes != (dtype, dtype):
-        return False
-    if value.shape[3] != width or context.widths != (width, width) or 0 in context.lengths:
-        return False
-    asked = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return not asked and has_cpu_flash()
+    return is_one_token(query, key, value, context) and has_cpu_flash()
 
 
 def attend_token(

@@ -15,6 +15,7 @@ import torch
 
 from .._compat import flash_varlen, flex_varlen, varlen_kernel
 from .ragged import Ragged
+from .rules import wants_gradients
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST = 256  # of flash attention's heads
@@ -29,19 +30,28 @@ def takes_kernels(device: torch.device, dtypes: tuple[torch.dtype, torch.dtype])
     return device.type == "cuda" and dtypes[0] in _HALF and dtypes[1] == dtypes[0]
 
 
-def takes_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: Ragged) -> bool:
-    """Whether `decode_kernel` reads this call: one token of one request, without a mask, on a GPU that Triton knows."""
-    batch, heads, rows, _ = query.shape
-    kv_heads = key.shape[1]
-    if batch != 1 or rows != 1 or kv_heads != len(context.lengths) or heads > _MOST_IN_GROUP * kv_heads:
+def is_one_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: Ragged) -> bool:
+    """Whether a call is one token of one request, whose tail is like its context and which no gradients go back through.
+
+    Args:
+        query: (B, H, q, d). key, value: (B, KV heads, n, d), of the tail.
+        context: the kept pairs.
+    """
+    batch, _, rows, _ = query.shape
+    if batch != 1 or rows != 1 or key.shape[1] != len(context.lengths):
         return False
-    pairs = (key, context.dtypes[0], context.widths[0]), (value, context.dtypes[1], context.widths[1])
-    for one, dtype, width in pairs:
-        alike = one.dtype == dtype == query.dtype and one.shape[3] == width <= _WIDEST
-        if not alike or one.shape[2] == 0 or one.stride()[2:] != (width, 1):
-            return False
-    asked = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return query.dtype in (*_HALF, torch.float32) and not asked and has_triton(query.device)
+    dtype = query.dtype
+    alike = dtype == key.dtype == value.dtype and context.dtypes == (dtype, dtype)
+    return alike and context.widths == (key.shape[3], value.shape[3]) and not wants_gradients(query, key, value)
+
+
+def takes_token(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: Ragged) -> bool:
+    """Whether `decode_kernel` reads this call: one token, without a mask, on a GPU that Triton knows."""
+    if not is_one_token(query, key, value, context) or query.shape[1] > _MOST_IN_GROUP * key.shape[1]:
+        return False
+    dense = all(one.shape[2] and one.stride()[2:] == (one.shape[3], 1) for one in (key, value))
+    known = query.dtype in (*_HALF, torch.float32) and max(context.widths) <= _WIDEST
+    return dense and known and has_triton(query.device)
 
 
 @functools.cache
@@ -62,7 +72,7 @@ def kernel_for(query: torch.Tensor, widths: tuple[int, int], softcap: float | No
     """
     alike = widths[0] == widths[1] and widths[0] <= _WIDEST and widths[0] % 8 == 0
     ampere = torch.cuda.get_device_capability(query.device) >= (8, 0) if query.is_cuda else True
-    plain = alike and ampere and query.dtype in _HALF and not (torch.is_grad_enabled() and query.requires_grad)
+    plain = alike and ampere and query.dtype in _HALF and not wants_gradients(query)
     if plain and flash_varlen() is not None:
         return _flash
     if plain and softcap is None and varlen_kernel() is not None:

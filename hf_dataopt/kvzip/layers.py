@@ -21,7 +21,7 @@ from .quantised import Storage
 from .ragged import Ragged, RaggedContext
 from .ragged_attention import attend_ragged
 from .reading import PrefilledContext, check_supported
-from .rules import AttentionRules, no_autocast, same_dtype, tail_mask
+from .rules import AttentionRules, no_autocast, same_dtype, tail_mask, wants_gradients
 from .tail import Tail
 
 
@@ -58,7 +58,7 @@ class KVzipLayer(DynamicLayer):
 
     def _append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         n = self.n_tail
-        if n == 0 or (torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)):
+        if n == 0 or wants_gradients(keys, values):
             # a question alone needs no room behind it, and what gradients go back through is not written into
             self.tail = None
             return super().update(keys, values)
@@ -86,6 +86,7 @@ class KVzipLayer(DynamicLayer):
             )
         rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
         asked, rows, length = query.dtype, query.shape[2], key.shape[2] - kept
+        # before anything else: what comes next costs a token on a CPU as much as its kernels
         if mask is None and not expanded and rules.usual and takes_token_on_cpu(query, key, value, self.context):
             return attend_token_on_cpu(query, self.context, key, value, scale)
         mask, causal = tail_mask(mask, rows, length, self.context.n_tokens, query.device)

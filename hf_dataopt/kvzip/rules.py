@@ -57,6 +57,11 @@ class AttentionRules:
         return output * torch.sigmoid(lse - sink)[..., None].to(output.dtype), torch.logaddexp(lse, sink.expand_as(lse))
 
 
+def wants_gradients(*tensors: torch.Tensor) -> bool:
+    """Whether gradients are to go back through one of these."""
+    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+
+
 def same_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Tensors in one dtype: under autocast, queries, keys and values come in several."""
     if all(tensor.dtype == tensors[0].dtype for tensor in tensors):
