@@ -23,7 +23,7 @@ from ..shell.options import (
     push_options,
     template_options,
 )
-from ..shell.usage import check_count, only, refusing
+from ..shell.usage import check_count, check_words, only, refusing
 
 if TYPE_CHECKING:
     from .memory import CompressedContextMemory
@@ -123,8 +123,7 @@ def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
         )
         check_count("num_comp_tokens", 1 if args.num_comp_tokens is None else args.num_comp_tokens)
         check_count("max_new_tokens", args.max_new_tokens)
-        if not args.question.strip():
-            raise ValueError("--question is given without a word in it; ask something")
+        check_words("question", args.question)
         if args.question == STDIN:
             raise ValueError("--question cannot be -; --turn can, for the lines of standard input")
         if args.adapter is not None and not Path(args.adapter).is_dir() and not looks_like_repo(args.adapter):
@@ -132,7 +131,7 @@ def _checked(args: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
         if args.output_dir:
             check_target(args.output_dir, "context_memory")
         device_of(args.device)
-        return template_options(args), read_lines("--turn", args.turn)
+        return template_options(args), read_lines("turn", args.turn)
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:

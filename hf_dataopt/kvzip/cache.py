@@ -224,7 +224,7 @@ class KVzipCache(ScoredBy, Sizes, RoutedCache):
         cache = cls(layers, prompt, config, tokenizer, identity(model))
         cache._prepare(model)
         if gates is not None:
-            cache.scored_by, cache.gates = gates.digest, gates
+            cache.score_by(gates)
         return cache
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if [args.context, *args.question].count(STDIN) > 1:
             raise ValueError("--context and --question cannot both be -: standard input is read once")
         context = read_text("--context", args.context)
-        questions = read_lines("--question", args.question)
+        questions = read_lines("question", args.question)
         if not context.strip():
             raise ValueError(f"--context: there is no text in {args.context}")
         if args.output_dir:
@@ -238,7 +238,7 @@ def _compress(
         others["answer_random"] = KVzipCache.from_scores(prefilled, noise, config, tokenizer=tokenizer)
     cache = KVzipCache.from_scores(prefilled, scores, config, tokenizer=tokenizer, free=True)
     if gates is not None:
-        cache.scored_by, cache.gates = gates.digest, gates
+        cache.score_by(gates)
     return cache, others, prefilled_at
 
 

@@ -18,6 +18,11 @@ class ScoredBy:
     scored_by: str | None = None
     _gates: KVzipGates | None = None
 
+    def score_by(self, gates: KVzipGates) -> None:
+        """Say that these gates have scored the pairs, and are at hand."""
+        self.scored_by = gates.digest
+        self.gates = gates
+
     @property
     def gates(self) -> KVzipGates | None:
         """Gates at hand; None for another score, or behind a file, which holds their scores and not the gates."""

@@ -11,7 +11,7 @@ from typing import Any
 from ..progress import told
 from ..publishing.hub import check_hub, hub_errors
 from ..publishing.names import looks_like_repo
-from .usage import flag
+from .usage import check_revision, check_words, flag
 
 STDIN = "-"
 _FILES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -49,8 +49,7 @@ def read_dataset(
         return _piped(split, config, revision)
     path = Path(name)
     local = path.exists()
-    if local and revision is not None:
-        raise ValueError(f"--revision {revision}: {name} is on this machine and has no revisions")
+    check_revision(revision, name, local)
     if path.is_dir() and any((path / mark).exists() for mark in _SAVED):
         if config is not None:
             raise ValueError(f"--config {config}: {name} was written by save_to_disk and has no configurations")
@@ -175,12 +174,17 @@ def read_text(option: str, name: str) -> str:
     return text
 
 
-def read_lines(option: str, given: list[str]) -> list[str]:
+def read_lines(dest: str, given: list[str]) -> list[str]:
     """Texts of an option that may be given several times; `-` stands for the lines of standard input.
+
+    Args:
+        dest: name of the option in `args`.
+        given: its texts.
 
     Raises:
         ValueError: `-` twice, nothing on standard input, or a text without a word.
     """
+    option = flag(dest)
     if given.count(STDIN) > 1:
         raise ValueError(f"{option} is - twice; standard input is read once")
     texts: list[str] = []
@@ -188,7 +192,6 @@ def read_lines(option: str, given: list[str]) -> list[str]:
         lines = [text] if text != STDIN else [line for line in read_text(option, STDIN).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{option} is -, but nothing came on standard input")
-        if not text.strip():
-            raise ValueError(f"{option} is given without a word in it; leave it out, or say something")
+        check_words(dest, text)
         texts += lines
     return texts

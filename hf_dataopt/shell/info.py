@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import add_hub
-from .usage import refusing
+from .usage import check_revision, refusing
 
 HELP = "say what a folder or Hub repository of ours holds, and how to use it"
 EXAMPLES = [
@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..publishing.info import describe
 
     with refusing():
-        if args.revision is not None and Path(args.source).is_dir():
-            raise ValueError(f"--revision {args.revision}: {args.source} is on this machine and has no revisions")
+        check_revision(args.revision, args.source, Path(args.source).is_dir())
         return describe(args.source, revision=args.revision, token=args.token)
 
 

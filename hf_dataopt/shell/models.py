@@ -8,7 +8,7 @@ from typing import Any
 from ..progress import told
 from ..text.demo_model import load_demo_model
 from .options import device_of
-from .usage import UsageError
+from .usage import check_revision
 
 
 def load_language_model(
@@ -33,10 +33,7 @@ def load_language_model(
     """
     import torch
 
-    if revision is not None and (name is None or Path(name).is_dir()):
-        raise UsageError(
-            f"--revision {revision}: {name or 'the packaged model'} is on this machine and has no revisions"
-        )
+    check_revision(revision, name or "the packaged model", name is None or Path(name).is_dir())
     place = device_of(device)
     try:
         model, tokenizer = load_demo_model(name, dtype=getattr(torch, dtype), revision=revision, token=token)

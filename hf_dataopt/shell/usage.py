@@ -45,6 +45,21 @@ def only(args: argparse.Namespace, holds: object, reason: str, *dests: str) -> N
         raise UsageError(f"{', '.join(given)} {reason}")
 
 
+def check_revision(revision: str | None, name: str, local: bool) -> None:
+    """Refuse a revision of what is on this machine.
+
+    Args:
+        revision: as given, or None.
+        name: of what is read.
+        local: whether it is on this machine.
+
+    Raises:
+        UsageError: it is, and a revision is asked for.
+    """
+    if local and revision is not None:
+        raise UsageError(f"--revision {revision}: {name} is on this machine and has no revisions")
+
+
 def in_flags(message: str, actions: Iterable[argparse.Action], also: Mapping[str, str] | None = None) -> str:
     """A message of the library in the words of the command line: `keep_ratio` is `--keep-ratio` there.
 
@@ -62,6 +77,16 @@ def in_flags(message: str, actions: Iterable[argparse.Action], also: Mapping[str
         else:
             message = re.sub(rf"^{word}(?= (?:is\b|must\b|has\b|needs\b|'))", option, message)
     return message
+
+
+def check_words(dest: str, text: str) -> None:
+    """Refuse a text without a word in it.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not text.strip():
+        raise UsageError(f"{flag(dest)} is given without a word in it; say something")
 
 
 def check_count(dest: str, value: int, least: int = 1) -> None:
