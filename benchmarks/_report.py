@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +59,28 @@ def write(name: str, rows: list[dict[str, Any]], quiet: bool = False, **about: A
     show(name, rows)
     print(f"written to {path.relative_to(HERE.parent)}")
     return path
+
+
+def resumed(
+    file: Path, jobs: Iterable[tuple[str, Callable[[], dict[str, Any]]]], restart: bool = False
+) -> list[dict[str, Any]]:
+    """What every job found; what an earlier run had found is read from its file.
+
+    Args:
+        file: a JSON object a line, written as soon as a job is done.
+        jobs: names and what is to be done, in an order that stays the same.
+        restart: whether an earlier run is forgotten.
+    """
+    if restart:
+        file.unlink(missing_ok=True)
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    jobs = list(jobs)
+    for name, job in jobs[len(found) :]:
+        found.append(job())
+        with file.open("a") as lines:
+            lines.write(json.dumps(found[-1]) + "\n")
+        print(f"{name} ({len(found)}/{len(jobs)})", flush=True)
+    return found[: len(jobs)]
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

@@ -12,16 +12,16 @@ budget's. Finished contexts are kept in a file, so a run that was stopped goes o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _report import DATA, HERE, show, write
+from _report import DATA, HERE, resumed, show, write
 from contexts import Question
 from gate_texts import held_contexts
 from kvzip_quality import EXACT, answer_nlls, interval
@@ -180,16 +180,13 @@ def main() -> None:
 def answers(model: Any, tokenizer: Any, gates: KVzipGates, args: argparse.Namespace) -> list[dict[str, Any]]:
     """`one_context` of all contexts, those of an earlier run as they were."""
     done_file = DATA / f"kvzip_gates_{(args.model or 'smollm2').replace('/', '_')}.jsonl"
-    if args.restart:
-        done_file.unlink(missing_ok=True)
-    done = [json.loads(line) for line in done_file.read_text().splitlines()] if done_file.exists() else []
+
+    def one(seed: int, domain: str, text: str, questions: list[Question]) -> dict[str, Any]:
+        return {"domain": domain, **one_context(model, tokenizer, gates, text, questions, seed)}
+
     contexts = held_contexts(RECORDS, PROSE, args.questions, 0)
-    for seed, (domain, text, questions) in list(enumerate(contexts))[len(done) :]:
-        done.append({"domain": domain, **one_context(model, tokenizer, gates, text, questions, seed)})
-        with done_file.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-        print(f"context {seed + 1}/{len(contexts)}: {domain}, {done[-1]['tokens']} tokens", flush=True)
-    return done
+    jobs = [(f"context {seed}, {context[0]}", partial(one, seed, *context)) for seed, context in enumerate(contexts)]
+    return resumed(done_file, jobs, args.restart)
 
 
 if __name__ == "__main__":

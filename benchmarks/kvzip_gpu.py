@@ -19,15 +19,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import _report
 import torch
+from kvzip_speed import Attention
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from hf_dataopt import KVzipCache, KVzipConfig
 from hf_dataopt._compat import cache_keyword
-from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt
 from hf_dataopt.kvzip.scoring import score_context
@@ -74,29 +75,6 @@ def seconds(work: Callable[[], Any], device: str) -> tuple[float, Any]:
     found = work()
     wait()
     return time.perf_counter() - start, found
-
-
-class Watched:
-    """Time that KVzip's layers take in a forward, with the device waited for at both ends of each call."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.spent = device, 0.0
-        self._plain = {name: getattr(KVzipLayer, name) for name in ("update", "attend")}
-
-    def __enter__(self) -> Watched:
-        for name, plain in self._plain.items():
-
-            def timed(layer: Any, *args: Any, _plain: Any = plain, **options: Any) -> Any:
-                took, found = seconds(lambda: _plain(layer, *args, **options), self.device)
-                self.spent += took
-                return found
-
-            setattr(KVzipLayer, name, timed)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, plain in self._plain.items():
-            setattr(KVzipLayer, name, plain)
 
 
 def flash(shape: str, tokens: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
@@ -164,7 +142,7 @@ def decoded(model: Any, cache: Any, device: str, repeats: int, watch: bool = Tru
         seconds(step, device)
     whole = [seconds(step, device)[0] for _ in range(repeats)]
     inside = [0.0]
-    with Watched(device) as watched:
+    with Attention(partial(seconds, device=device)) as watched:
         for _ in range(repeats * watch):
             watched.spent = 0.0
             seconds(step, device)

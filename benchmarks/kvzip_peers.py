@@ -19,12 +19,13 @@ import os
 import statistics
 import subprocess
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _report import DATA, HERE, show, write
+from _report import DATA, HERE, resumed, show, write
 from contexts import debian_context
 from kvzip_quality import answer_ids, answer_nlls, interval
 from kvzip_speed import cpu_seconds
@@ -265,18 +266,15 @@ def main() -> None:
         show("at equal settings", compared(done))
         return
     done_file = DATA / f"kvzip_peers_{name}_{args.questions}.jsonl"
-    if args.restart:
-        done_file.unlink(missing_ok=True)
-    done = [json.loads(line) for line in done_file.read_text().splitlines()] if done_file.exists() else []
-    for seed in range(len(done), args.contexts):
-        done.append(one_context(model, tokenizer, peer, SIZES[seed], args.questions, seed, seed < args.others))
-        with done_file.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-        print(f"context {seed + 1}/{args.contexts}: {done[-1]['tokens']} tokens", flush=True)
-    equal = compared(done[: args.contexts])
+
+    def one(seed: int) -> dict[str, Any]:
+        return one_context(model, tokenizer, peer, SIZES[seed], args.questions, seed, seed < args.others)
+
+    done = resumed(done_file, [(f"context {seed}", partial(one, seed)) for seed in range(args.contexts)], args.restart)
+    equal = compared(done)
     write(
         "kvzip_peers",
-        summarise(done[: args.contexts]),
+        summarise(done),
         model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
         peer_versions=peer.versions,
         context_tokens=[context["tokens"] for context in done[: args.contexts]],

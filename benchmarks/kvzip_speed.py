@@ -104,17 +104,21 @@ def compression(
 
 
 class Attention:
-    """CPU-seconds that KVzip's layers take within a forward: what they append, and their attention."""
+    """Seconds that KVzip's layers take within a forward: what they append, and their attention.
 
-    def __init__(self) -> None:
-        self.spent = 0.0
+    Args:
+        clock: of a call: its seconds, and what it returned.
+    """
+
+    def __init__(self, clock: Callable[[Callable[[], Any]], tuple[float, Any]] = cpu_seconds) -> None:
+        self.clock, self.spent = clock, 0.0
         self._plain = {name: getattr(KVzipLayer, name) for name in ("update", "attend")}
 
     def __enter__(self) -> Attention:
         for name, plain in self._plain.items():
 
             def timed(*args: Any, _plain: Any = plain, **options: Any) -> Any:
-                took, found = cpu_seconds(lambda: _plain(*args, **options))
+                took, found = self.clock(lambda: _plain(*args, **options))
                 self.spent += took
                 return found
 

@@ -12,15 +12,15 @@ the mean over its tokens, teacher-forced. Finished conversations are kept in a f
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from _report import DATA, HERE, show, write
+from _report import DATA, HERE, resumed, show, write
 from contexts import Question, debian_context
 from kvzip_quality import interval, read_off
 
@@ -170,14 +170,12 @@ def main() -> None:
         show("turns", rows_of([row]))
         return
     file = DATA / f"kvzip_turns_{args.ratio}_{args.records}.jsonl"
-    if args.restart:
-        file.unlink(missing_ok=True)
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for seed in range(len(done), args.conversations):
-        done.append(scored(model, tokenizer, *conversation(args.records, 4, args.questions, seed), args.ratio))
-        with file.open("a") as lines:
-            lines.write(json.dumps(done[-1]) + "\n")
-        print(f"conversation {seed + 1}/{args.conversations}", flush=True)
+
+    def one(seed: int) -> dict[str, Any]:
+        return scored(model, tokenizer, *conversation(args.records, 4, args.questions, seed), args.ratio)
+
+    jobs = [(f"conversation {seed}", partial(one, seed)) for seed in range(args.conversations)]
+    done = resumed(file, jobs, args.restart)
     if args.no_gates:
         show("turns", rows_of(done))
         return
