@@ -43,6 +43,29 @@ class Pace:
         return min((done + 1 / self.steps) / WARM, 0.5 * (1 + math.cos(math.pi * min(1.0, done))), 1.0)
 
 
+class Descent:
+    """AdamW without decay over what asks for gradients, gradients clipped at 1, at a pace.
+
+    Args:
+        model: what is trained.
+        lr: the highest learning rate.
+    """
+
+    def __init__(self, model: Any, lr: float) -> None:
+        self.lr, self.weights = lr, [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=lr, weight_decay=0.0)
+
+    def take(self, loss: torch.Tensor, scale: float) -> torch.Tensor:
+        """One step at `scale` of the learning rate; returns the loss without its graph."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * scale
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
 def fit(
     model: Any,
     loss_of: Callable[[int], torch.Tensor],
@@ -67,34 +90,27 @@ def fit(
     Returns:
         The mean losses between two checkpoints.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
+    descent = Descent(model, lr)
     curve, recent, step = [], [], 0
     if file.exists():
         kept = torch.load(file, weights_only=True)
         set_peft_model_state_dict(model, kept["adapter"])
-        optimizer.load_state_dict(kept["optimizer"])
+        descent.optimizer.load_state_dict(kept["optimizer"])
         curve, step, pace = kept["curve"], kept["step"], Pace(pace.steps, pace.seconds, kept["spent"])
     last = pace.steps if until is None else until
     saved, before = time.monotonic(), curve[-1]["cpu_s"] if curve else 0.0
     before, over = before - time.process_time(), pace.progress(step) >= 1 or step >= last
     model.train()
     while not over:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * pace.scale(step)
-        loss = loss_of(step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent.append(loss.detach())
+        scale = pace.scale(step)
+        recent.append(descent.take(loss_of(step), scale))
         step += 1
         over = pace.progress(step) >= 1 or step >= last
         if over or time.monotonic() - saved > EVERY:
             mean, cpu = float(torch.stack(recent).mean()), before + time.process_time()
             curve.append({"step": step, "loss": round(mean, 4), "s": round(pace.spent, 1), "cpu_s": round(cpu, 1)})
             print(curve[-1], flush=True)
-            state = {"adapter": get_peft_model_state_dict(model), "optimizer": optimizer.state_dict()}
+            state = {"adapter": get_peft_model_state_dict(model), "optimizer": descent.optimizer.state_dict()}
             torch.save({**state, "curve": curve, "spent": pace.spent, "step": step}, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
             checkpoint()

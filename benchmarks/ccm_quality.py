@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from _report import DATA, show, write
-from _training import Pace, in_dtype
+from _training import Descent, Pace, in_dtype
 from ccm_data import STEPS, TASKS, Sample, samples
 from data import DataMissingError
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -94,13 +94,11 @@ def fit(
     model: Any, batches: Iterator[list[Sample]], collate: Any, pace: Pace, lr: float, share: float
 ) -> dict[str, float]:
     """AdamW with 3 % warm-up and a cosine; `share` of the loss is distilled. Returns steps, seconds and the last loss."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
+    descent = Descent(model, lr)
     recent, step, mean, over = [], 0, 0.0, False
     model.train()
     while not over:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * pace.scale(step)
+        scale = pace.scale(step)
         rows = next(batches)
         batch = collate(rows)
         batch["labels"] = learned(batch["labels"], rows)
@@ -110,11 +108,7 @@ def fit(
         else:
             logits, said, _ = predicted(model, batch)
             loss = functional.cross_entropy(logits.float(), said)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent.append(loss.detach())
+        recent.append(descent.take(loss, scale))
         step += 1
         over = pace.progress(step) >= 1
         if over or step % 20 == 0:
