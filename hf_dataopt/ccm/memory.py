@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from .._compat import causal_model_of, input_device, last_logits, text_config
+from .._compat import causal_model_of, input_device, last_logits, positions_of, text_config
 from ..routing.inputs import CallInputs
 from ..settings import brief, check_each, check_int, check_path, check_tokenizer, optional
 from ..text.chat import ChatFormat
@@ -16,9 +16,9 @@ from ..text.positions import warn_beyond_positions
 from .active import ccm_config, check_still_active
 from .cache import CompressingCache, MemoryCache, read_behind
 from .proof import prove
-from .saved_memory import Pushed, layers_of, load_memory, read_chat, save_memory
+from .saved_memory import Pushed, joined, load_memory, read_chat, save_memory
 from .slots import Layers, average, check_max_slots, cleared, nbytes_of, oldest_merged
-from .turns import answer_prompt, awaits_answer, encode_turn, left_padded
+from .turns import answer_prompt, awaits_answer, encode_turn, is_one, left_padded, split
 
 if TYPE_CHECKING:
     from ..publishing.hub import HubOptions
@@ -168,12 +168,12 @@ class CompressedContextMemory(Pushed):
             ValueError: an empty context, ids outside the vocabulary, or another number of users.
             TypeError: neither text, messages nor ids.
 
-        Warns once (`UserWarning`) when contexts and question need more positions than the model has.
+        Warns once (`UserWarning`) when contexts and question need more positions than the model has. A context that alone
+        needs more is split into several of equal length, each with slots of its own (not for gist, which has one group).
         """
         rows, before = self._rows(context), self._state()
         if self.config.memory != "gist":
-            self._take_in(rows)
-            self._before = before
+            self._take_in_all(split(rows, positions_of(text_config(causal_model_of(self.model))), self.config), before)
             return
         if any(row is None for row in rows):
             raise ValueError("a gist memory is made anew at every step: every user needs a context")
@@ -212,6 +212,18 @@ class CompressedContextMemory(Pushed):
     def _grows(self) -> bool:
         """Whether the slots of before are the first of the slots after an append."""
         return self.config.memory.startswith("concat") and self.max_slots is None
+
+    def _take_in_all(self, parts: Sequence[Sequence[list[int] | None]], before: dict[str, Any]) -> None:
+        """All of an append's steps, or none."""
+        try:
+            for rows in parts:
+                self._take_in(rows)
+        except BaseException:
+            if self.steps is not before["steps"]:
+                self._before = before
+                self.undo()
+            raise
+        self._before = before
 
     def _take_in(self, rows: Sequence[list[int] | None]) -> None:
         new = torch.tensor([row is not None for row in rows], device=self.steps.device)
@@ -319,7 +331,7 @@ class CompressedContextMemory(Pushed):
         Raises:
             ValueError, TypeError: as `append`.
         """
-        several = self.batch_size == 1 and isinstance(question, list | tuple) and not _is_one(question)
+        several = self.batch_size == 1 and isinstance(question, list | tuple) and not is_one(question)
         rows = self._rows(question, count=len(question) if several else None, asking=True)
         if any(row is None for row in rows):
             raise ValueError("every user needs a question; use a memory of fewer users")
@@ -403,23 +415,13 @@ class CompressedContextMemory(Pushed):
         memory._history, memory.chat = settings["history"], read_chat(settings, source)
         memory.max_slots = settings.get("max_slots")
         memory.peak_kv_bytes, memory.peak_slots = settings["peak_kv_bytes"], settings["peak_slots"]
-        parts = [part for part in (layers_of(tensors, "sink"), layers_of(tensors, "memory")) if part]
-        sinks = parts[0][0][0].shape[2] if len(parts) == 2 else 0
-        if parts and sinks != int(memory.config.sink):
-            needed = int(memory.config.sink)
-            raise ValueError(
-                f"{source} holds {sinks} sink slots, needed is {needed}; get it again, or append the contexts again"
-            )
-        memory._layers = [
-            (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
-            for layer in zip(*parts, strict=True)
-        ]
+        memory._layers = joined(tensors, memory.config.sink, source)
         return memory
 
     def _rows(self, given: Any, count: int | None = None, asking: bool = False) -> list[list[int] | None]:
         check_still_active(self.model, self.config)
         users = count or self.batch_size
-        single = users == 1 and count is None and (not isinstance(given, list | tuple) or _is_one(given))
+        single = users == 1 and count is None and (not isinstance(given, list | tuple) or is_one(given))
         if isinstance(given, torch.Tensor) and given.ndim == 2:
             given, single = list(given), False
         items: Sequence[Any] = [given] if single else given
@@ -443,8 +445,3 @@ class CompressedContextMemory(Pushed):
         if all(row is None for row in rows):
             raise ValueError("no user has anything new")
         return rows
-
-
-def _is_one(given: Any) -> bool:
-    """Whether a list or tuple is one turn: ids, messages, or text parts."""
-    return all(isinstance(entry, int) for entry in given) or all(isinstance(entry, dict) for entry in given)

@@ -257,3 +257,21 @@ def layers_of(tensors: Mapping[str, Tensor], group: str) -> Layers:
     """Keys and values per layer of one group of tensors."""
     count = sum(name.startswith(f"{group}.") and name.endswith(".keys") for name in tensors)
     return [(tensors[f"{group}.{index}.keys"], tensors[f"{group}.{index}.values"]) for index in range(count)]
+
+
+def joined(tensors: Mapping[str, Tensor], sink: bool, source: Any) -> Layers:
+    """[sink | memory] per layer.
+
+    Raises:
+        ValueError: another number of sink slots than the adapter's.
+    """
+    parts = [part for part in (layers_of(tensors, "sink"), layers_of(tensors, "memory")) if part]
+    sinks = parts[0][0][0].shape[2] if len(parts) == 2 else 0
+    if parts and sinks != int(sink):
+        raise ValueError(
+            f"{source} holds {sinks} sink slots, needed is {int(sink)}; get it again, or append the contexts again"
+        )
+    return [
+        (torch.cat([keys for keys, _ in layer], 2), torch.cat([values for _, values in layer], 2))
+        for layer in zip(*parts, strict=True)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,6 +79,25 @@ def encode_answer(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLA
     if not opening:
         return [], ids
     return _ids(tokenizer, opening, False, chat), _ids(tokenizer, text[len(opening) :], False, chat)
+
+
+def is_one(given: Any) -> bool:
+    """Whether a list or tuple is one turn: ids, messages, or text parts."""
+    return all(isinstance(entry, int) for entry in given) or all(isinstance(entry, dict) for entry in given)
+
+
+def split(rows: Sequence[list[int] | None], limit: int | None, config: Any) -> list[list[list[int] | None]]:
+    """Rows as steps one after the other, none of which needs more than `limit` positions with its compression tokens."""
+    if limit is None or limit <= config.num_comp_tokens:
+        return [list(rows)]
+    most = limit - config.num_comp_tokens
+    parts = []
+    for row in rows:
+        count = max(1, -(-len(row or []) // most))
+        size = -(-len(row or []) // count) or 1
+        parts.append([None] if row is None else [row[at : at + size] for at in range(0, len(row), size)])
+    longest = max(map(len, parts))
+    return [[part[step] if step < len(part) else None for part in parts] for step in range(longest)]
 
 
 def is_said(turn: Any) -> bool:

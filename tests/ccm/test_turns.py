@@ -325,3 +325,36 @@ def test_answers_are_split_behind_the_templates_opening() -> None:
             assert encode_answer(tokenizer, turn, first) == ([], encode_turn(tokenizer, turn, first))
     assert awaits_answer([user("Who?")]) and not awaits_answer(answer) and not awaits_answer("Who?")
     assert not awaits_answer([user("Who?"), *answer]) and awaits_answer([*answer, user("Who?")])
+
+
+@pytest.mark.parametrize("memory", ["concat", "merge"])
+def test_a_turn_that_needs_more_positions_than_there_are_is_split(memory: str) -> None:
+    model = model_of(memory)  # 1024 positions, 2 of them for the compression tokens
+    turn = [5 + index % 200 for index in range(2100)]
+    one, by_hand = (CompressedContextMemory(model, batch_size=2) for _ in range(2))
+    for each in (one, by_hand):
+        each.append([[6, 7, 8], [9]])
+    before = one.logits([[20, 21], [22]])
+    with pytest.warns(UserWarning, match="positions"):
+        one.append([turn, [30, 31]])
+        for rows in ([turn[:700], [30, 31]], [turn[700:1400], None], [turn[1400:], None]):
+            by_hand.append(rows)
+    assert one.steps.tolist() == [4, 2] and one.tokens_seen == [2103, 3]
+    assert torch.equal(one.logits([[20, 21], [22]]), by_hand.logits([[20, 21], [22]]))
+    one.undo()
+    assert torch.equal(one.logits([[20, 21], [22]]), before)
+    calls = []
+    layer = model.get_base_model().model.layers[0]
+
+    def failing(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    handle = layer.register_forward_pre_hook(failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        one.append([turn, None])
+    handle.remove()
+    assert one.steps.tolist() == [1, 1] and torch.equal(one.logits([[20, 21], [22]]), before)
+    one.append([[5] * 1022, None])
+    assert one.steps.tolist() == [2, 1]
