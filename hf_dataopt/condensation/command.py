@@ -85,6 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-mode", choices=["RGB", "L"], help="colour or grey, what images are brought to")
     parser.add_argument("--background", help="colour under transparent pixels (default: white)")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
+    parser.add_argument(
+        "--report-to", metavar="TRACKER", action="append", help="tensorboard, wandb, ...: gets the matching losses"
+    )
     add_device(parser)
     add_seed(parser)
     add_hub(parser, "of the data set")
@@ -129,14 +132,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for dataset in [train] if test is None else [train, test]:
             check_columns(dataset, column=columns["image_column"], label_column=columns["label_column"])
     from .condenser import DatasetCondenser
+    from .tracking import check_trackers
 
     with refusing():
         condenser = DatasetCondenser(
             config, method=args.method, teacher=args.teacher, device=device, on_error=args.on_error
         )
+        check_trackers(args.report_to, Path(args.output_dir))
         cost = condenser.estimate(train, **columns)
     say(str(cost))
-    condensed = condenser.condense(train, output_dir=args.output_dir, **columns)
+    condensed = condenser.condense(train, output_dir=args.output_dir, report_to=args.report_to, **columns)
     result: dict[str, Any] = {
         "images": len(condensed),
         "method": args.method,
@@ -196,7 +201,9 @@ def _check_effect(args: argparse.Namespace, config: IDCConfig) -> None:
             other = method_config(args.method, replace(config, **{name: getattr(without, name)}))
             only(args, other != made, f"has no effect with --method {args.method}, which has its own", name)
     chosen = method_config(args.method, without).outer_iterations == 0
-    only(args, not chosen, f"has no effect with --method {args.method}, which only chooses images", *_MATCH)
+    only(
+        args, not chosen, f"has no effect with --method {args.method}, which only chooses images", *_MATCH, "report_to"
+    )
 
 
 def _read(args: argparse.Namespace, name: str, split: str | None) -> Dataset:

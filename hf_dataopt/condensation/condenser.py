@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +51,13 @@ from .preview import save_preview
 from .recipe import recipe_text
 from .teacher import Teacher, soft_labels_of
 from .theta import NETWORK, Theta, trained
+from .tracking import check_trackers, reporting
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-_DAY = 86_400
 _WORTH_AN_ESTIMATE = 50  # rounds: an estimate takes two to four of them
 _RANDOM, _INITIAL, _LAYERS = 2**21, 2**22, 2**22 + 3
 
@@ -131,6 +131,7 @@ class DatasetCondenser:
         label_column: str = "label",
         output_dir: str | Path | None = None,
         callback: Callable[[int, float], None] | None = None,
+        report_to: Any = None,
     ) -> Dataset:
         """Condense a data set; with `output_dir`, a killed run continues where it stood and ends in the same pixels.
 
@@ -141,6 +142,9 @@ class DatasetCondenser:
                 checkpoint, other data, other settings or fewer outer iterations start afresh, with a warning. One job
                 at a time: the folder is locked.
             callback: called with the outer iteration and its mean matching loss.
+            report_to: trackers that get that loss as `matching_loss`, and the settings: names as accelerate has them
+                (`"tensorboard"`, which writes to `logs/` in `output_dir`, `"wandb"`, `"trackio"`, ...), `GeneralTracker`
+                objects, or a list; default none.
 
         Returns:
             A plain `datasets.Dataset`: the image column, the label column, and a text column `formation` that says how each
@@ -148,7 +152,7 @@ class DatasetCondenser:
             returns the whole set.
 
         Raises:
-            ValueError: columns, sizes or labels do not fit, or a class has no images.
+            ValueError: columns, sizes or labels do not fit, a class has no images, or a tracker is not to be had.
             TypeError: not a `datasets.Dataset`, e.g. a dictionary of splits.
             FolderInUseError: another job writes to `output_dir`.
 
@@ -156,18 +160,22 @@ class DatasetCondenser:
         """
         folder = optional(check_path, "output_dir", output_dir)
         optional(check_callable, "callback", callback)
+        asked = check_trackers(report_to, folder)
         self._check_columns(dataset, image_column, label_column)
         with nullcontext() if folder is None else locked(folder):
             data = self._read(dataset, image_column, label_column)
             classes = distributed.shard(len(data.class_names))
             start = self._initial(data)
-            with reused_memory(self.device.type == "cpu"):
-                images = self._optimise(data, start, list(classes), folder, callback)
+            with (
+                reused_memory(self.device.type == "cpu"),
+                reporting(asked, folder, {"method": self.method, **asdict(self.config)}, callback) as tell,
+            ):
+                images = self._optimise(data, start, list(classes), folder, tell)
             images = gather(images, list(classes), len(data.class_names))
             low, high = self.config.clamp_low, self.config.clamp_high
             images = images.clamp_(float(data.images.min()) if low is None else low, high)
             if folder is not None and distributed.is_main_process():
-                save_preview(images, folder / "preview.png", self.config.images_per_class)
+                save_preview(images, folder / "preview.png", self.config.images_per_class, data.class_names)
         found = images.flatten(0, 1)
         return self._dataset(found, data, (image_column, label_column), resemblance(found, start))
 
@@ -370,7 +378,7 @@ class DatasetCondenser:
         start: Tensor,
         classes: list[int],
         folder: Path | None,
-        callback: Callable[[int, float], None] | None,
+        callback: Callable[[int, float], None],
     ) -> Tensor:
         """Images (classes, images_per_class, C, H, W) of this process's classes after all outer iterations."""
         config = self.config
@@ -394,14 +402,7 @@ class DatasetCondenser:
             logger.info("continuing after %d outer iterations", done)
         loop = CondensationLoop(data, config, classes, self.device)
         if (config.outer_iterations - done) * config.inner_iterations >= _WORTH_AN_ESTIMATE:
-            cost = self._estimate(data, len(classes))
-            logger.info("%s", cost)
-            if cost.total_seconds > _DAY:
-                logger.warning(
-                    "this run takes about %.1f days here; method='idc-short' or 'mosaic' takes seconds to minutes, a smaller "
-                    "width or fewer outer_iterations less time",
-                    cost.total_seconds / _DAY,
-                )
+            self._estimate(data, len(classes)).tell()
         if config.learning_rate_space == "first_step" and config.outer_iterations:
             loop.rate = loop.rate_for(whole, network)
         theta = Theta(loop, lambda own: self._build(data, own), kept)
@@ -412,8 +413,7 @@ class DatasetCondenser:
                     network, optimiser = theta.at(outer)
                     steps = loop.outer_iteration(state, network, optimiser, outer)
                 self.losses.append(sum(steps) / len(steps))
-                if callback is not None:
-                    callback(outer, self.losses[-1])
+                callback(outer, self.losses[-1])
                 progress.set_postfix(loss=f"{self.losses[-1]:.4g}")
                 progress.update()
                 last = outer + 1 == config.outer_iterations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .columns import LabelledImages
     from .config import IDCConfig
 
+logger = logging.getLogger(__name__)
+
+_DAY = 86_400  # seconds
 _TIMED_BATCHES = 8
 # calls of an action after the first, and the seconds after which there are no more
 _CALLS, _ENOUGH = 3, 0.05
@@ -55,6 +59,16 @@ class Estimate:
             f"{self.early_seconds / 60:.1f} min of networks' own epochs), "
             f"{(self.data_bytes + self.network_bytes) / 2**20:.0f} MiB"
         )
+
+    def tell(self) -> None:
+        """Log it, and warn of a run of days."""
+        logger.info("%s", self)
+        if self.total_seconds > _DAY:
+            logger.warning(
+                "this run takes about %.1f days here; method='idc-short' or 'mosaic' takes seconds to minutes, a smaller width "
+                "or fewer outer_iterations less time",
+                self.total_seconds / _DAY,
+            )
 
 
 def estimate(

@@ -79,15 +79,16 @@ def save_condensed(
     plain = condensed.with_format(None)[:]
     labels = torch.tensor(plain[recipe["label_column"]])
     names = condensed.features[recipe["label_column"]].names
-    found = [rows for rows in ((labels == label).nonzero()[:, 0] for label in range(len(names))) if len(rows)]
-    per_class = min(map(len, found), default=0)
+    rows_of = {name: (labels == label).nonzero()[:, 0] for label, name in enumerate(names)}
+    found = {name: rows for name, rows in rows_of.items() if len(rows)}
+    per_class = min(map(len, found.values()), default=0)
     soft_bytes = sum(np.asarray(one, np.float16).nbytes for one in plain.get(SOFT_COLUMN, ()))
     settings = config.to_json_string() if config is not None else "{}"
     with replacing(folder, "condensed_dataset") as draft:
         metadata = write_parquet(condensed, draft)
         _check_rows(read_parquet(draft), recipe)
-        shown = torch.cat([rows[:per_class] for rows in found])
-        save_preview(stack(plain[recipe["column"]])[shown], draft / "preview.png", per_class)
+        shown = torch.cat([rows[:per_class] for rows in found.values()])
+        save_preview(stack(plain[recipe["column"]])[shown], draft / "preview.png", per_class, list(found))
         finish(
             draft,
             "condensed_dataset",

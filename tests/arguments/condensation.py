@@ -125,6 +125,10 @@ def _labelled() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
 
 
+NO_TRACKERS = Kind(
+    lambda value: isinstance(value, list | tuple) and not value,
+    [lambda: "wandb", lambda: ["tensorbord"], lambda: [None], lambda: [["wandb"]]],
+)
 TEACHERS = Kind(
     lambda value: None if isinstance(value, torch.nn.Module | str) else False,
     [dict, list, lambda: torch.nn.Linear, lambda: "/nothing/there", lambda: torch.zeros(2)],
@@ -176,6 +180,7 @@ def cases() -> dict[str, Case]:
                 **COLUMNS,
                 "output_dir": Argument(lambda: None, NONE | PATH),
                 "callback": Argument(lambda: None, NONE | UNCALLED),
+                "report_to": Argument(lambda: None, NONE | NO_TRACKERS),
             },
             rows,
         ),

@@ -217,7 +217,7 @@ def test_a_run_of_days_is_told_before_it_starts(train: Dataset, caplog: pytest.L
     def interrupt(outer: int, loss: float) -> None:
         raise stop
 
-    caplog.set_level("INFO", logger="hf_dataopt.condensation.condenser")
+    caplog.set_level("INFO", logger="hf_dataopt.condensation")
     for outer, warned in ((10**9, True), (50, False), (49, False)):
         caplog.clear()
         with pytest.raises(RuntimeError, match="seen enough"):

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -99,3 +100,22 @@ def test_baselines_flip_where_scoring_flips(method: str) -> None:
         for augmentation in ("color_crop_flip_scale_rotate", "color_crop_scale_rotate")
     )
     assert "flip" in flipped and "flip" not in digits and "rotate" in digits
+
+
+def test_names_stand_above_the_images_of_their_class() -> None:
+    images = torch.rand(10, 1, 1, 12, 12)
+    plain, named = preview(images, 1), preview(images, 1, [f"a name that is rather long {k}" for k in range(10)])
+    zoom = plain.width // (3 * 14 - 2)  # three classes in a row
+    assert (named.width, named.height) == (plain.width, plain.height + 4 * 16)
+    sheet, before = np.asarray(named), np.asarray(plain)
+    tall = 14 * zoom
+    for row in range(4):
+        top = row * (tall + 16)
+        kept = before[row * tall : (row + 1) * tall]
+        assert np.array_equal(sheet[top + 16 : top + 16 + len(kept)], kept)
+        band = sheet[top : top + 16]
+        for place in range(3):
+            cell = band[:, place * 14 * zoom : (place + 1) * 14 * zoom]
+            assert (cell.min() < 128) == (3 * row + place < 10)  # letters, where there is a class
+        gaps = [band[:, place * 14 * zoom - 2 : place * 14 * zoom] for place in (1, 2)]
+        assert all((gap == 255).all() for gap in gaps)  # and cut before the next one
