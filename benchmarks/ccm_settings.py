@@ -47,7 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "targets all linear": {
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     },
-    "merge": {"memory": "merge"},
+    "merge, a_t = 1/t": {"memory": "merge"},
+    "merge, a_t = 1/2": {"memory": "merge", "merge_weight": 0.5},
 }
 BUDGETS = (None, 16, 8, 4)  # slots; 4 a message
 MANY = (6, 6)  # facts
@@ -147,7 +148,7 @@ def main() -> None:
     names, budgets = list(VARIANTS), BUDGETS
     if args.smoke:
         args.steps, args.batch, args.items, args.seeds = 1, 1, 2, 1
-        names, budgets = ["as packaged", "merge"], (4,)
+        names, budgets = ["as packaged", "merge, a_t = 1/2"], (4,)
     jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         (f"{name}, seed {seed}", lambda name=name, seed=seed: trained(name, seed, args))  # type: ignore[misc]
         for seed in range(args.seeds)

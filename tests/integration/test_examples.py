@@ -61,6 +61,13 @@ def test_ccm_examples(tmp_path: Path) -> None:
     assert _run(tmp_path, *chat).startswith(shown[-1])  # the saved memory is read again
 
 
+def test_the_stream_s_example(tmp_path: Path) -> None:
+    told = _run(tmp_path, str(REPO / "examples" / "train_ccm_stream.py"), "--smoke")
+    window, untrained, trained = (float(line.split(": ")[1]) for line in told.splitlines() if "perplexity" in line)
+    assert trained < 0.9 * untrained < window
+    assert (tmp_path / "stream-adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_examples_are_short() -> None:
     for path in (REPO / "examples").glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 150, path.name
