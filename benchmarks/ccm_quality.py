@@ -2,17 +2,17 @@
 
     python benchmarks/ccm_quality.py [--smoke] [--tasks chitchat,sections] [--methods none,full,concat] [--seeds 3]
 
-As in the text, the model is first fine-tuned on each task (LoRA of the same size on full contexts, merged); every
-compression adapter is trained on top of it, with the same samples, steps and learning rate. All keep the first token as
-attention sink and start compression tokens at the embedding of a line break (without these an untrained memory does harm),
-and all learn from every turn (chitchat) or every demonstration's label (sections), not the last alone: from what the
-fine-tuned model says with all of the context (--share 1), from the tokens themselves (--share 0), or both. 8 contexts of 17
-and 15 tokens on average, 2 slots each (Gisting: 16 for all), AdamW, cosine. "none" and "full" are the fine-tuned model
-without and with all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of
-another item; what that recovers is not about the context but about the domain. "pooling" averages keys and values of each
-half of a context (Compressive Transformer), untrained. Recovered: share of the NLL gap between none and full, means over
-seeds, with a 95 % bootstrap over test conversations (or episodes). Bases are read in --dtype while training and in float32
-while measuring. Finished runs are kept in benchmarks/.data/, so a killed benchmark goes on.
+As in the text, the model is first fine-tuned on each task (LoRA of rank 8 on full contexts, merged); every compression
+adapter is trained on top of it, with the same samples, steps and learning rate. All keep the first token as attention sink
+and start compression tokens at the embedding of a line break (without these an untrained memory does harm), and all learn
+from every turn (chitchat) or every demonstration's label (sections), not the last alone: from what the fine-tuned model says
+with all of the context (--share 1), from the tokens themselves (--share 0), or both. 8 contexts of 17 and 15 tokens on
+average, --slots each (Gisting: as many for all), AdamW, cosine. "none" and "full" are the fine-tuned model without and with
+all of the context, "not-tuned" the model as it comes. "other memory": the same adapter reads the memory of another item;
+what that recovers is not about the context but about the domain. "pooling" averages keys and values of equal parts of a
+context (Compressive Transformer), untrained. Recovered: share of the NLL gap between none and full, means over seeds, with a
+95 % bootstrap over test conversations (or episodes). Bases are read in --dtype while training and in float32 while measuring.
+Finished runs are kept in benchmarks/.data/, so a killed benchmark goes on.
 """
 
 from __future__ import annotations
@@ -44,14 +44,13 @@ from hf_dataopt._compat import cache_keyword
 from hf_dataopt.ccm.distillation import distillation_loss
 from hf_dataopt.text.demo_model import load_demo_model
 
-SLOTS = 2  # per context
 BASE_LR = 1e-3
 CONFIGS: dict[str, dict[str, Any]] = {
     "concat": {"memory": "concat"},
     "merge": {"memory": "merge"},
     "gisting-online": {"memory": "concat_apart"},
     "concat-plain-lora": {"memory": "concat", "conditional": False},
-    "gisting": {"memory": "gist", "num_comp_tokens": SLOTS * STEPS},
+    "gisting": {"memory": "gist"},
     "merge-plain-lora": {"memory": "merge", "conditional": False},
 }
 FROZEN = ("none-not-tuned", "full-not-tuned")
@@ -60,6 +59,7 @@ TRAINED = "trained.json"
 OTHER = ", other memory"
 POOL = 40  # batches drawn at a time
 AT_A_TIME = 25  # test items
+SETTINGS = ("steps", "lr", "share", "slots", "rank")  # of an adapter's run
 METHODS = (*FROZEN, "none", "full", "pooling", *CONFIGS)
 # logits (n, vocabulary) of the outputs of some items, the outputs, and which item each of them is of
 Score = Callable[[list[Sample]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -68,11 +68,9 @@ Score = Callable[[list[Sample]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def kept(task: str, method: str, seed: int, args: argparse.Namespace) -> Path:
     """Folder of a trained adapter; the fine-tuned model is the same for all learning rates of the adapters."""
     folder = DATA / ("ccm_quality_smoke" if args.smoke else "ccm_quality")
-    size = (
-        f"{args.base_steps}x{args.batch}"
-        if method == "base"
-        else f"{args.steps}x{args.batch}-{args.lr:g}-{args.share:g}"
-    )
+    size = f"{args.base_steps}x{args.batch}"
+    if method != "base":
+        size = f"{args.steps}x{args.batch}-{args.lr:g}-{args.share:g}-slots{args.slots}-rank{args.rank}"
     return folder / f"{task}-{method}-seed{seed}-{size}"
 
 
@@ -158,9 +156,16 @@ def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argpars
     folder = kept(task, method, seed, args)
     if not (folder / "adapter_config.json").exists():
         torch.manual_seed(seed)
-        settings = {"num_comp_tokens": SLOTS, **CONFIGS[method]}
+        slots = args.slots * (STEPS if method == "gisting" else 1)
         line = tokenizer("\n", add_special_tokens=False)["input_ids"]
-        config = CCMConfig(r=8, sink=True, comp_init_token_ids=line, **settings)
+        config = CCMConfig(
+            r=args.rank,
+            lora_alpha=2 * args.rank,
+            num_comp_tokens=slots,
+            sink=True,
+            comp_init_token_ids=line,
+            **CONFIGS[method],
+        )
         found = get_peft_model(in_dtype(model, args.dtype), config).to(model.device)
         collator = DataCollatorForCCM(None, found.peft_config["default"], max_length=4096, completion_only_loss=False)
 
@@ -199,8 +204,8 @@ def compressing(model: Any) -> Score:
     return score
 
 
-def pooling(model: Any) -> Score:
-    """Logits of O behind the mean keys and values of each half of every context (Compressive Transformer's mean pooling)."""
+def pooling(model: Any, slots: int) -> Score:
+    """Logits of O behind the mean keys and values of equal parts of every context (Compressive Transformer's mean pooling)."""
 
     def one(sample: Sample) -> torch.Tensor:
         memory, seen = DynamicCache(), 0
@@ -216,7 +221,7 @@ def pooling(model: Any) -> Score:
             for layer in memory.layers:
                 for name in ("keys", "values"):
                     states = getattr(layer, name)
-                    parts = states[:, :, past:].tensor_split(SLOTS, dim=2)
+                    parts = states[:, :, past:].tensor_split(slots, dim=2)
                     pooled = [part.mean(2, keepdim=True) for part in parts]
                     setattr(layer, name, torch.cat([states[:, :, :past], *pooled], dim=2))
             seen += len(context)
@@ -282,12 +287,12 @@ def evaluate(
     start = time.process_time()
     record: dict[str, Any] = {"task": task, "method": method, "seed": seed}
     if method not in CONFIGS:
-        score = pooling(model) if method == "pooling" else reading(model, method.startswith("full"))
+        score = pooling(model, args.slots) if method == "pooling" else reading(model, method.startswith("full"))
         record |= measure(score, items)
         if method == "full":
             record["other"] = measure(score, elsewhere(items))
     else:
-        record |= {"steps": args.steps, "lr": args.lr, "share": args.share}
+        record |= {name: getattr(args, name) for name in SETTINGS}
         adapted = compressor(task, method, model, tokenizer, args, seed)
         record["training_cpu_s"] = time.process_time() - start
         record["trained"] = json.loads((kept(task, method, seed, args) / TRAINED).read_text())
@@ -321,12 +326,15 @@ def shares(
 def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     """One row per method of a task."""
     named: dict[str, list[dict[str, Any]]] = {}
-    order = sorted({(METHODS.index(run["method"]), run.get("steps", 0)) for run in done if run["task"] == task})
-    for place, steps in order:
-        method = METHODS[place]
-        runs = [run for run in done if (run["task"], run["method"], run.get("steps", 0)) == (task, method, steps)]
-        trained = [run["trained"]["steps"] for run in runs if "trained" in run]
-        name = f"{method}, {round(statistics.mean(trained))} steps" if trained else method
+
+    def setting(run: dict[str, Any]) -> tuple[Any, ...]:
+        return METHODS.index(run["method"]), *(run.get(name, 0) for name in SETTINGS)
+
+    for one in sorted({setting(run) for run in done if run["task"] == task}):
+        runs = [run for run in done if run["task"] == task and setting(run) == one]
+        name = METHODS[one[0]]
+        if trained := [run["trained"]["steps"] for run in runs if "trained" in run]:
+            name += f", {round(statistics.mean(trained))} steps, {runs[0]['slots']} slots, rank {runs[0]['rank']}"
         named[name] = runs
         if all("other" in run for run in runs):
             named[name + OTHER] = [run["other"] for run in runs]
@@ -365,15 +373,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base-seconds", type=float, default=0.0, help="of the fine-tuning at most")
     parser.add_argument("--batch", type=int, default=24 if gpu else 2)
     parser.add_argument("--lr", type=float, default=1e-3, help="of the adapters")
-    parser.add_argument(
-        "--share", type=float, default=1.0, help="of the full context's say; the rest is the next token's"
-    )
+    parser.add_argument("--slots", type=int, default=2, help="compression tokens of a context")
+    parser.add_argument("--rank", type=int, default=8, help="of the adapters")
+    parser.add_argument("--share", type=float, default=1.0, help="of the full context's say; the rest: next token's")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the base, in training")
     parser.add_argument("--seeds", type=int, default=3 if gpu else 1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--items", type=int, default=300, help="test items at most")
-    parser.add_argument(
-        "--split", default="test", choices=["test", "validation"], help="validation: for choosing settings"
-    )
+    parser.add_argument("--split", default="test", choices=["test", "validation"], help="validation: for choosing")
     parser.add_argument("--report", action="store_true", help="only write the table of what is kept")
     parser.add_argument("--smoke", action="store_true", help="2 steps, 3 items, nothing kept")
     args = parser.parse_args()
@@ -388,9 +395,10 @@ def run_task(task: str, args: argparse.Namespace, done: list[dict[str, Any]], fo
     asked = [method for method in METHODS if method in args.methods.split(",")]
     base, tokenizer = load_demo_model(args.model)
     base = base.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
-    for seed in range(args.seeds):
+    asked_for = {name: getattr(args, name) for name in SETTINGS}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         mine = [run for run in done if (run["task"], run["seed"]) == (task, seed)]
-        have = {run["method"] for run in mine if run.get("steps", args.steps) == args.steps}
+        have = {run["method"] for run in mine if {**run, **asked_for} == {**asked_for, **run}}
         missing = [method for method in asked if method not in have]
         if not missing:
             continue
@@ -417,8 +425,7 @@ def main() -> None:
     files = [folder / f"{task}-{args.split}-batch{args.batch}.jsonl" for task in TASKS]
 
     def read() -> list[dict[str, Any]]:
-        runs = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
-        return [run for run in runs if run.get("lr", args.lr) == args.lr]
+        return [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
 
     try:
         for task in () if args.report else args.tasks.split(","):
@@ -430,7 +437,7 @@ def main() -> None:
     rows = [row for task in TASKS for row in table(done, task)]
     about = {
         "model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
-        "base steps": args.base_steps, "batch": args.batch, "lr": args.lr,
+        "base steps": args.base_steps, "batch": args.batch,
         "runs": [{name: value for name, value in run.items() if name not in PER_ITEM} for run in done],
     }  # fmt: skip
     if args.split == "test":

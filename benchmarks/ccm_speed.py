@@ -156,6 +156,7 @@ def training(models: dict[str, Callable[[], Any]], repeats: int, device: str) ->
                     loss = function(adapted, sample)
                     loss.backward()
                     times[form].append(clock(device) - start)
+                    print(f"{name}, {memory}, {form}: {times[form][-1]:.3f} s", flush=True)
                     losses[form] = float(loss.detach())
             parallel, recurrent = (statistics.median(times[form][1:]) for form in forms)
             yield {

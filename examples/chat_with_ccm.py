@@ -75,6 +75,9 @@ def main() -> None:
         "--adapter", default=None, help="trained by train_ccm_adapter.py; default: the packaged model's"
     )
     parser.add_argument("--memory", type=Path, default=None, help="folder to read the memory from, and to save it to")
+    parser.add_argument(
+        "--max-slots", type=int, default=None, help="of the memory; beyond them the oldest turns are merged"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--smoke", action="store_true", help="a tiny random model")
     args = parser.parse_args()
@@ -88,15 +91,17 @@ def main() -> None:
         base, tokenizer = load_demo_model(args.model or base_of(args.adapter))
         model = load_adapter(base, args.adapter)
     if args.memory is not None and (args.memory / "memory.json").is_file():
+        if args.max_slots is not None:
+            parser.error("--max-slots is for a new memory; the saved one keeps its own budget")
         memory = CompressedContextMemory.from_pretrained(model, args.memory, tokenizer)
         print(state(memory))
     else:
-        memory = CompressedContextMemory(model, tokenizer)
+        memory = CompressedContextMemory(model, tokenizer, max_slots=args.max_slots)
     for text in lines(args.smoke):
         if args.smoke:
             print(f"> {text}")
         if text == "/forget":
-            memory = CompressedContextMemory(model, tokenizer)
+            memory.reset()
             continue
         said = {"role": "user", "content": text}
         answer = str(memory.generate(said, max_new_tokens=args.max_new_tokens, do_sample=False)).strip()

@@ -17,12 +17,12 @@ from .active import ccm_config, check_still_active
 from .cache import CompressingCache, MemoryCache, read_behind
 from .proof import prove
 from .saved_memory import Pushed, layers_of, load_memory, read_chat, save_memory
+from .slots import Layers, average, check_max_slots, cleared, nbytes_of, oldest_merged
 from .turns import answer_prompt, awaits_answer, encode_turn, left_padded
 
 if TYPE_CHECKING:
     from ..publishing.hub import HubOptions
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
 _MOST_USERS = 2**16
 
 
@@ -38,6 +38,9 @@ class CompressedContextMemory(Pushed):
         template_kwargs (`dict`, optional), system (`str`, optional), special_tokens_in_text (`bool`, default `False`): see
             `ChatFormat`; the system message stands before the first message. Give the collator the same. A saved memory
             keeps them.
+        max_slots (`int`, optional): slots of a user and layer at most, sink apart, a multiple of `num_comp_tokens`; only for
+            a memory that grows. Where a context would be one too many, the two oldest groups become one, the mean of the
+            contexts it stands for (Eq. 7.2's merge over these). A saved memory keeps it.
 
     Attributes:
         peak_kv_bytes: largest sum of the keys and values held, those just made to be kept, and those of the layer that attends
@@ -68,10 +71,12 @@ class CompressedContextMemory(Pushed):
         template_kwargs: dict[str, Any] | None = None,
         system: str | None = None,
         special_tokens_in_text: bool = False,
+        max_slots: int | None = None,
     ) -> None:
         self.model, self.tokenizer = model, optional(check_tokenizer, "tokenizer", tokenizer)
         self.config = ccm_config(model)
         batch_size = check_int("batch_size", batch_size, 1, _MOST_USERS)
+        self.max_slots = check_max_slots(self.config, max_slots)
         self.chat = ChatFormat(
             template_kwargs=template_kwargs, system=system, special_tokens_in_text=special_tokens_in_text
         )
@@ -113,13 +118,13 @@ class CompressedContextMemory(Pushed):
     @property
     def nbytes(self) -> int:
         """Bytes of the memory, sink included."""
-        return _nbytes(self._layers)
+        return nbytes_of(self._layers)
 
     @property
     def full_nbytes(self) -> int:
         """Bytes that the keys and values of all context tokens seen would take without compression."""
         slots = self._held.numel()
-        return _nbytes(self.layers) * int(self._text.sum()) // slots if slots else 0
+        return nbytes_of(self.layers) * int(self._text.sum()) // slots if slots else 0
 
     def reset(self, users: Sequence[int] | None = None) -> None:
         """Forget everything; the memory is as it was before the first `append`.
@@ -143,7 +148,7 @@ class CompressedContextMemory(Pushed):
         self._held = self._held & ~gone[:, None]
         used = self._held.any(0)
         slots = torch.cat([used.new_ones(self._sinks), used]).nonzero()[:, 0]
-        self._layers = [(_cleared(keys, gone, slots), _cleared(values, gone, slots)) for keys, values in self._layers]
+        self._layers = [(cleared(keys, gone, slots), cleared(values, gone, slots)) for keys, values in self._layers]
         self._held = self._held[:, used]
         self.steps, self._text = self.steps.masked_fill(gone, 0), self._text.masked_fill(gone, 0)
         self._history = [[] if user in chosen else row for user, row in enumerate(self._history)]
@@ -185,7 +190,7 @@ class CompressedContextMemory(Pushed):
         Raises:
             ValueError: nothing to take back. One step is kept; `fork()` before a turn keeps as many as you like.
 
-        Cost: none for a memory that grows; the merge and gist memories hold the one before, too.
+        Cost: none for a memory that grows; with `max_slots`, and merge and gist memories, the one before is held, too.
         """
         if self._before is None:
             raise ValueError(
@@ -194,22 +199,26 @@ class CompressedContextMemory(Pushed):
         before, layers = self._before, self._before["_layers"]
         if layers is None:
             slots, none = torch.arange(self._sinks + before["_held"].shape[1]), before["steps"] == 0
-            layers = [(_cleared(keys, none, slots), _cleared(values, none, slots)) for keys, values in self._layers]
+            layers = [(cleared(keys, none, slots), cleared(values, none, slots)) for keys, values in self._layers]
         self.__dict__.update(before | {"_layers": layers, "_before": None})
 
     def _state(self) -> dict[str, Any]:
         """What an append changes; None for the layers of a memory that grows, whose old slots stay in it."""
         names = ("_layers", "_held", "steps", "_text", "_history")
         state = {name: getattr(self, name) for name in names}
-        grows = self._layers and not self.config.merges and self.config.memory != "gist"
-        return state | {"_layers": None} if grows else state
+        return state | {"_layers": None} if self._layers and self._grows else state
+
+    @property
+    def _grows(self) -> bool:
+        """Whether the slots of before are the first of the slots after an append."""
+        return self.config.memory.startswith("concat") and self.max_slots is None
 
     def _take_in(self, rows: Sequence[list[int] | None]) -> None:
         new = torch.tensor([row is not None for row in rows], device=self.steps.device)
         cache = self._compress(rows)
         before = {name: value for name, value in vars(self).items() if name != "_layers"}
         # a layer of a growing memory holds its old slots: two memories at a time would be too many
-        kept, size = list(self._layers) if self.config.merges else None, self._sinks + self._held.shape[1]
+        kept, size = None if self._grows else list(self._layers), self._sinks + self._held.shape[1]
         started = bool(self._layers)
         try:
             self._update(cache.kept, cache.sink, new)
@@ -235,7 +244,7 @@ class CompressedContextMemory(Pushed):
         cache = CompressingCache(layers, len(comp), first, self._text)
         # one row of logits is made; none of them is read
         read_behind(self.model, cache, ids, torch.cat([held, mask], 1).long(), positions, **last_logits(self.model))
-        slots, extra = cache.attended_slots, cache.attended_bytes + _nbytes(cache.kept) + _nbytes(cache.sink)
+        slots, extra = cache.attended_slots, cache.attended_bytes + nbytes_of(cache.kept) + nbytes_of(cache.sink)
         if not self.config.recurrent:  # the memory is there, unseen
             slots += self._held.shape[1]
         self._count_peak(slots, self.nbytes + extra)
@@ -258,6 +267,8 @@ class CompressedContextMemory(Pushed):
         weight = (torch.tensor(weights, device=new.device) * new)[:, None, None, None]
         fresh = (self.steps == 0)[:, None, None, None]
         started = bool(self._layers)
+        held = self._held | slots if self.config.merges and started else torch.cat([self._held, slots], 1)
+        fit = oldest_merged(held, self.steps + new.long(), self.config.num_comp_tokens, self.max_slots)
 
         def grown(old: torch.Tensor, h: torch.Tensor, sink: torch.Tensor | None) -> torch.Tensor:
             anew = fresh.to(h.device)
@@ -265,16 +276,16 @@ class CompressedContextMemory(Pushed):
             if not started:
                 return torch.cat([*first, h], 2)
             memory = old[:, :, len(first) :]
-            behind = [_average(memory, h, weight.to(h.device))] if self.config.merges else [memory, h]
-            return torch.cat([*first, *behind], 2)
+            if self.config.merges:
+                return torch.cat([*first, average(memory, h, weight.to(h.device))], 2)
+            return torch.cat([*first, memory, h] if fit is None else [*first, fit(torch.cat([memory, h], 2))], 2)
 
         self._layers = list(self._layers if started else found)
         for index, (keys, values) in enumerate(found):
             old, sink = self._layers[index], sinks[index] if sinks else (None, None)
             self._layers[index] = grown(old[0], keys, sink[0]), grown(old[1], values, sink[1])
-        merged = self.config.merges and started
-        self._held = self._held | slots if merged else torch.cat([self._held, slots], 1)
-        self._count_peak(0, self.nbytes + _nbytes(found) + _nbytes(sinks))
+        self._held = held if fit is None else fit.held
+        self._count_peak(0, self.nbytes + nbytes_of(found) + nbytes_of(sinks))
 
     def _seen(self, everything: bool = True) -> tuple[Layers, torch.Tensor]:
         """[sink | memory], or the sink alone, and which of its slots each user holds, (B, slots) bool."""
@@ -365,7 +376,7 @@ class CompressedContextMemory(Pushed):
         for kind, layers in (("memory", self.layers), ("sink", sink)):
             for index, (keys, values) in enumerate(layers):
                 tensors |= {f"{kind}.{index}.keys": keys, f"{kind}.{index}.values": values}
-        settings = {"layers": len(self._layers), "history": self._history}
+        settings = {"layers": len(self._layers), "history": self._history, "max_slots": self.max_slots}
         settings |= {"peak_kv_bytes": self.peak_kv_bytes, "peak_slots": self.peak_slots, **self.chat.to_dict()}
         sizes = (self.batch_size, sum(self.steps.tolist()), sum(self.tokens_seen), self.nbytes)
         card = {"adapter": adapter, "license": license}
@@ -390,6 +401,7 @@ class CompressedContextMemory(Pushed):
         tensors, settings = load_memory(model, source, "context_memory", memory._shapes, **hub)
         memory._held, memory.steps, memory._text = tensors["held"], tensors["steps"], tensors["text"]
         memory._history, memory.chat = settings["history"], read_chat(settings, source)
+        memory.max_slots = settings.get("max_slots")
         memory.peak_kv_bytes, memory.peak_slots = settings["peak_kv_bytes"], settings["peak_slots"]
         parts = [part for part in (layers_of(tensors, "sink"), layers_of(tensors, "memory")) if part]
         sinks = parts[0][0][0].shape[2] if len(parts) == 2 else 0
@@ -431,18 +443,6 @@ class CompressedContextMemory(Pushed):
         if all(row is None for row in rows):
             raise ValueError("no user has anything new")
         return rows
-
-
-def _nbytes(layers: Layers) -> int:
-    return sum(keys.nbytes + values.nbytes for keys, values in layers)
-
-
-def _average(old: torch.Tensor, new: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return (old.float() * (1 - weight) + new.float() * weight).to(old.dtype)
-
-
-def _cleared(states: torch.Tensor, users: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    return states[:, :, slots.to(states.device)].masked_fill(users.to(states.device)[:, None, None, None], 0)
 
 
 def _is_one(given: Any) -> bool:

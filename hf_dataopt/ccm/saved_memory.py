@@ -23,13 +23,13 @@ from ..publishing.writer import finish, replacing
 from ..settings import check_text, optional
 from ..text.chat import ChatFormat
 from .active import ccm_config, written_by
+from .slots import Layers, check_max_slots
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from ..publishing.hub import PushOptions
 
-Layers = list[tuple[Tensor, Tensor]]
 Shapes = Sequence[tuple[int, int, int]]
 _WEIGHTS, _SETTINGS = "memory.safetensors", "memory.json"
 _COUNTS = ("held", "steps", "text")
@@ -143,7 +143,7 @@ def load_memory(
         check_finite(tensors, MAX_VALUE)
         _check(tensors, settings, shapes, causal_model_of(model).dtype)
         if kind == "context_memory":
-            _check_counts(tensors, ccm_config(model), settings["history"])
+            _check_counts(tensors, ccm_config(model), settings)
         _check_history(settings, int(model.get_input_embeddings().weight.shape[0]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
@@ -217,11 +217,14 @@ def _check(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], shapes: S
         raise ValueError(f"history must hold the token ids of {users} users")
 
 
-def _check_counts(tensors: Mapping[str, Tensor], config: Any, history: Any) -> None:
-    """Steps, text and slots held tell the same story, by the adapter's kind of memory."""
+def _check_counts(tensors: Mapping[str, Tensor], config: Any, settings: Mapping[str, Any]) -> None:
+    """Steps, text and slots held tell the same story, by the adapter's kind of memory and its budget."""
     steps, text, held = (tensors[name] for name in _COUNTS[1:] + _COUNTS[:1])
-    per_step = steps if config.memory.startswith("concat") else (steps > 0).long()
-    if not torch.equal(held.sum(1), per_step * config.num_comp_tokens):
+    history, most = settings["history"], check_max_slots(config, settings.get("max_slots"))
+    groups = steps if config.memory.startswith("concat") else (steps > 0).long()
+    if most is not None:
+        groups = groups.clamp(max=most // config.num_comp_tokens)
+    if not torch.equal(held.sum(1), groups * config.num_comp_tokens):
         raise ValueError(f"users hold {held.sum(1).tolist()!r:.80} slots after {steps.tolist()!r:.80} steps")
     if not torch.equal(steps > 0, text > 0) or bool((text < steps).any()) or int(text.max()) > _LONGEST_TEXT:
         raise ValueError(f"{text.tolist()!r:.80} tokens were read in {steps.tolist()!r:.80} steps")

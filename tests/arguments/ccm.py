@@ -104,7 +104,13 @@ def cases() -> dict[str, Case]:
     found = {
         "CompressedContextMemory": Case(
             CompressedContextMemory,
-            {"model": MODEL, "tokenizer": OPTIONAL, "batch_size": Argument(lambda: 1, count(1, 2**16)), **CHAT},
+            {
+                "model": MODEL,
+                "tokenizer": OPTIONAL,
+                "batch_size": Argument(lambda: 1, count(1, 2**16)),
+                "max_slots": Argument(lambda: 4, NONE | count(config.num_comp_tokens, 2**16)),
+                **CHAT,
+            },
         ),
         "CompressedContextMemory.append": Case(lambda context: _memory().fork().append(context), _of(context=TURN)),
         "CompressedContextMemory.inputs": Case(lambda question: _memory().inputs(question), _of(question=TURN)),

@@ -22,8 +22,10 @@ QUESTION = [20, 21, 22, 23]
 GREEDY = {"do_sample": False, "eos_token_id": None}
 
 
-def remembering(model: PeftModel, turns: list[list[int]] = TURNS) -> CompressedContextMemory:
-    one = CompressedContextMemory(model)
+def remembering(
+    model: PeftModel, turns: list[list[int]] = TURNS, max_slots: int | None = None
+) -> CompressedContextMemory:
+    one = CompressedContextMemory(model, max_slots=max_slots)
     for turn in turns:
         one.append(turn)
     return one
@@ -227,14 +229,14 @@ def test_an_update_that_fails_midway_is_taken_back(
     assert torch.equal(one.logits(QUESTION), remembering(one.model, [*TURNS[:turns], TURNS[2]]).logits(QUESTION))
 
 
-@pytest.mark.parametrize("memory", ["concat", "merge"])
-def test_an_interrupt_at_any_line_of_an_append_is_taken_back(memory: str) -> None:
+@pytest.mark.parametrize(("memory", "most"), [("concat", None), ("concat", 2), ("merge", None)])
+def test_an_interrupt_at_any_line_of_an_append_is_taken_back(memory: str, most: int | None) -> None:
     model = adapted(memory=memory, sink=True)
     lines = 0
 
     def appended(stop: int) -> CompressedContextMemory:
         """A memory whose third turn was interrupted at line `stop` of memory.py."""
-        one, count = remembering(model, TURNS[:2]), 0
+        one, count = remembering(model, TURNS[:2], most), 0
 
         def trace(frame: Any, event: str, arg: Any) -> Any:
             nonlocal count, lines
@@ -256,7 +258,7 @@ def test_an_interrupt_at_any_line_of_an_append_is_taken_back(memory: str) -> Non
             sys.settrace(others)
         return one
 
-    whole, before = appended(-1), remembering(model, TURNS[:2])
+    whole, before = appended(-1), remembering(model, TURNS[:2], most)
     expected = {one.steps.item(): one.logits(QUESTION) for one in (before, whole)}
     assert lines > 60
     for stop in range(lines - 45, lines + 1, 2):  # behind the forward
