@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         only(args, args.max_kv_tokens is None, "and --max-kv-tokens are two budgets; give one", "keep_ratio")
         repeats = score_of(args.score).looks_at == "repeat"
         only(args, repeats, f"is for scores that repeat the context, not {args.score}", "chunk_size", "replay")
-        only(args, not args.gates, "is for scores that repeat the context, not --gates", "replay")
+        only(args, not args.gates, "is for scores that repeat the context, not --gates", "chunk_size", "replay")
         names = ("keep_ratio", "max_kv_tokens", "chunk_size", "replay", "score", "storage")
         given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
         config = KVzipConfig(**given, **template_options(args))

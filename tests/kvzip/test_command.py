@@ -31,13 +31,22 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+CHUNKS = ["--chunk-size", "32"]
+
+
 @pytest.fixture
 def call(model_folder: Path, tmp_path: Path) -> list[str]:
     text = tmp_path / "context.txt"
     text.write_text(CONTEXT, encoding="utf-8")
     asked = [word for question in QUESTIONS for word in ("--question", question)]
-    fixed = ["--device", "cpu", "--max-new-tokens", "6", "--chunk-size", "32"]
+    fixed = ["--device", "cpu", "--max-new-tokens", "6", *CHUNKS]
     return ["kvzip", "--model", str(model_folder), "--context", str(text), *asked, *fixed]
+
+
+@pytest.fixture
+def gated(call: list[str]) -> list[str]:
+    """A call without what gates have no use for."""
+    return call[: -len(CHUNKS)]
 
 
 def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def gates_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_gates_rank_while_the_context_is_read(
-    call: list[str], model_folder: Path, gates_folder: Path, capsys: pytest.CaptureFixture[str]
+    call: list[str], gated: list[str], model_folder: Path, gates_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, tokenizer = load_demo_model(str(model_folder))
     gates = KVzipGates.from_pretrained(gates_folder)
@@ -134,35 +143,36 @@ def test_gates_rank_while_the_context_is_read(
         inputs = cache.inputs(question)
         output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         expected.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
-    by_gates = json_of([*call, "--gates", str(gates_folder), "--payback"], capsys)
+    by_gates = json_of([*gated, "--gates", str(gates_folder), "--payback"], capsys)
     assert [row["answer"] for row in by_gates["answers"]] == expected
     assert expected != [row["answer"] for row in json_of(call, capsys)["answers"]]  # what the repetition keeps
     assert by_gates["compressed_bytes"] == cache.nbytes and "of a prefill" in by_gates["payback"]["line"]
     # beside the full cache, which is then read as a whole
-    both = json_of([*call, "--gates", str(gates_folder), "--compare-full"], capsys)
+    both = json_of([*gated, "--gates", str(gates_folder), "--compare-full"], capsys)
     assert [row["answer"] for row in both["answers"]] == expected
     assert any(row["answer"] != row["answer_full"] for row in both["answers"])
 
 
 def test_gates_are_there_before_a_model_is_loaded(
-    call: list[str], gates_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gated: list[str], gates_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call[call.index("--model") + 1] = str(tmp_path / "no-model")
+    gated[gated.index("--model") + 1] = str(tmp_path / "no-model")
     for gates, extra, message in (
         (tmp_path, [], "hf_dataopt.json"),
         (gates_folder, ["--score", "kvgrad"], "--score and --gates are two ways"),
+        (gates_folder, CHUNKS, "--chunk-size is for scores that repeat the context"),
     ):
-        assert main([*call, "--gates", str(gates), *extra]) == 2
+        assert main([*gated, "--gates", str(gates), *extra]) == 2
         assert message in capsys.readouterr().err
 
 
 def test_gates_of_another_model_are_refused(
-    call: list[str], gates_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gated: list[str], gates_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model("llama", seed=5, max_position_embeddings=32_768).save_pretrained(tmp_path / "other")
     byte_tokenizer().save_pretrained(tmp_path / "other")
-    call[call.index("--model") + 1] = str(tmp_path / "other")
-    assert main([*call, "--gates", str(gates_folder)]) != 0
+    gated[gated.index("--model") + 1] = str(tmp_path / "other")
+    assert main([*gated, "--gates", str(gates_folder)]) != 0
     assert "these gates" in capsys.readouterr().err
 
 
