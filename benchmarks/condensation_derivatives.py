@@ -78,7 +78,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     for way in WAYS:
         choose(way)
         with reused_memory():
-            step = seconds(lambda: loop._round(state, network, real, [own]), repeats)
+            step = seconds(lambda: loop.update_images(state, network, real, [own]), repeats)
             update = seconds(lambda: loop.train_steps(network, optimiser, own, 1), repeats)
         row[way] = round(CLASSES * step + batches * update, 3)
     choose(WAYS[2])

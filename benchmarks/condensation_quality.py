@@ -1,7 +1,7 @@
-"""Test accuracy of networks trained on a few images per class, every method and the whole data (Tables 6.1, 6.7).
+"""Test accuracy of networks trained on a few images per class, every method and the whole data (Tables 6.1, 6.4, 6.7).
 
     OMP_NUM_THREADS=1 python benchmarks/condensation_quality.py --data digits fashion cifar10 --per-class 1 10
-    OMP_NUM_THREADS=1 python benchmarks/condensation_quality.py --data speech       # espeak-ng words (synthetic)
+    OMP_NUM_THREADS=1 python benchmarks/condensation_quality.py --speech --per-class 10 20   # Table 6.4 on synthetic words
     python benchmarks/condensation_quality.py --native --data cifar10 fashion       # images as they are, width 128: a GPU
     OMP_NUM_THREADS=1 python benchmarks/condensation_quality.py --smoke
 
@@ -20,13 +20,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ import _report
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from speech import speech
 
 from hf_dataopt.checkpoint import locked
 from hf_dataopt.condensation.command import digits
@@ -43,7 +42,6 @@ from hf_dataopt.condensation.loop import formation_of
 from hf_dataopt.condensation.multi_formation import to_images
 from hf_dataopt.errors import FolderInUseError
 
-WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 Splits = tuple[Dataset, Dataset]
 
 
@@ -65,37 +63,6 @@ def fashion() -> Splits:
         labels = read(f"{name}-labels-idx1-ubyte.gz", 8)[:most].tolist()
         splits.append(Dataset.from_dict({"image": to_images(pixels.float() / 255), "label": labels}, features=features))
     return splits[0], splits[1]
-
-
-def speech(clips: int = 2000) -> Splits:
-    """Synthetic command words by espeak-ng as log-spectrograms of 32 x 32; a quarter of the voices is held out."""
-    if shutil.which("espeak-ng") is None:
-        raise FileNotFoundError("espeak-ng is missing: apt-get install espeak-ng")
-    draws = np.random.default_rng(0)
-    voices = [
-        f"en-{accent}+{kind}{number}" for accent in ("us", "gb", "029") for kind in "mf" for number in range(1, 5)
-    ]
-    chosen = [(i % 10, int(draws.integers(len(voices))), *draws.integers([20, 110], [80, 220])) for i in range(clips)]
-    with ThreadPoolExecutor(2) as pool:
-        spectra = list(pool.map(lambda one: _spectrogram(WORDS[one[0]], voices[one[1]], one[2], one[3]), chosen))
-    values, voice = np.stack(spectra), np.array([one[1] for one in chosen])
-    labels = np.array([one[0] for one in chosen])
-    held = voice % 4 == 0
-    values = (values - values[~held].mean()) / values[~held].std()
-    features = {"names": WORDS}
-    return tuple(  # type: ignore[return-value]
-        Dataset.from_dict({"image": values[rows], "label": labels[rows]}).cast_column("label", ClassLabel(**features))
-        for rows in (~held, held)
-    )
-
-
-def _spectrogram(word: str, voice: str, pitch: int, speed: int) -> np.ndarray:
-    call = ["espeak-ng", "-v", voice, "-p", str(pitch), "-s", str(speed), "--stdout", word]
-    raw = subprocess.run(call, capture_output=True, check=True).stdout
-    wave = torch.from_numpy(np.frombuffer(raw[44:], "<i2").astype(np.float32) / 32768)
-    spectrum = torch.stft(wave, 512, 256, window=torch.hann_window(512), return_complex=True).abs()[None, None]
-    small = torch.nn.functional.interpolate(spectrum[:, :, :128], size=(32, 32), mode="bilinear")
-    return torch.log(small[0] + 1e-3).numpy()
 
 
 def cifar(test: int = 30_000) -> Splits:
@@ -128,9 +95,6 @@ def settings(data: str, per_class: int, smoke: bool) -> IDCConfig:
     }
     if data in ("fashion", "cifar10"):
         values |= {"evaluation_augmentation": "color_crop_flip_scale_rotate"}
-    if data == "speech":
-        changes = {"evaluation_augmentation": "none", "network_learning_rate": 0.01, "image_size": None}
-        return IDCConfig.speech(**{**values, **changes})
     return IDCConfig(**values)
 
 
@@ -145,6 +109,26 @@ def native(data: str, per_class: int, smoke: bool) -> IDCConfig:
     )
     few |= {"teacher_images": 256} if smoke else {}
     return make(images_per_class=per_class, **few)
+
+
+def spoken(data: str, per_class: int, smoke: bool) -> IDCConfig:
+    """The dissertation's settings for speech (Table 6.4), but 32 x 32, width 16, and the few and large steps of `settings`."""
+    small = settings(data, per_class, smoke)
+    same = ("outer_iterations", "inner_iterations", "real_batch", "network_images", "teacher_images")
+    same += ("learning_rate", "scale_learning_rate")
+    return IDCConfig.speech(
+        images_per_class=per_class,
+        width=16,
+        network_learning_rate=0.01,
+        **{name: getattr(small, name) for name in same},
+    )
+
+
+def source(data: str, args: argparse.Namespace) -> Callable[[], Splits]:
+    """What loads a data set."""
+    if data == "speech":
+        return partial(speech, 8 * 52 if args.smoke else CLIPS, SIDE)
+    return partial(cifar, 20_000) if args.native and data == "cifar10" else SOURCES[data]
 
 
 def selection(train: Dataset, data: str, which: int, rows: dict[str, int]) -> Dataset:
@@ -166,7 +150,8 @@ def run(job: Job, splits: Splits, args: argparse.Namespace) -> dict[str, Any]:
     clock, cpu = time.perf_counter(), time.process_time()
     condensed = condenser.condense(train)
     took, cpu = time.perf_counter() - clock, time.process_time() - cpu
-    images = len(train) if method == "full" else 10 * formation_of(condenser.config).count(per_class)
+    classes = train.features["label"].num_classes
+    images = len(train) if method == "full" else classes * formation_of(condenser.config).count(per_class)
     epochs = max(1, round(args.steps / -(-images // config.evaluation_batch)))
     scoring = DatasetCondenser(replace(condenser.config, evaluation_epochs=epochs))
     if method == "full":
@@ -268,18 +253,20 @@ def report(jobs: list[Job], rows: list[dict[str, Any]], args: argparse.Namespace
             "scoring steps": args.steps,
             "training images": args.rows,
         }
-        about |= {"network": f"ConvNet-3, width {128 if args.native else 32}", "settings": used(args, rows)}
+        about |= {"network": f"ConvNet-{4 if args.speech else 3}, width {args.width}", "settings": used(args, rows)}
         _report.write(args.name, rows, quiet=True, **about)
     return rows
 
 
 Job = tuple[str, int, str, int]
+CLIPS, SIDE = 2_080, 32  # of speech: a quarter is for testing
 ROWS = {"digits": 1_000, "fashion": 2_000, "cifar10": 2_000}
 NATIVE_ROWS = {"digits": 1_000, "fashion": 5_000, "cifar10": 5_000}
+SPEECH_ROWS = {"speech": 1_200}
 ROW_NAMES = ("random", "herding", "mosaic", "rded", "full", "dm", "idc-short", "idc") + (
     "idc, four times the step", "idc, random start", "idc-i", "dsa",
 )  # fmt: skip
-SOURCES: dict[str, Callable[[], Splits]] = {"digits": digits, "fashion": fashion, "cifar10": cifar, "speech": speech}
+SOURCES: dict[str, Callable[[], Splits]] = {"digits": digits, "fashion": fashion, "cifar10": cifar}
 
 
 def main() -> None:
@@ -292,6 +279,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="scoring steps, about")
     parser.add_argument("--smoke", action="store_true", help="digits, tiny, nothing written")
     parser.add_argument("--native", action="store_true", help="images as they are, width 128; a file of its own")
+    parser.add_argument("--speech", action="store_true", help="words said by espeak-ng; a file of its own")
     parser.add_argument(
         "--folder", type=Path, default=_report.DATA / "condensation_quality", help="where runs are kept"
     )
@@ -303,8 +291,12 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.smoke:
         args.data, args.per_class, args.selections, args.seeds, args.steps = args.data[:1], args.per_class[:1], 1, 1, 40
-    args.settings, args.rows = (native, NATIVE_ROWS) if args.native else (settings, ROWS)
-    args.name = "condensation_quality" + ("_native" if args.native else "")
+    args.settings, args.rows, args.name, args.width = settings, ROWS, "condensation_quality", 32
+    if args.native:
+        args.settings, args.rows, args.name, args.width = native, NATIVE_ROWS, "condensation_quality_native", 128
+    if args.speech:
+        args.data, args.settings, args.rows = ["speech"], spoken, SPEECH_ROWS
+        args.name, args.width = "condensation_speech", 16
     path = _report.RESULTS / f"{args.name}.json"
     rows = json.loads(path.read_text())["rows"] if path.exists() and not args.smoke else []
     known = {(one["data"].split()[0], one["per class"], one["method"]) for one in rows}
@@ -319,7 +311,7 @@ def main() -> None:
             break
         try:
             if job[0] not in splits:
-                splits = {job[0]: cifar(20_000) if args.native and job[0] == "cifar10" else SOURCES[job[0]]()}
+                splits = {job[0]: source(job[0], args)()}
                 # what a process loads once is nobody's time
                 tiny = DatasetCondenser(args.settings(job[0], 1, smoke=True))
                 tiny.condense(splits[job[0]][0].select(range(200)))

@@ -116,8 +116,8 @@ def estimate(
     early = _early_seconds(loop, network, stream, taught, clock)
     step = update = outer = 0.0
     if config.outer_iterations and real:
-        step = seconds(lambda: loop._round(state, network, real, [stream] * len(real))) / len(real)
-        update = seconds(lambda: loop._update_network(state, network, optimiser, stream))
+        step = seconds(lambda: loop.update_images(state, network, real, [stream] * len(real))) / len(real)
+        update = seconds(lambda: loop.update_network(state, network, optimiser, stream))
         outer = config.inner_iterations * (classes * step + update) + seconds(make) / config.reinitialise_every
     return Estimate(
         start_seconds=start,

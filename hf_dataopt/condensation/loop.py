@@ -152,16 +152,17 @@ class CondensationLoop:
         own = seeded(config.seed, epoch=outer)
         state.images.clamp_(self.low, config.clamp_high)
         for _ in range(config.inner_iterations):
-            losses.append(self._round(state, network, real, streams))
-            self._update_network(state, network, optimiser, own)
+            losses.append(self.update_images(state, network, real, streams))
+            self.update_network(state, network, optimiser, own)
         # the last updates of a round, so that a checkpoint needs no counters
         state.settle(config.momentum, self.rate)
-        return list(map(float, torch.stack(losses).tolist()))
+        found: list[float] = torch.stack(losses).tolist()
+        return found
 
-    def _round(
+    def update_images(
         self, state: ImageState, network: nn.Module, real: list[RealBatches], streams: list[torch.Generator]
     ) -> Tensor:
-        """One update of every class, in order; classes are independent within a round. Gives the mean loss, on its device."""
+        """A round: one update of every class, in order, each alone. Gives the mean loss, on its device."""
         config = self.config
         found: list[Tensor] = []
         count = len(self.data.class_names)
@@ -264,7 +265,7 @@ class CondensationLoop:
             found.append(compute(images[part], targets[part], last - first, differentiable=differentiable))
         return [torch.cat(values) for values in zip(*found, strict=True)]
 
-    def _update_network(
+    def update_network(
         self, state: ImageState, network: nn.Module, optimiser: torch.optim.Optimizer, own: torch.Generator
     ) -> None:
         """`network_images` images in batches: real ones (IDC), synthetic ones (DSA) or none (DM)."""
@@ -277,9 +278,8 @@ class CondensationLoop:
             shown = self.data.normalised(images)[rows], self._targets(self.classes, counts)[rows]
             train_on(self._trained(network), optimiser, shown, own, self.updates)
             return
-        whole = (
-            -(-config.network_images // config.network_batch) * config.network_batch
-        )  # full batches, as the reference
+        # full batches, as the reference
+        whole = -(-config.network_images // config.network_batch) * config.network_batch
         rows = torch.randperm(len(self.data.labels), generator=own)[:whole]
         self._train_on_real(network, optimiser, own, rows)
 

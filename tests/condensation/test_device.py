@@ -99,8 +99,8 @@ def on_meta(data: LabelledImages, config: IDCConfig, outer: int = 0) -> Callable
     optimiser = loop.optimiser(network)
 
     def round_() -> Tensor:
-        loss = loop._round(state, network, real, [own] * 3)
-        loop._update_network(state, network, optimiser, own)
+        loss = loop.update_images(state, network, real, [own] * 3)
+        loop.update_network(state, network, optimiser, own)
         state.settle(config.momentum, loop.rate)
         return loss
 

@@ -237,7 +237,7 @@ def test_trajectory(golden: Path) -> None:
     streams = [torch.Generator() for _ in range(classes)]
     mean_losses = data["ref_loss"].reshape(steps, classes).mean(1)
     for step in range(steps):
-        found = float(loop._round(state, network, recorded, streams))
+        found = float(loop.update_images(state, network, recorded, streams))
         assert found == pytest.approx(float(mean_losses[step]), rel=1e-5)
     state.settle(config.momentum, loop.rate)
     close(state.images.flatten(0, 1), data["ref_data_last"])
