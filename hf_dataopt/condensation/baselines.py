@@ -37,7 +37,8 @@ def method_config(method: str, config: IDCConfig) -> IDCConfig:
     Returns:
         `"idc"`: as given. `"idc-short"`: four networks of three rounds each, from herded mosaics; the first step moves
         values by `SHORT_STEP` deviations of the data (root mean square), whatever the size, the width or the metric; chosen on
-        images, on spectrograms it ended below its start. `"idc-i"`: factor 1, from random images. `"mosaic"`: herded images in a mosaic, as they are. `"rded"`: a teacher's patches in one.
+        images, on spectrograms it ended below its start. `"idc-i"`: factor 1, from random images. `"mosaic"`: herded images
+        in a mosaic, as they are. `"rded"`: a teacher's patches in one.
         `"dsa"`: factor 1, channel-wise cosine, networks trained on the synthetic images, scale and rotate too, and flip where
         scoring flips. `"dm"`: factor 1, features of untrained networks. `"random"`, `"herding"`: factor 1, no optimisation.
 
