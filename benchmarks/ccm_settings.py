@@ -162,7 +162,9 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         kept = Path(scratch) if args.smoke else DATA
         kept.mkdir(exist_ok=True)
-        found = resumed(kept / f"ccm_settings_{args.steps}x{args.batch}-{args.items}.jsonl", jobs[: args.jobs], args.restart)
+        found = resumed(
+            kept / f"ccm_settings_{args.steps}x{args.batch}-{args.items}.jsonl", jobs[: args.jobs], args.restart
+        )
     base, tokenizer = load_demo_model()
     rows = table(found, unread(base, tokenizer, talks("test", args.items, 0, FEW)))
     write("ccm_settings_smoke" if args.smoke else "ccm_settings", rows, steps=args.steps, batch=args.batch, runs=found)
