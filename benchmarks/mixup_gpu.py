@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from typing import Any
 
 import data as packages
 import torch
-from _report import DATA, RESULTS, hardware, show, write
+from _report import DATA, RESULTS, show, write
 from mixup_accuracy import EVERY, SHOWN, Setting, best_rates, figures, rate_of, table
 
 NAME = "mixup_gpu"
@@ -179,9 +180,11 @@ def needed(about: dict[str, Any], done: list[dict[str, Any]]) -> float:
     return AROUND + 1.1 * steps * (statistics.median(each) if each else deeper * STEP.get(kind, LIGHT_STEP))
 
 
-def where() -> str:
-    """The device and the versions of a run."""
-    return ", ".join([hardware(), *(f"{package} {version(package)}" for package in ("torch", "transformers"))])
+def place() -> str:
+    """Device, versions and precision of a run."""
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()}-core {platform.machine()}, one thread"
+    return f"{device}; torch {version('torch')}, transformers {version('transformers')}, {'TF32' if gpu else 'float32'}"
 
 
 def work(queue: Queue, number: int) -> None:
@@ -196,7 +199,7 @@ def work(queue: Queue, number: int) -> None:
             queue.add(queue.failed, {**about, "error": traceback.format_exc()})
             traceback.print_exc()
             continue
-        found |= {"where": where(), "worker": number, "whole_seconds": time.time() - begun}
+        found |= {"on": place(), "whole_seconds": time.time() - begun}
         queue.add(queue.runs, {**about, **found})
         print(round(time.time() - begun, 1), about, found["accuracy"], flush=True)
 
@@ -211,7 +214,7 @@ def report(queue: Queue, name: str, quiet: bool) -> None:
         return best_rates(runs, queue._tuned_at(setting))
 
     lines = table(runs, rates)
-    ran = ", and ".join(f"{runs} runs on {place}" for place, runs in Counter(run["where"] for run in runs).items())
+    ran = ", and ".join(f"{many} runs on {where}" for where, many in Counter(run["on"] for run in runs).items())
     write(name, lines, quiet=True, hardware=ran, runs=runs, failed=queue.read(queue.failed))
     if not quiet:
         keys = (*SHOWN[:1], "network", *SHOWN[1:-2], "over plain", "over input mixup", "over cutmix")
