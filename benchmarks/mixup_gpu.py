@@ -187,7 +187,7 @@ def place() -> str:
     return f"{device}; torch {version('torch')}, transformers {version('transformers')}, {'TF32' if gpu else 'float32'}"
 
 
-def work(queue: Queue, number: int) -> None:
+def work(queue: Queue) -> None:
     """One process: run after run."""
     torch.set_num_threads(1)
     while (about := queue.take()) is not None:
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="run without a GPU")
     parser.add_argument("--methods", default="", help="these only; semicolons between")
     parser.add_argument("--report", action="store_true", help="only show what is there")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     packages.DATA = args.packages
@@ -240,8 +240,8 @@ def main() -> None:
     name = f"{NAME}_smoke" if args.smoke else NAME
     args.folder = args.folder or DATA / name
     queue = Queue(args.folder, deadline, args.smoke, tuple(filter(None, args.methods.split(";"))))
-    if args.worker is not None:
-        work(queue, args.worker)
+    if args.worker:
+        work(queue)
         return
     if args.smoke:
         queue.runs.unlink(missing_ok=True)
@@ -266,7 +266,7 @@ def supervise(queue: Queue, name: str, args: argparse.Namespace) -> None:
     command += ["--deadline", str(queue.deadline), "--methods", args.methods, *(["--smoke"] if args.smoke else [])]
     for number in range(args.workers):
         with (args.folder / f"log_{number}").open("a") as log:
-            started.append(subprocess.Popen([*command, "--worker", str(number)], stdout=log, stderr=log))
+            started.append(subprocess.Popen([*command, "--worker"], stdout=log, stderr=log))
     while any(worker.poll() is None for worker in started):
         time.sleep(1 if args.smoke else 5)
         report(queue, name, quiet=True)
