@@ -2,7 +2,8 @@
 
 A conversation is a context of Debian package records and three more turns, each with as many records; then questions about
 records of all four. All caches hold the same number of pairs at the end, but `turns left whole`, which compresses the context
-alone. `at once` has all records in one context and knows of no turns: it stands beside a full cache of that. An answer's NLL is
+alone. `turns laid out, compressed at once` has the ids of the conversation as one context. `at once` has all records in one
+context and knows of no turns: it stands beside a full cache of that. An answer's NLL is
 the mean over its tokens, teacher-forced. Finished conversations are kept in a file, so a run that was stopped goes on there.
 
     python benchmarks/kvzip_turns.py            # 6 conversations x 8 questions, about 10 minutes on one idle core
@@ -26,6 +27,9 @@ from kvzip_quality import interval, read_off
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates
 from hf_dataopt._compat import cache_keyword
+from hf_dataopt.kvzip.prefill import prefill
+from hf_dataopt.kvzip.prompt import KVzipPrompt
+from hf_dataopt.kvzip.scoring import score_context
 from hf_dataopt.text.demo_model import load_demo_model
 
 MORE = "Here are more records:\n\n"
@@ -96,12 +100,21 @@ def scored(model: Any, tokenizer: Any, parts: list[str], questions: list[Questio
             read(model, cache, ids)
         cache.compress_again(1.0, progress=False)  # what is held stays, and forks hold it
     asked = [told(again, question.text)[0] for question in questions]
+    laid_out = prefill(model, as_one_context(whole.prompt), config, progress=False)
+
+    def in_turns(settings: KVzipConfig) -> KVzipCache:
+        return KVzipCache.from_scores(
+            laid_out, score_context(laid_out, settings, progress=False), settings, tokenizer=tokenizer
+        )
+
     text = "\n\n".join(parts)
     nll = {
         "full": ask(whole, asked),
         "turns left whole": ask(left, asked),
         "compressed again after every turn": ask(again),
         "the same, by kvzip_l2": ask(best),
+        "turns laid out, compressed at once": ask(in_turns(config), asked),
+        "turns laid out, compressed at once, by kvzip_l2": ask(in_turns(replace(config, score="kvzip_l2")), asked),
         "full, in one context": ask(made(text, KVzipConfig(keep_ratio=1.0, score="random_eviction"))),
         "at once": ask(made(text, config)),
         "at once, by kvzip_l2": ask(made(text, replace(config, score="kvzip_l2"))),
@@ -134,6 +147,12 @@ def gated(
     }
 
 
+def as_one_context(prompt: KVzipPrompt) -> KVzipPrompt:
+    """The same ids, the turns a part of the context: what scoring all of them in one go is worth, the layout apart."""
+    ids = prompt.ids[prompt.prefix_ids.numel() :]
+    return replace(prompt, context_ids=ids, turn_ids=prompt.turn_ids[:0])
+
+
 def rows_of(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a method, beside the full cache that has read the same: in turns, or in one context."""
     nll: dict[str, list[float]] = defaultdict(list)
@@ -142,7 +161,8 @@ def rows_of(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             nll[method] += values
     rows = []
     for method, values in nll.items():
-        base = "full, in one context" if "one" in method or "at once" in method else "full"
+        flat = method.startswith(("at once", "gates, at once", "full, in one"))
+        base = "full, in one context" if flat else "full"
         more = np.array(values) - np.array(nll[base])
         row: dict[str, Any] = {"method": method, "NLL": float(np.mean(values)), "minus full": float(more.mean())}
         rows.append({**row, "95 %": str(interval(more, len(done)))})
