@@ -29,8 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from _recovered import shares
 from _report import DATA, show, write
 from _training import Descent, Pace, in_dtype
 from ccm_data import STEPS, TASKS, Sample, samples
@@ -166,14 +166,19 @@ def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argpars
             comp_init_token_ids=line,
             **CONFIGS[method],
         )
-        found = get_peft_model(in_dtype(model, args.dtype), config).to(model.device)
+        found, before = in_dtype(model, args.dtype), argparse.Namespace(**{**vars(args), "steps": args.after})
+        if args.after:
+            found = PeftModel.from_pretrained(found, str(kept(task, method, seed, before)), is_trainable=True)
+        found = (found if args.after else get_peft_model(found, config)).to(model.device)
         collator = DataCollatorForCCM(None, found.peft_config["default"], max_length=4096, completion_only_loss=False)
 
         def collate(rows: list[Sample]) -> dict[str, torch.Tensor]:
             return collator([row.feature() for row in rows])
 
-        pace = Pace(args.steps, args.seconds)
-        trained = fit(found, schedule(task, tokenizer, args.batch, seed), collate, pace, args.lr, args.share)
+        pace = Pace(args.steps - args.after, args.seconds)
+        batches = itertools.islice(schedule(task, tokenizer, args.batch, seed), args.after, None)
+        trained = fit(found, batches, collate, pace, args.lr, args.share)
+        trained["steps"] += args.after
         found.save_pretrained(str(folder))
         (folder / TRAINED).write_text(json.dumps(trained))
     return PeftModel.from_pretrained(model, str(folder)).eval()
@@ -306,23 +311,6 @@ def evaluate(
     return record
 
 
-def shares(
-    runs: list[dict[str, Any]], none: list[dict[str, Any]], full: list[dict[str, Any]]
-) -> tuple[float, list[float]]:
-    """Recovered share of the gap, of means over seeds, and its 95 % bootstrap interval over conversations."""
-    groups = np.array(none[0]["group"])
-    each = [np.mean([run["nll"] for run in method], axis=0) for method in (none, full, runs)]
-    sums = np.array([[one[groups == group].sum() for one in each] for group in dict.fromkeys(groups)])
-
-    def recovered(rows: np.ndarray) -> float:
-        low, high, mine = sums[rows].sum(0)
-        return float((low - mine) / (low - high))
-
-    draws = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
-    spread = np.percentile([recovered(rows) for rows in draws], [2.5, 97.5])
-    return recovered(np.arange(len(sums))), [round(float(end), 3) for end in spread]
-
-
 def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     """One row per method of a task."""
     named: dict[str, list[dict[str, Any]]] = {}
@@ -370,6 +358,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=400 if gpu else 200)
     parser.add_argument("--seconds", type=float, default=0.0, help="of an adapter's training at most; 0: no such end")
+    parser.add_argument(
+        "--after", type=int, default=0, help="go on from the kept adapter of so many steps, a new cosine"
+    )
     parser.add_argument("--base-steps", type=int, default=150, help="of the fine-tuning")
     parser.add_argument("--base-seconds", type=float, default=0.0, help="of the fine-tuning at most")
     parser.add_argument("--batch", type=int, default=24 if gpu else 2)

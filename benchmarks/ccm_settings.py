@@ -6,8 +6,8 @@ Short runs of the packaged adapter's training (`fit_adapter.py`, `ccm_facts.py`:
 about them), the base out of the package in bfloat16, measured in float32 on test conversations whose values training never
 saw: nats per token of the answers behind the memory, behind another conversation's, and without any; the difference between
 the first two is what the memory says of this conversation. Means over seeds, in brackets the lowest and highest. The first
-row is the packaged adapter's settings. Last, the packaged adapter itself, trained in full, with fewer and fewer slots
-(`max_slots`) on conversations of six facts.
+rows are the packaged adapter itself, trained in full, with fewer and fewer slots (`max_slots`) on conversations of six facts;
+"as packaged" has its settings.
 Finished runs are kept in benchmarks/.data/, so a killed benchmark goes on.
 """
 
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="conversations a step")
     parser.add_argument("--items", type=int, default=24, help="test conversations")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=None, help="do so many of all runs, a later call the others")
     parser.add_argument("--restart", action="store_true", help="forget an earlier run")
     parser.add_argument("--smoke", action="store_true", help="two settings, a step, nothing kept")
     args = parser.parse_args()
@@ -150,15 +151,20 @@ def main() -> None:
         args.steps, args.batch, args.items, args.seeds = 1, 1, 2, 1
         names, budgets = ["as packaged", "merge, a_t = 1/2"], (4,)
     jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        (f"budget {most}", lambda most=most: bounded(most, args))  # type: ignore[misc]
+        for most in budgets
+    ]
+    jobs += [
         (f"{name}, seed {seed}", lambda name=name, seed=seed: trained(name, seed, args))  # type: ignore[misc]
         for seed in range(args.seeds)
         for name in names
     ]
-    jobs += [(f"budget {most}", lambda most=most: bounded(most, args)) for most in budgets]  # type: ignore[misc]
     with TemporaryDirectory() as scratch:
         kept = Path(scratch) if args.smoke else DATA
         kept.mkdir(exist_ok=True)
-        found = resumed(kept / f"ccm_settings_{args.steps}x{args.batch}.jsonl", jobs, args.restart)
+        found = resumed(
+            kept / f"ccm_settings_{args.steps}x{args.batch}-{args.items}.jsonl", jobs[: args.jobs], args.restart
+        )
     base, tokenizer = load_demo_model()
     rows = table(found, unread(base, tokenizer, talks("test", args.items, 0, FEW)))
     write("ccm_settings_smoke" if args.smoke else "ccm_settings", rows, steps=args.steps, batch=args.batch, runs=found)

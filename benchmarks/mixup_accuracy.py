@@ -1,7 +1,7 @@
 """What mixing is worth: plain, input mixup, CutMix, Puzzle Mix and Co-Mixup with a stock Trainer on CIFAR-10.
 
     python benchmarks/mixup_accuracy.py                   # every part, an hour and a half on one core; stops and goes on
-    python benchmarks/mixup_accuracy.py --part table      # one of: tune, table, saliency, why, curve
+    python benchmarks/mixup_accuracy.py --part table      # one of: tune, table, saliency, why, curve, tune few, few
     python benchmarks/mixup_accuracy.py --smoke
 
 Class-balanced images out of training rows 0-9,999, averaged down to `side` pixels; tested on rows 10,000-14,999 (unseen); rows
@@ -66,7 +66,7 @@ WHY: dict[str, dict[str, Any]] = {  # changes of Co-Mixup's preset, one at a tim
     "clean weight 0.25": {"clean_weight": 0.25},
 }
 RATES = (0.1, 0.3, 1.0)
-PARTS = ("tune", "table", "saliency", "why", "curve")
+PARTS = ("tune", "table", "saliency", "why", "curve", "tune few", "few")
 SHOWN = (
     "images",
     "epochs",
@@ -110,6 +110,7 @@ class Setting:
 
 
 STUDIED = Setting(images=1_000)
+FEW = Setting(images=500)  # with learning rates of its own
 CURVE = {
     **{f"{images} images": Setting(images=images) for images in (500, 1_000, 2_000, 5_000)},
     **{f"{epochs} epochs": Setting(epochs=epochs) for epochs in (15, 60, 120)},
@@ -232,11 +233,14 @@ def part_runs(part: str, seeds: int, rates: dict[str, float]) -> Iterator[tuple[
     base = Setting()
     if part == "tune":
         yield from ((base, method, 0, rate) for rate in RATES for method in TABLE)
+    if part == "tune few":
+        yield from ((FEW, method, 0, rate) for rate in RATES for method in TABLE[:5])
     named: dict[str, list[tuple[Setting, str]]] = {
         "table": [(base, method) for method in TABLE],
         "saliency": [(base, method) for method in (*SALIENCY, EVERY.format(2))],
         "why": [(STUDIED, method) for method in ("comixup + clean", *(f"comixup, {change}" for change in WHY))],
         "curve": [(setting, method) for setting in CURVE.values() for method in CURVED],
+        "few": [(FEW, method) for method in TABLE[:5]],
     }
     for seed in range(seeds):
         for setting, method in named.get(part, []):
@@ -273,14 +277,15 @@ def table(
 ) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds of every setting, method and learning rate, and distances to three peers.
 
-    `rates` says the methods' best rates for a setting; by default those of the first setting.
+    `rates` says the methods' best rates for a setting; by default those tried in it.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((*run["setting"].values(), run["method"], run["rate"]), []).append(run)
-    first, lines = best_rates(runs), []
+    lines = []
     for (*setting, method, rate), group in groups.items():
-        best = rates(Setting(**group[0]["setting"])) if rates else first
+        where = Setting(**group[0]["setting"])
+        best = rates(where) if rates else best_rates(runs, where)
         line: dict[str, Any] = {**group[0]["setting"], "method": method, "rate": rate, "seeds": len(group)}
         for key in FIGURES:
             values = [run[key] for run in group if key in run]
@@ -353,7 +358,8 @@ def main() -> None:
         print(f"skipped: {error}")
         return
     for part in [args.part] if args.part else PARTS:
-        runs = part_runs(part, 1 if args.smoke else args.seeds, best_rates(kept.runs))
+        rates = best_rates(kept.runs, FEW if part == "few" else None)
+        runs = part_runs(part, 1 if args.smoke else args.seeds, rates)
         chosen = (run for run in runs if args.methods is None or run[1] in args.methods.split(";"))
         if args.points is not None and part == "curve":
             points = [CURVE[name] for name in args.points.split(";")]

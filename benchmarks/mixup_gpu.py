@@ -2,13 +2,14 @@
 
     python benchmarks/mixup_gpu.py --workers 6 --seconds 500   # as many of the runs as fit; started again, it goes on
     python benchmarks/mixup_gpu.py --report                    # the table of what is there
+    python benchmarks/mixup_gpu.py --cpu --workers 1 --seconds 4000 --methods "puzzle;cutmix"   # some 5 minutes a run
     python benchmarks/mixup_gpu.py --smoke                     # tiny networks and images, on a CPU too
 
 Rows, recipe, methods and measures are those of `mixup_accuracy.py`, at 32 x 32 pixels, with a stock Trainer; convolutions in
 TF32. Each method's learning rate is the best of those tried at 2,000 images and seed 0 on rows of their own, for each
 network; its run is the first of the table. Small networks are bound by the core that launches them and solves the masks, so
 that several processes share the GPU: each takes the first run of the plan that nobody has, and none that cannot end in time.
-Runs are appended to `.data/mixup_gpu/runs.jsonl` as they end, and come to `results/mixup_gpu.json`.
+Runs are appended to `.data/mixup_gpu/runs.jsonl` as they end, each with where it ran, and come to `results/mixup_gpu.json`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +100,8 @@ def shrunk(job: Job) -> Job | None:
 class Queue:
     """Runs that are done, begun and to do, in files that several processes share."""
 
-    def __init__(self, folder: Path, deadline: float, smoke: bool) -> None:
+    def __init__(self, folder: Path, deadline: float, smoke: bool, methods: tuple[str, ...] = ()) -> None:
+        self.methods = methods  # these only; none: all
         self.runs, self.failed, self.locks = folder / "runs.jsonl", folder / "failed.jsonl", folder / "locks"
         self.deadline, self.smoke = deadline, smoke
         self.locks.mkdir(parents=True, exist_ok=True)
@@ -136,6 +141,8 @@ class Queue:
             done, failed = self.read(self.runs), self.read(self.failed)
             undecided = False
             for job in filter(None, map(shrunk, plan())) if self.smoke else plan():
+                if self.methods and job.method not in self.methods:
+                    continue
                 rate = self.rate(job, done, failed)
                 if rate is None:
                     undecided = True
@@ -173,7 +180,14 @@ def needed(about: dict[str, Any], done: list[dict[str, Any]]) -> float:
     return AROUND + 1.1 * steps * (statistics.median(each) if each else deeper * STEP.get(kind, LIGHT_STEP))
 
 
-def work(queue: Queue, number: int) -> None:
+def place() -> str:
+    """Device, versions and precision of a run."""
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()}-core {platform.machine()}, one thread"
+    return f"{device}; torch {version('torch')}, transformers {version('transformers')}, {'TF32' if gpu else 'float32'}"
+
+
+def work(queue: Queue) -> None:
     """One process: run after run."""
     torch.set_num_threads(1)
     while (about := queue.take()) is not None:
@@ -185,7 +199,8 @@ def work(queue: Queue, number: int) -> None:
             queue.add(queue.failed, {**about, "error": traceback.format_exc()})
             traceback.print_exc()
             continue
-        queue.add(queue.runs, {**about, **found, "worker": number, "whole_seconds": time.time() - begun})
+        found |= {"on": place(), "whole_seconds": time.time() - begun}
+        queue.add(queue.runs, {**about, **found})
         print(round(time.time() - begun, 1), about, found["accuracy"], flush=True)
 
 
@@ -199,7 +214,8 @@ def report(queue: Queue, name: str, quiet: bool) -> None:
         return best_rates(runs, queue._tuned_at(setting))
 
     lines = table(runs, rates)
-    write(name, lines, quiet=True, runs=runs, failed=queue.read(queue.failed))
+    ran = ", and ".join(f"{many} runs on {where}" for where, many in Counter(run["on"] for run in runs).items())
+    write(name, lines, quiet=True, hardware=ran, runs=runs, failed=queue.read(queue.failed))
     if not quiet:
         keys = (*SHOWN[:1], "network", *SHOWN[1:-2], "over plain", "over input mixup", "over cutmix")
         show(name, [{key: line[key] for key in keys} for line in lines])
@@ -213,17 +229,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where runs are kept, by default .data/mixup_gpu")
     parser.add_argument("--packages", type=Path, default=DATA, help="where the images lie")
     parser.add_argument("--smoke", action="store_true", help="tiny runs on whatever device there is")
+    parser.add_argument("--cpu", action="store_true", help="run without a GPU")
+    parser.add_argument("--methods", default="", help="these only; semicolons between")
     parser.add_argument("--report", action="store_true", help="only show what is there")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     packages.DATA = args.packages
     deadline = args.deadline or time.time() + args.seconds
     name = f"{NAME}_smoke" if args.smoke else NAME
     args.folder = args.folder or DATA / name
-    queue = Queue(args.folder, deadline, args.smoke)
-    if args.worker is not None:
-        work(queue, args.worker)
+    queue = Queue(args.folder, deadline, args.smoke, tuple(filter(None, args.methods.split(";"))))
+    if args.worker:
+        work(queue)
         return
     if args.smoke:
         queue.runs.unlink(missing_ok=True)
@@ -231,7 +249,7 @@ def main() -> None:
     if kept.exists() and not queue.runs.exists() and not args.smoke:
         for run in json.loads(kept.read_text())["runs"]:
             queue.add(queue.runs, run)
-    if not (args.report or args.smoke or torch.cuda.is_available()):
+    if not (args.report or args.smoke or args.cpu or torch.cuda.is_available()):
         print("skipped: no GPU; `mixup_accuracy.py` is what a CPU can do")
         return
     if not args.report:
@@ -245,10 +263,10 @@ def supervise(queue: Queue, name: str, args: argparse.Namespace) -> None:
         lock.unlink()
     started = []
     command = [sys.executable, __file__, "--folder", str(args.folder), "--packages", str(args.packages)]
-    command += ["--deadline", str(queue.deadline), *(["--smoke"] if args.smoke else [])]
+    command += ["--deadline", str(queue.deadline), "--methods", args.methods, *(["--smoke"] if args.smoke else [])]
     for number in range(args.workers):
         with (args.folder / f"log_{number}").open("a") as log:
-            started.append(subprocess.Popen([*command, "--worker", str(number)], stdout=log, stderr=log))
+            started.append(subprocess.Popen([*command, "--worker"], stdout=log, stderr=log))
     while any(worker.poll() is None for worker in started):
         time.sleep(1 if args.smoke else 5)
         report(queue, name, quiet=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .settings import check_device, check_int
@@ -37,3 +39,23 @@ def generator(
     check_device("device", device)
     state = np.random.SeedSequence(found).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state) & (2**63 - 1))
+
+
+@contextmanager
+def layers_draw_from(generator: torch.Generator, device: torch.device | None = None) -> Iterator[None]:
+    """Within the block, what draws from the global stream (new layers, dropout) depends on `generator` alone.
+
+    Args:
+        generator: gives the seed.
+        device: whose stream is seeded beside the CPU's; restored afterwards like it.
+    """
+    import torch
+
+    seed = int(torch.randint(2**62, (), generator=generator))
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(devices[0]):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -108,3 +108,11 @@ def test_maps_kept_for_a_row_are_mirrored_with_it_and_taken_anew(monkeypatch: py
     for row in rows:
         torch.testing.assert_close(torch.from_numpy(row["saliency"].copy()), row["pixel_values"].sum(0))
     assert [refreshed(name) for name in ("puzzle", "puzzle, maps of every 5. epoch")] == [0, 5]
+
+
+def test_only_the_methods_asked_for(tmp_path: Path) -> None:
+    from mixup_gpu import Queue
+
+    one = Queue(tmp_path, time.time() + 1e6, smoke=False, methods=("cutmix",))
+    taken = [one.take() for _ in range(3)]
+    assert [(about["method"], about["rate"]) for about in taken] == [("cutmix", rate) for rate in (0.3, 0.1, 1.0)]

@@ -148,13 +148,12 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def _untrained(base: Any, memory: str, num_comp_tokens: int, seed: int = 0) -> Any:
     """A model with a fresh adapter, whose weights are drawn from a stream of their own."""
-    import torch
     from peft import get_peft_model
 
+    from ..seeding import generator, layers_draw_from
     from .config import CCMConfig
 
-    with warnings.catch_warnings(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with warnings.catch_warnings(), layers_draw_from(generator(seed), base.device):
         # peft 0.21 asks transformers 5.24 for a property by its old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(base, CCMConfig(num_comp_tokens=num_comp_tokens, memory=memory)).eval()
@@ -264,7 +263,7 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     adapter = packaged_adapter() if args.model is None else None
     turns = [{"role": "user", "content": turn} for turn in (DEMO_TURNS[:2] if args.smoke else DEMO_TURNS)]
     questions = [{"role": "user", "content": question} for question in DEMO_QUESTIONS]
-    base, tokenizer = load_language_model(args.model)
+    base, tokenizer = args.language_model()
     model = load_adapter(base, adapter) if adapter else _untrained(base, "concat", 2, args.seed)
     result, memory = converse(model, tokenizer, turns, questions[0], 16 if adapter else 4)
     result["trained"] = adapter is not None

@@ -318,7 +318,7 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     changes: dict[str, Any] = {"seed": args.seed}
     if args.smoke:
         changes |= {"outer_iterations": 1, "inner_iterations": 4, "evaluation_epochs": 40}
-    condenser = DatasetCondenser(digits_config(**changes))
+    condenser = DatasetCondenser(digits_config(**changes), device=args.device)
     args.console.print(f"1,437 digits into 10 images, {condenser.estimate(train)} (and as long for the scores)")
     condensed = condenser.condense(train, output_dir=output_dir / "condensation")
     seeds = 1 if args.smoke else 2

@@ -22,6 +22,7 @@ from ..checkpoint import PassCheckpoint, locked
 from ..decoding import OnError, check_on_error
 from ..progress import bar
 from ..seeding import generator as seeded
+from ..seeding import layers_draw_from
 from ..settings import (
     brief,
     check_callable,
@@ -46,7 +47,7 @@ from .identity import checkpoint_key
 from .initialise import initial_images, kept_rows, resemblance, stored_counts
 from .loop import CondensationLoop, ImageState, formation_of
 from .memory import reused_memory
-from .networks import NetworkFactory, build, factory_of, layers_draw_from
+from .networks import NetworkFactory, build, factory_of
 from .preview import save_preview
 from .recipe import recipe_text
 from .teacher import Teacher, soft_labels_of

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..progress import bar
 from ..seeding import generator as seeded
+from ..seeding import layers_draw_from
 from ..settings import check_int
 from .columns import LabelledImages
 from .config import IDCConfig
 from .devices import sent
-from .networks import NetworkFactory, build, layers_draw_from
+from .networks import NetworkFactory, build
 from .photo import PHOTO, photo_augment
 from .training import Updates, accuracy, compiled, sgd, train_on
 

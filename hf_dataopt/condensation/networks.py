@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..seeding import layers_draw_from
 from .pooled_norm import pooled_norm
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def factory_of(config: IDCConfig) -> NetworkFactory:
 def build(factory: NetworkFactory, shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
     """A new network whose initial weights depend on `generator` alone.
 
-    Modules initialise themselves from the global stream and take no generator: see `layers_draw_from`.
+    Modules initialise themselves from the global stream and take no generator: see `seeding.layers_draw_from`.
 
     Args:
         factory: makes the network.
@@ -200,21 +200,3 @@ def build(factory: NetworkFactory, shape: tuple[int, int, int], classes: int, ge
     """
     with layers_draw_from(generator):
         return factory(shape[0], classes, shape[1:])
-
-
-@contextmanager
-def layers_draw_from(generator: torch.Generator, device: torch.device | None = None) -> Iterator[None]:
-    """Within the block, what draws from the global stream (new layers, dropout) depends on `generator` alone.
-
-    Args:
-        generator: gives the seed.
-        device: whose stream is seeded beside the CPU's; restored afterwards like it.
-    """
-    seed = int(torch.randint(2**62, (), generator=generator))
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            with torch.cuda.device(devices[0]):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..shell.options import add_seed
-from ..shell.usage import only
+from ..shell.models import load_language_model
+from ..shell.options import add_device, add_seed, device_of
+from ..shell.usage import only, refusing
 
 HELP = "run the methods on real input and show what happened"
 EXAMPLES = ["hf-dataopt demo", "hf-dataopt demo --section kvzip", "hf-dataopt demo --smoke --json"]
@@ -18,7 +20,7 @@ SECTIONS = {
     "relation": "hf_dataopt.relation.command",
     "mixup": "hf_dataopt.mixup.command",
     "condensation": "hf_dataopt.condensation.command",
-    "ccm": "hf_dataopt.ccm.command",
+    "ccm": "hf_dataopt.ccm.command",  # last: its adapter goes into the language model that kvzip used
 }
 _SPEAKING = ("kvzip", "ccm")  # with a language model
 
@@ -28,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--section", choices=[*SECTIONS, "all"], default="all", help="which part to run")
     parser.add_argument("--output-dir", default="demo_output", metavar="DIR", help="folder for pictures and reports")
     parser.add_argument("--model", default=None, help="language model (Hub name or folder) instead of the packaged one")
+    add_device(parser)
     add_seed(parser)
-    parser.add_argument("--smoke", action="store_true", help="small sizes, about a minute: to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="small sizes, under a minute: to see that it runs")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -40,9 +43,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         in this run; and `failed`, the reason of every section that did not.
 
     Raises:
-        UsageError: a model for a section that needs none.
+        UsageError: a model for a section that needs none, or a device that is not there.
     """
     only(args, args.section in ("all", *_SPEAKING), f"is for --section {' and '.join(_SPEAKING)}", "model")
+    with refusing():
+        args.device = device_of(args.device)
+
+    @cache
+    def language_model() -> tuple[Any, Any]:
+        args.console.print("loading the language model (a minute at most) ...")
+        return load_language_model(args.model, device=args.device)
+
+    args.language_model = language_model  # one for all sections: most of the demo's start goes into it
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}

@@ -302,8 +302,7 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     from .config import KVzipConfig
 
     asked = DEMO_QUESTIONS[:2] if args.smoke else DEMO_QUESTIONS
-    args.console.print("loading the language model (a minute at most) ...")
-    model, tokenizer = load_language_model(args.model)
+    model, tokenizer = args.language_model()
     config = KVzipConfig(keep_ratio=0.3)
     questions = [question for question, _ in asked]
     result, _ = answer(model, tokenizer, DEMO_CONTEXT, questions, config, 20, compare=("full", "random"))

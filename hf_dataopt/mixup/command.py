@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         dataset = None if args.dataset is None else _rows_of(args)
     if dataset is None:
         images, labels = digits()
-        model = trained_network(steps=60, seed=args.seed)
+        model = trained_network(steps=60, seed=args.seed, device=device)
         images, labels = images[-args.rows :], labels[-args.rows :]
         scale = None
     else:
@@ -136,7 +136,7 @@ def mix_batch(
     start = time.perf_counter()
     saliency = input_saliency(model, {model.main_input_name: images}, labels)
     seconds = {"saliency": round(time.perf_counter() - start, 4)}
-    targets = torch.eye(model.config.num_labels)[labels]
+    targets = torch.eye(model.config.num_labels, device=labels.device)[labels]
     start = time.perf_counter()
     if method == "puzzle":
         result = puzzle_mix(images, targets, saliency, config, generator(seed))
@@ -197,16 +197,15 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     No accuracy: a minute's training on digits is no place where mixing pays; benchmarks/mixup_accuracy.py measures that.
     """
     steps = 40 if args.smoke else 150
-    seed = getattr(args, "seed", 0)
     args.console.print(f"a small network, {steps} steps on {TRAIN} of scikit-learn's digits, for its saliency ...")
-    model = trained_network(steps=steps, seed=seed)
-    images, labels = digits()
+    model = trained_network(steps=steps, seed=args.seed, device=args.device)
+    images, labels = (one[-20:].to(model.device) for one in digits())
     result: dict[str, Any] = {}
     for method in _NAMES:
         picture = output_dir / f"mixup_{method}.png"
-        result[method] = mix_batch(model, (images[-20:], labels[-20:]), method, 4, picture, seed=seed)
+        result[method] = mix_batch(model, (images, labels), method, 4, picture, seed=args.seed)
         show(result[method], args.console)
-    return {**result, "claims": _claims(result, model, (images[-20:], labels[-20:]))}
+    return {**result, "claims": _claims(result, model, (images, labels))}
 
 
 def _claims(found: dict[str, Any], model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> list[dict[str, str]]:
@@ -219,15 +218,15 @@ def _claims(found: dict[str, Any], model: Any, batch: tuple[torch.Tensor, torch.
     from .statistics import inputs_per_output, mixed_saliency, total_variation
 
     images, labels = batch
-    size = len(images)
-    own, partner = torch.arange(size), torch.arange(size).flip(0)
-    targets = torch.eye(model.config.num_labels)[labels]
+    size, device = len(images), images.device
+    own, partner = torch.arange(size, device=device), torch.arange(size, device=device).flip(0)
+    targets = torch.eye(model.config.num_labels, device=labels.device)[labels]
     blend = MixResult(
         images=(images + images[partner]) / 2,
         targets=(targets + targets[partner]) / 2,
         sources=torch.stack([own, partner], 1),
-        masks=torch.full((size, 2, 4, 4), 0.5),
-        ratios=torch.full((size, 2), 0.5),
+        masks=torch.full((size, 2, 4, 4), 0.5, device=device),
+        ratios=torch.full((size, 2), 0.5, device=device),
         unmixed=partner == own,
         saliency=cell_saliency(input_saliency(model, {model.main_input_name: images}, labels), (4, 4)),
     )
@@ -278,12 +277,13 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.from_numpy(found.target).long()
 
 
-def trained_network(*, steps: int, seed: int = 0) -> Any:
+def trained_network(*, steps: int, seed: int = 0, device: str = "cpu") -> Any:
     """A small HF ResNet in eval mode after `steps` steps of a stock Trainer on the first digits.
 
     Args:
         steps: optimizer steps of 20 images.
         seed: of weights and order.
+        device: to train on.
     """
     import torch
     from transformers import PrinterCallback, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
@@ -302,13 +302,13 @@ def trained_network(*, steps: int, seed: int = 0) -> Any:
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=device == "cpu",
             seed=seed,
         )
         trainer = Trainer(model=model, args=settings, train_dataset=rows[:TRAIN])
         trainer.remove_callback(PrinterCallback)  # standard output belongs to the result
         trainer.train()
-    return model.eval()
+    return model.eval().to(device)
 
 
 def _rows_of(args: argparse.Namespace) -> Any:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import distributed
@@ -25,18 +24,20 @@ from ..checkpoint import PassCheckpoint, locked
 from ..decoding import check_on_error
 from ..progress import say
 from ..publishing.writer import check_target
-from ..seeding import generator
 from ..settings import check_dataset, check_device, check_each, check_flag, check_kind, check_path, check_text, optional
 from .config import RelationConfig
 from .cut import flag, most_expected_f1
 from .graph import RelationGraph
-from .graphs import graphs_of
+from .graphs import graphs_of, partitions
 from .label_noise import LabelNoise, find_label_noise, top_share
+from .label_sets import read_label_sets
 from .labels import Labels, prob_columns, read_labels
-from .nearest import Neighbours
+from .multi_label import MultiLabelReport, judge, probs_of
+from .nearest import Neighbours, apart
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows
 from .posterior import Posterior, label_posterior
 from .report import RelationReport
+from .rows import rows_of_column
 from .saved import KIND, UNFINISHED
 from .unfit import summary_of, unfit_rows
 
@@ -145,6 +146,59 @@ class RelationCleaner:
                 shutil.rmtree(work or "", ignore_errors=True)
             return report
 
+    def fit_multi_label(
+        self,
+        dataset: Any,
+        label_column: str = "labels",
+        *,
+        features_column: str = "features",
+        probs_column: str | None = "probs",
+        label_names: Sequence[str] | None = None,
+        quiet: bool = False,
+    ) -> MultiLabelReport:
+        """Several labels a row: one graph over all rows, and a decision for each row and label.
+
+        Args:
+            dataset: a `datasets.Dataset` with a feature column and, for L labels, rows of L independent probabilities
+                (sigmoids, as `FeatureExtractor` adds them for a multi-label model).
+            label_column: lists of labels (class numbers or texts, none twice; a missing list: not labelled), or L numbers a
+                row: 1 where it has the label, 0 where not, -1 or None where nobody said.
+            features_column, probs_column: names; `probs_column=None` asks the nearest rows alone.
+            label_names: what labels are called, in the order of `probs`; texts need it, a `ClassLabel` has them.
+            quiet: no progress bars.
+
+        Returns:
+            A `MultiLabelReport`.
+
+        Raises:
+            ValueError: missing columns, rows that are no such labels or probabilities (the first is named), or
+                `score="label_noise"` or `cut="algorithm4"`, which compare one class a row.
+            TypeError: not a map-style `datasets.Dataset`.
+
+        Differs: not in the dissertation, which has one class a row.
+        Cost: n^2 d operations for nearest rows and copies, whatever L, `max_memory_gb`, and 9 n L + 8 n (neighbours + 1) bytes.
+
+        Example:
+            >>> RelationCleaner().fit_multi_label(dataset, "tags", probs_column=None)  # doctest: +SKIP
+        """
+        check_dataset("dataset", dataset, _NO_ROWS)
+        for name, column in (("label_column", label_column), ("features_column", features_column)):
+            check_text(name, column, empty=False)
+        optional(check_text, "probs_column", probs_column, empty=False)
+        names = None if label_names is None else check_each("label_names", label_names, check_text)
+        quiet = check_flag("quiet", quiet)
+        optional(check_device, "device", self.config.device, here=True)
+        if self.config.score != "combined" or self.config.cut == "algorithm4":
+            raise ValueError(
+                f"score={self.config.score!r} with cut={self.config.cut!r}: Algorithm 4 compares one class a row; several "
+                "labels need score='combined' and cut='estimated' or a share"
+            )
+        if not len(dataset):
+            raise ValueError("the dataset is empty; there is nothing to relate")
+        probs = None if probs_column is None else probs_of(dataset, probs_column)
+        sets = read_label_sets(dataset, label_column, None if probs is None else probs.shape[1], names)
+        return judge(rows_of_column(dataset, features_column), probs, sets, self.config, label_column, quiet=quiet)
+
     def _fit(
         self,
         graphs: list[RelationGraph],
@@ -230,7 +284,7 @@ class _Work:
 def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
     """Label noise of all rows and who is near whom, in partitions if asked, and outlier scores."""
     config = graph.config
-    parts = _partitions(len(graph), config)
+    parts = partitions(len(graph), config)
     solved = []
     for k, part in enumerate(parts):
         sub = graph if len(parts) == 1 else graph.select(part)
@@ -247,7 +301,7 @@ def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
     }
     kept = work.keep(graph, "outlier", reference)
     outlier = outlier_scores(graph, reference, checkpoint=kept, quiet=work.quiet)
-    return _Scores(noise, nears[0] if len(parts) == 1 else _apart(parts, nears, len(graph)), outlier, about)
+    return _Scores(noise, nears[0] if len(parts) == 1 else apart(parts, nears, len(graph)), outlier, about)
 
 
 def _cut(graph: RelationGraph, work: _Work) -> tuple[LabelNoise, Neighbours]:
@@ -270,15 +324,6 @@ def _cut(graph: RelationGraph, work: _Work) -> tuple[LabelNoise, Neighbours]:
     return found, near
 
 
-def _partitions(count: int, config: RelationConfig) -> list[Index]:
-    """Random parts of nearly equal size, at most `partition_size` rows each (section 5.3.2, complexity analysis)."""
-    size = config.partition_size
-    if size is None or size >= count:
-        return [np.arange(count)]
-    order = torch.randperm(count, generator=generator(config.seed, epoch=1)).numpy()
-    return [np.sort(part).astype(np.int64) for part in np.array_split(order, -(-count // size))]
-
-
 def _joined(parts: list[Index], solved: list[LabelNoise], count: int) -> LabelNoise:
     """Scores of all partitions, each put on the scale of one row's share of its partition's size."""
     scores, noisy = np.zeros(count), np.zeros(count, bool)
@@ -288,21 +333,6 @@ def _joined(parts: list[Index], solved: list[LabelNoise], count: int) -> LabelNo
     level = float(np.mean([one.threshold * count / len(part) for part, one in zip(parts, solved, strict=True)]))
     stopped = "skipped" if all(one.stopped == "skipped" for one in solved) else "converged"
     return LabelNoise(scores, noisy, level, stopped=stopped)
-
-
-def _apart(parts: list[Index], nears: list[Neighbours], count: int) -> Neighbours:
-    """The nearest rows of all partitions, by their numbers in the whole."""
-    width = max(near.rows.shape[1] for near in nears)
-    rows, similarity, group = (
-        np.full((count, width), -1),
-        np.zeros((count, width), np.float32),
-        np.empty(count, np.int64),
-    )
-    for part, near in zip(parts, nears, strict=True):
-        here = slice(0, near.rows.shape[1])
-        rows[part, here] = np.where(near.rows >= 0, part[near.rows], -1)
-        similarity[part, here], group[part] = near.similarity, part[near.group]
-    return Neighbours(rows, similarity, group)
 
 
 def _common(groups: list[Index]) -> Index:

@@ -344,6 +344,6 @@ def demo(args: argparse.Namespace, output_dir: Path) -> dict[str, Any]:
     """The demo's section: flip labels of handwritten digits, find them, train before and after."""
     from .demo import claims, clean_digits, show_digits
 
-    result = clean_digits(output_dir / "relation", args.seed)  # seconds: the same with --smoke
+    result = clean_digits(output_dir / "relation", args.seed, args.device)  # seconds: the same with --smoke
     show_digits(result, args.console)
     return {**result, "claims": claims(result)}

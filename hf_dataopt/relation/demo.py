@@ -13,12 +13,13 @@ STEPS = 300
 CHECKPOINTS = (150, 300)  # steps after which features are read: a temporal ensemble of two
 
 
-def clean_digits(folder: Path, seed: int) -> dict[str, Any]:
+def clean_digits(folder: Path, seed: int, device: str = "cpu") -> dict[str, Any]:
     """20 % of the training labels are changed at random; a small ResNet learns them; the graph finds them.
 
     Args:
         folder: for the HTML page, the picture of the worst rows and a relation map.
         seed: of split, flips and networks.
+        device: of networks and graph.
 
     Returns:
         Counts, detection metrics against the known flips, the same for a ranking by loss at the same checkpoints, test accuracy
@@ -36,16 +37,16 @@ def clean_digits(folder: Path, seed: int) -> dict[str, Any]:
     from .pages import draw_worst, write_page
 
     train, wrong, test = _noisy_digits(seed)
-    model, data = _network(seed), train
+    model, data = _network(seed, device), train
     for step in _train(model, train, seed):
         data = data.map(FeatureExtractor(model, column="pixels", suffix=f"_{step}"), batched=True, desc="Features")
     before = _accuracy(model, test)
-    report = RelationCleaner().fit(
+    report = RelationCleaner(device=device).fit(
         data,
         features_column=[f"features_{step}" for step in CHECKPOINTS],
         probs_column=[f"probs_{step}" for step in CHECKPOINTS],
     )  # as a user would who knows roughly how many labels are wrong
-    cleaned = _network(seed)
+    cleaned = _network(seed, device)
     for _ in _train(cleaned, report.filter(train), seed):
         pass
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,18 +142,19 @@ def _noisy_digits(seed: int) -> tuple[Any, Any, Any]:
     return make(train, labels), wrong, make(test, digits.target[test])
 
 
-def _network(seed: int) -> Any:
+def _network(seed: int, device: str) -> Any:
     """A ResNet of 0.3 M parameters for 8 x 8 pixels; the global RNG is left as it was."""
-    import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    from ..seeding import generator, layers_draw_from
+
+    with layers_draw_from(generator(seed)):
         config = ResNetConfig(
             num_channels=1, embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], layer_type="basic"
         )
         config.num_labels = 10
-        return ResNetForImageClassification(config)
+        network: Any = ResNetForImageClassification(config)
+    return network.to(device)
 
 
 def _train(model: Any, data: Any, seed: int) -> Iterator[int]:
@@ -163,7 +165,7 @@ def _train(model: Any, data: Any, seed: int) -> Iterator[int]:
     from ..seeding import generator
 
     columns = data.with_format("torch")
-    pixels, labels = columns["pixels"][:], columns["label"][:]
+    pixels, labels = columns["pixels"][:].to(model.device), columns["label"][:].to(model.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=STEPS)
     draws, rows = generator(seed), torch.empty(0, dtype=torch.long)
@@ -186,5 +188,5 @@ def _accuracy(model: Any, data: Any) -> float:
 
     columns = data.with_format("torch")
     with torch.inference_mode():
-        found = model(pixel_values=columns["pixels"][:]).logits.argmax(dim=1)
+        found = model(pixel_values=columns["pixels"][:].to(model.device)).logits.argmax(dim=1).cpu()
     return float((found == columns["label"][:]).float().mean())

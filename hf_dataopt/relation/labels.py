@@ -141,8 +141,8 @@ def _values(dataset: Any, column: str) -> tuple[NDArray[Any], NDArray[np.bool_]]
     data = dataset.data.column(column)
     if pa.types.is_nested(data.type):
         raise ValueError(
-            f"label column {column!r} holds several labels a row ({data.type}); the relation graph compares one class a "
-            "row. Split a multi-label set into one binary column per label."
+            f"label column {column!r} holds several labels a row ({data.type}); fit compares one class a row. "
+            "RelationCleaner.fit_multi_label takes several."
         )
     if pa.types.is_floating(data.type) or pa.types.is_decimal(data.type):
         raise ValueError(

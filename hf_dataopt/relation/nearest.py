@@ -198,6 +198,21 @@ class NearestRows:
         self.parent.numpy()[names] = least[component]
 
 
+def apart(parts: list[Index], nears: list[Neighbours], count: int) -> Neighbours:
+    """The nearest rows of all partitions, by their numbers in the whole."""
+    width = max(near.rows.shape[1] for near in nears)
+    rows, similarity, group = (
+        np.full((count, width), -1),
+        np.zeros((count, width), np.float32),
+        np.empty(count, np.int64),
+    )
+    for part, near in zip(parts, nears, strict=True):
+        here = slice(0, near.rows.shape[1])
+        rows[part, here] = np.where(near.rows >= 0, part[near.rows], -1)
+        similarity[part, here], group[part] = near.similarity, part[near.group]
+    return Neighbours(rows, similarity, group)
+
+
 def copy_level(source: Source, stripes: list[Index], seed: int) -> float:
     """The cosine above which two rows of these features are copies.
 

@@ -17,6 +17,7 @@ from hf_dataopt.relation import baselines
 from hf_dataopt.relation.graph import RelationGraph
 from hf_dataopt.relation.kernel import relation
 from hf_dataopt.relation.label_noise import find_label_noise, single_node_label_noise
+from hf_dataopt.relation.multi_label import MultiLabelReport
 from hf_dataopt.relation.outlier import is_outlier, outlier_scores
 from hf_dataopt.relation.relation_map import draw_relation_map
 from hf_dataopt.relation.rows import Rows, rows_of
@@ -96,6 +97,41 @@ SPOILED = [
     lambda: data().to_dict(),
 ]
 DATASET = Argument(data, Kind(_dataset, SPOILED))
+
+
+@lru_cache(maxsize=1)
+def _tags() -> Dataset:
+    return data().add_column(
+        "tags",
+        [
+            [label] if row % 3 else [label, 2 - label] if label != 1 else []
+            for row, label in enumerate(data()["label"][:])
+        ],
+    )
+
+
+def tagged() -> Dataset:
+    """The fitted data set with several labels a row."""
+    return _tags()
+
+
+@lru_cache(maxsize=1)
+def _tagged_report() -> MultiLabelReport:
+    return RelationCleaner().fit_multi_label(tagged(), "tags", quiet=True)
+
+
+def _other_tags(value: Any) -> Dataset:
+    rows = tagged().to_dict()
+    rows["tags"] = [value if k == 7 else one for k, one in enumerate(rows["tags"])]
+    return Dataset.from_dict(rows)
+
+
+def _texts(value: Any) -> bool | None:
+    return None if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) else False
+
+
+SPOILED_TAGS = [lambda: _other_tags([1, 1]), lambda: _other_tags([3]), lambda: _other_tags([-1])]
+TAGGED = Argument(tagged, Kind(_dataset, [data, lambda: tagged().select(range(5)), lambda: tagged().shuffle(seed=1)]))
 
 
 def never(*bad: Any) -> Kind:
@@ -269,6 +305,34 @@ def cases() -> dict[str, Case]:
                 quiet=Argument(lambda: True, FLAG),
             ),
             (FolderInUseError,),
+        ),
+        "RelationCleaner.fit_multi_label": Case(
+            RelationCleaner().fit_multi_label,
+            _of(
+                dataset=Argument(tagged, Kind(_dataset, [*SPOILED, data, *SPOILED_TAGS])),
+                label_column=Argument(lambda: "tags", WORDS),
+                features_column=Argument(lambda: "features", WORDS),
+                probs_column=Argument(lambda: "probs", NONE | WORDS),
+                label_names=Argument(
+                    lambda: ["red", "round", "old"],
+                    NONE | Kind(_texts, [lambda: ["red"], lambda: ["red", 1, "old"], lambda: "red", list]),
+                ),
+                quiet=Argument(lambda: True, FLAG),
+            ),
+        ),
+        "MultiLabelReport.annotate": Case(
+            lambda **a: _tagged_report().annotate(**a),
+            _of(batch=Argument(dict, ANY), indices=Argument(lambda: [0, 1], indices)),
+        ),
+        "MultiLabelReport.review": Case(lambda **a: _tagged_report().review(**a), _of(count=_int(3, 1))),
+        "MultiLabelReport.relabel": Case(
+            lambda **a: _tagged_report().relabel(**a),
+            _of(dataset=TAGGED, given_column=Argument(lambda: "before", WORDS)),
+        ),
+        "MultiLabelReport.filter": Case(
+            lambda **a: _tagged_report().filter(**a),
+            _of(dataset=TAGGED)
+            | _of(**{name: Argument(lambda: True, FLAG) for name in ("label_errors", "outliers", "near_duplicates")}),
         ),
         "RelationReport": Case(RelationReport, fields),
         "RelationReport.fitted": Case(lambda **a: report().fitted(**a), _of(dataset=Argument(data, Kind(_dataset)))),

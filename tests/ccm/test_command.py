@@ -93,7 +93,8 @@ def test_the_demo_asks_the_packaged_adapter(
     save_adapter(adapted(sink=True), kept)
     monkeypatch.setattr(command, "_PACKAGED", kept)
     monkeypatch.setattr(
-        command, "load_language_model", lambda name: (tiny_model("llama", num_hidden_layers=3), byte_tokenizer())
+        "hf_dataopt.demo.command.load_language_model",
+        lambda name, **_: (tiny_model("llama", num_hidden_layers=3), byte_tokenizer()),
     )
     result = json_of(["demo", "--section", "ccm", "--output-dir", str(tmp_path / "out")], capsys)["ccm"]
     assert result["trained"] and len(result["turns"]) == 8
