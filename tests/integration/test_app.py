@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,25 @@ def test_the_page_is_built(app: Any) -> None:
     found = app.page(tiny_model("llama"), byte_tokenizer())
     names = [getattr(block, "label", None) or getattr(block, "value", None) for block in found.blocks.values()]
     assert all(name in names for name in ("Ask", "Examine", "Questions about a text", "Wrong labels in a folder"))
+
+
+def test_the_page_in_a_browser(app: Any, tmp_path: Path) -> None:
+    gradio, playwright = pytest.importorskip("gradio"), pytest.importorskip("playwright.sync_api")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    built = app.page(tiny_model("llama", seed=2, max_position_embeddings=4096), byte_tokenizer())
+    _, address, _ = built.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        with playwright.sync_playwright() as driver:
+            page = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+            page.goto(address)
+            page.get_by_role("button", name="Ask").click()
+            page.wait_for_function("document.body.innerText.includes('are kept of')", timeout=90_000)
+            page.get_by_role("tab", name="Wrong labels in a folder").click()
+            page.get_by_label("Folder on this machine").fill(str(tmp_path / "none"))
+            page.get_by_role("button", name="Examine").click()
+            page.wait_for_function("document.body.innerText.includes('There is no folder')", timeout=90_000)
+    finally:
+        built.close()
+        gradio.close_all()
