@@ -144,8 +144,7 @@ class DatasetCondenser:
                 at a time: the folder is locked.
             callback: called with the outer iteration and its mean matching loss.
             report_to: trackers that get that loss as `matching_loss`, and the settings: names as accelerate has them
-                (`"tensorboard"`, which writes to `logs/` in `output_dir`, `"wandb"`, `"trackio"`, ...), `GeneralTracker`
-                objects, or a list; default none.
+                (`"tensorboard"` writes to `output_dir/logs`, `"wandb"`, ...), `GeneralTracker` objects, a list; default none.
 
         Returns:
             A plain `datasets.Dataset`: the image column, the label column, and a text column `formation` that says how each

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..settings import brief, check_dataset, check_flag, check_int
 from .answers import wrong_answers
 from .config import RelationConfig
-from .cut import groups_of, most_expected_f1, one_of_each
+from .cut import flag, groups_of, most_expected_f1, one_of_each
 from .graph import RelationGraph
 from .graphs import partitions
 from .label_sets import LabelSets, read_label_sets
@@ -242,11 +242,10 @@ def judge(
         if len(np.unique(given[given >= 0])) < 2:
             continue  # all rows have it, or none: there is nothing to compare
         scores[:, label] = wrong_answers(given, near, None if probs is None else probs[:, label])
-    known = np.flatnonzero(sets.given.reshape(-1) >= 0)
-    flat = scores.reshape(-1)[known].astype(np.float64)
-    count = most_expected_f1(flat) if config.cut == "estimated" else int(float(config.cut) * len(flat) + 1e-9)
-    flagged = np.zeros(scores.size, bool)
-    flagged[known[np.argsort(-flat, kind="stable")[:count]]] = True
+    flat, decisions = scores.reshape(-1).astype(np.float64), sets.given.reshape(-1).astype(np.int64)
+    said = flat[decisions >= 0]
+    share = most_expected_f1(said) / max(1, len(said)) if config.cut == "estimated" else float(config.cut)
+    flagged = flag(flat, decisions, "share", share)
     outlier = outlier_scores(graph, reference_rows(len(graph), config), quiet=quiet)
     odd, level = is_outlier(outlier, config.outlier_share)
     return MultiLabelReport(
