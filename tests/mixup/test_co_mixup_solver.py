@@ -82,7 +82,7 @@ def possible(
 @pytest.mark.parametrize("shape", [(3, 3, 3, 5), (2, 1, 4, 4), (2, 4, 1, 4), (2, 4, 3, 6), (2, 1, 1, 3), (3, 2, 2, 4)])
 @pytest.mark.parametrize("strength", [0.03, 0.1, 0.3])
 def test_pruning_keeps_what_the_bounds_keep(shape: tuple[int, int, int, int], strength: float) -> None:
-    """Degree times the largest pair cost for all cells at once, then the cheapest as rival, then the two cheapest, four times."""
+    """Degree times the largest pair cost for all cells at once, the cheapest as rival, then the two cheapest, four times."""
     rng = np.random.default_rng(shape[1] * 7 + shape[2])
     unary, pair = rng.random(shape), strength * rng.random((shape[0], shape[3], shape[3]))
     pair = pair + pair.swapaxes(1, 2)
