@@ -200,7 +200,7 @@ def test_accelerate_loop_and_its_checkpoints(tmp_path: Path) -> None:
 
 
 class LightningStyle:
-    """The guide's lines (tried with Lightning 2.6) and what Lightning calls of a module, in its order, without Lightning itself."""
+    """The guide's lines (tried with Lightning 2.6) and what else Lightning calls of a module, in its order."""
 
     def __init__(self, model: torch.nn.Module, collator: DataCollatorForPuzzleMix) -> None:
         self.model, self.collator, self.current_epoch = model, collator, 0
