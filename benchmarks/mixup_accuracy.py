@@ -51,7 +51,7 @@ TABLE = (
     *("plain", "input mixup", "cutmix", "puzzle", "comixup + clean"),
     *("comixup", "input mixup + clean", "cutmix + clean", "puzzle + clean"),
 )
-CURVED = ("plain", "input mixup", "puzzle", "comixup + clean")
+CURVED = TABLE[:5]
 SALIENCY = {
     "puzzle, half-size saliency": 0.5,
     "puzzle, 0.7-size saliency": 0.7,
@@ -113,6 +113,7 @@ STUDIED = Setting(images=1_000)
 FEW = Setting(images=500)  # with learning rates of its own
 CURVE = {
     **{f"{images} images": Setting(images=images) for images in (500, 1_000, 2_000, 5_000)},
+    "10000 images, 15 epochs": Setting(images=10_000, epochs=15),
     **{f"{epochs} epochs": Setting(epochs=epochs) for epochs in (15, 60, 120)},
     **{f"width {width}": Setting(width=width) for width in (8, 32)},
 }
