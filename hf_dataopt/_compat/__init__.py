@@ -18,8 +18,8 @@ from .caches import (
     linear_states,
     window_of,
 )
-from .devices import input_device, is_spread, layer_device, loaded
-from .hooks import active_adapters, gguf_bar_as_others, give_every_trainer, lora_classes, peft_tables
+from .devices import input_device, is_quantised, is_spread, layer_device, loaded
+from .hooks import active_adapters, adapts_tokens, gguf_bar_as_others, give_every_trainer, lora_classes, peft_tables
 from .kernels import cpu_flash, flash_varlen, flex_varlen, gpu_flash, has_cpu_flash, varlen_kernel
 from .models import (
     Turn,
@@ -40,6 +40,7 @@ __all__ = [
     "CACHE_NAMES",
     "Turn",
     "active_adapters",
+    "adapts_tokens",
     "attention_of",
     "cache_keyword",
     "causal_model_of",
@@ -56,6 +57,7 @@ __all__ = [
     "has_cpu_flash",
     "has_states",
     "input_device",
+    "is_quantised",
     "is_spread",
     "last_block",
     "last_logits",

@@ -13,7 +13,16 @@ import torch
 from peft import LoraModel
 from torch import nn
 
-from .._compat import decoder_of, loaded, lora_classes, named_arguments, peft_tables, text_config
+from .._compat import (
+    adapts_tokens,
+    decoder_of,
+    is_quantised,
+    loaded,
+    lora_classes,
+    named_arguments,
+    peft_tables,
+    text_config,
+)
 from ..routing.attach import attach, cache_in, detach, tokens_in
 from ..routing.dispatch import CURRENT
 from .attention import Call, build_layout, current_call, rows_of, skip_positions
@@ -24,10 +33,9 @@ from .rotation import Rotation
 from .stream_layout import build_stream_layout, is_stream
 
 EMBEDDINGS = "lora_comp_embeddings"
-Linear: Any
 LoraLayer: Any
 LoraVariant: Any
-Linear, LoraLayer, LoraVariant = lora_classes()
+LoraLayer, LoraVariant = lora_classes()
 USER = "ccm"  # of `routing.attach`
 
 
@@ -88,9 +96,10 @@ class CCMModel(LoraModel):
     ) -> None:
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, *args, **kwargs)
         layer = getattr(parent, target_name)
-        if not isinstance(layer, Linear):
+        if not adapts_tokens(layer, adapter_name):
             raise ValueError(
-                f"cannot adapt {target_name} ({type(layer).__name__}) on some tokens only; use linear layers"
+                f"cannot adapt {target_name} ({type(layer).__name__}) on some tokens only; use linear layers, plain ones or "
+                "those of bitsandbytes, GPTQ, HQQ or torchao"
             )
         if lora_config.conditional:
             layer.lora_variant[adapter_name] = CCMLinearVariant()
@@ -98,7 +107,12 @@ class CCMModel(LoraModel):
     def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT, with embeddings for the adapter's compression tokens; for first and added adapters."""
         check_alone(model, adapter_name, self.peft_config)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            if len(self.peft_config) == 1:  # layers before the refused one have been replaced
+                super().unload()
+            raise
         config: Any = self.peft_config[adapter_name]
         embedding = model.get_input_embeddings()
         if not hasattr(embedding, EMBEDDINGS):
@@ -211,6 +225,9 @@ class _Reader:
         found = self.active(module)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if found is None or self._proven.get(found[0]) is found[1] or distributed or torch.compiler.is_compiling():
+            return
+        # on a CPU a forward in evaluation has bitsandbytes pack 4-bit weights in a way that passes no gradient ever after
+        if module.training and is_quantised(module):
             return
         ids, first = tokens_in(args, kwargs), (found[1].comp_token_ids or [0])[0]
         if ids is None or ids.is_floating_point() or not bool((ids >= first).any()):
