@@ -239,7 +239,8 @@ def run(args: argparse.Namespace, kept: Path, out: Path) -> None:
         {"role": "user", "content": "Where do I live?"},
     )
     title = f"{recipe.title}, for {PACKAGED}"
-    print(save_adapter(model, out, tokenizer, example=example, results=results, license="apache-2.0", name=title))
+    about = {"license": "apache-2.0", "name": title, "trained_on": f"{PACKAGED}, as it comes"}
+    print(save_adapter(model, out, tokenizer, example=example, results=results, **about))
 
 
 if __name__ == "__main__":
