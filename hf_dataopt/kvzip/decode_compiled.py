@@ -12,6 +12,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 # fastmath without "nnan" and "ninf": sums may be reordered, NaN stays NaN
@@ -74,14 +75,16 @@ def _read(asked, keys, values, sums, best, total, logits, bits):  # type: ignore
                     into[j] += a * first[j]
 
 
-@intrinsic
-def _at(context: Any, address: Any) -> Any:
-    """Pointer to the float32 at an address."""
+def _pointer(context: Any, address: Any) -> Any:
+    """To the float32 at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return numba.types.CPointer(numba.float32)(address), generate
+
+
+_at: Any = intrinsic(_pointer)
 
 
 @_compiled
@@ -92,11 +95,11 @@ def attend(query, keys, values, lengths, tail_keys, tail_values, room, n_tail, h
     (KV heads,) int64. tail_keys, tail_values: KV head h has `n_tail` rows from row h * room on. scale: on the logits.
     """
     kv_heads, total = len(lengths), lengths.sum()
-    asking, into = numba.carray(_at(query), (heads, width)), numba.carray(_at(output), (heads, width))
-    keys, values = numba.carray(_at(keys), (total, width)), numba.carray(_at(values), (total, width))
+    asking, into = carray(_at(query), (heads, width)), carray(_at(output), (heads, width))
+    keys, values = carray(_at(keys), (total, width)), carray(_at(values), (total, width))
     behind = (kv_heads - 1) * room + n_tail
-    tail_keys = numba.carray(_at(tail_keys), (behind, width))
-    tail_values = numba.carray(_at(tail_values), (behind, width))
+    tail_keys = carray(_at(tail_keys), (behind, width))
+    tail_values = carray(_at(tail_values), (behind, width))
     rows = heads // kv_heads
     asked, logits = np.empty((rows, width), np.float32), np.empty((rows, _BLOCK), np.float32)
     best, total_weight, bits = np.empty(rows, np.float32), np.empty(rows, np.float32), logits.view(np.int32)
@@ -121,7 +124,7 @@ def attend(query, keys, values, lengths, tail_keys, tail_values, room, n_tail, h
 def append(room_keys, room_values, keys, values, kv_heads, room, at, width):  # type: ignore[no-untyped-def]
     """Write one token's keys and values (KV heads, width) into row `at` of rooms (KV heads, room, width); all by address."""
     for into, new in ((room_keys, keys), (room_values, values)):
-        rows, token = numba.carray(_at(into), (kv_heads, room, width)), numba.carray(_at(new), (kv_heads, width))
+        rows, token = carray(_at(into), (kv_heads, room, width)), carray(_at(new), (kv_heads, width))
         for h in range(kv_heads):
             for j in range(width):
                 rows[h, at, j] = token[h, j]
