@@ -116,10 +116,12 @@ class Sides:
     Args:
         ours: settings by method.
         theirs: press, options and ratios by method.
+        more: ours with as many pairs as they keep, and random eviction, besides.
     """
 
     ours: dict[str, KVzipConfig]
     theirs: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]]
+    more: bool = True
 
 
 def ours(
@@ -129,9 +131,9 @@ def ours(
     questions: list[Any],
     seed: int,
     methods: dict[str, KVzipConfig],
-    shares: dict[float, float],
+    shares: dict[float, float] | None,
 ) -> list[dict[str, Any]]:
-    """Our side of one context: every method evicts from the same prefill; the first also at kvpress's shares of the pairs."""
+    """Our side of one context: every method evicts from the same prefill; with kvpress's shares of the pairs, also at these."""
     seconds, prefilled = cpu_seconds(lambda: prefill(model, prompt, progress=False))
     rows = []
 
@@ -157,12 +159,14 @@ def ours(
         spent, scores = cpu_seconds(lambda config=config: score_context(prefilled, config, progress=False))  # type: ignore[misc]
         if not rows:
             answered("full", scores, 1.0, None, 1.0)
-            for ratio, share in shares.items():
+            for ratio, share in (shares or {}).items():
                 if share <= 0:  # they hold less than our prompt, on a very short context
                     continue
                 answered(f"{name}, their pairs", scores, share, spent, ratio)
         for ratio in RATIOS:
             answered(name, scores, ratio, spent, ratio)
+    if shares is None:
+        return rows
     chance = score_context(prefilled, KVzipConfig(score=RandomEviction(seed)), progress=False)
     answered("random", chance, 0.3, None, 0.3)
     return rows
@@ -194,7 +198,7 @@ def one_context(
         for row in rows
         if row["side"] == "kvpress" and row["method"] == ALONE
     }
-    rows += ours(model, tokenizer, prompt, questions, seed, sides.ours, share)
+    rows += ours(model, tokenizer, prompt, questions, seed, sides.ours, share if sides.more else None)
     return {"seed": seed, "tokens": n, "full_bytes": rows[0]["bytes"], "full_pairs": rows[0]["pairs"], "rows": rows}
 
 
@@ -295,7 +299,7 @@ def main() -> None:
     def one(seed: int) -> dict[str, Any]:
         sides = Sides(OURS, {**THEIRS, **(OTHERS if seed < args.others else {})})
         if args.equal:
-            sides = Sides({ALONE: OURS[ALONE]}, {ALONE: THEIRS[ALONE]})
+            sides = Sides({ALONE: OURS[ALONE]}, {ALONE: THEIRS[ALONE]}, more=False)
         return one_context(model, tokenizer, peer, SIZES[seed], args.questions, seed, sides)
 
     done = resumed(done_file, [(f"context {seed}", partial(one, seed)) for seed in range(args.contexts)], args.restart)

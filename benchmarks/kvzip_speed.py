@@ -2,9 +2,9 @@
 
 Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens; default: the same of
 the default setting alone, at 2k, 4k and 8k. Decoding: time per token with the compressed cache over the full one and over our
-own with nothing evicted, at 2k, 4k and 8k. Payback: after how many questions compressing has paid. Memory: peak of compression
-over the peak of prefilling, each in a process of its own. One thread, medians, the sides in turn. kvpress beside it:
-`kvzip_peers.py`.
+own with nothing evicted, at 2k, 4k and 8k. Payback: after how many questions compressing has paid, at 2k. Memory: peak of
+compression over the peak of prefilling, each in a process of its own. One thread, medians, the sides in turn. kvpress beside
+it: `kvzip_peers.py`.
 
     python benchmarks/kvzip_speed.py              # about 30 minutes on one core
     python benchmarks/kvzip_speed.py --part default
@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, payback
 from hf_dataopt._compat import cache_keyword
+from hf_dataopt.kvzip.decode_cpu import loops
 from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
@@ -271,11 +272,14 @@ def main() -> None:
     parser.add_argument(
         "--gates", default=str(HERE.parent / "examples" / "gates"), help="folder or Hub name, for payback"
     )
+    parser.add_argument("--without-numba", action="store_true", help="as where it is not installed: decoding, payback")
     parser.add_argument("--smoke", action="store_true", help="small sizes, nothing written")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.without_numba:
+        sys.modules["numba"] = None  # type: ignore[assignment]
     if args.child:
         child(args.child, args.setting, args.model)
         return
@@ -286,6 +290,8 @@ def main() -> None:
         show("payback", paid_back(model, tokenizer, [128], None, 2))
         return
     about = {"model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)", "seed": 0}
+    about["decoded_tokens"] = "one compiled loop a layer" if loops() else "a fused kernel for each head of a layer"
+    way = "" if loops() else "_without_numba"
     if args.part in ("compression", "all"):
         write("kvzip_speed_compression", compression(model, tokenizer, [1024, 2048, 4096], args.repeats), **about)
     if args.part in ("default", "all"):
@@ -293,10 +299,10 @@ def main() -> None:
         rows = compression(model, tokenizer, [2048, 4096, 8000], args.repeats, default)
         write("kvzip_speed_default", rows, **about)
     if args.part in ("decoding", "all"):
-        write("kvzip_speed_decoding", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
+        write(f"kvzip_speed_decoding{way}", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
     if args.part in ("payback", "all"):
         gates = KVzipGates.from_pretrained(args.gates)
-        write("kvzip_speed_payback", paid_back(model, tokenizer, [2048, 4096], gates, 12), **about)
+        write(f"kvzip_speed_payback{way}", paid_back(model, tokenizer, [2048], gates, 12), **about)
     if args.part in ("memory", "all"):
         write("kvzip_speed_memory", memory([2048], args.model), **about)
 
