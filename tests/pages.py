@@ -7,6 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from peft import get_peft_model
+
+from hf_dataopt import CCMConfig
+from hf_dataopt.ccm.saved import save_adapter
+
 from .conftest import REPO
 from .models import byte_tokenizer, tiny_model
 
@@ -76,6 +81,12 @@ def run(name: str, script: str) -> dict[str, Any]:
 def small_demo_model(*_: Any, **__: Any) -> tuple[Any, Any]:
     """In the place of `load_demo_model`: a random Llama and a tokenizer of one token a byte."""
     return tiny_model("llama", max_position_embeddings=4096), byte_tokenizer()
+
+
+def small_adapter(folder: Path) -> Path:
+    """In the place of `examples/adapters/facts`: an untrained adapter of the small model."""
+    base, _ = small_demo_model()
+    return save_adapter(get_peft_model(base, CCMConfig(r=2, num_comp_tokens=4)), folder)
 
 
 def anchors(page: Path) -> set[str]:

@@ -27,6 +27,7 @@ from .pages import (
     needs_hub,
     run,
     scripts,
+    small_adapter,
     small_demo_model,
     text_of,
 )
@@ -44,6 +45,8 @@ def test_python_runs_as_it_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo_model, "load_demo_model", small_demo_model)
+    if "examples/adapters/facts" in OFFLINE[name]:
+        small_adapter(tmp_path / "examples" / "adapters" / "facts")
     run(name, OFFLINE[name])
     assert capsys.readouterr().out.count("\n") >= 1
 

@@ -21,7 +21,7 @@ from hf_dataopt.text.demo_model import INSTALL, load_demo_model, packaged_model_
 
 from ..conftest import REPO
 from ..models import held
-from ..pages import README, blocks
+from ..pages import README, blocks, text_of
 
 pytestmark = [
     pytest.mark.real_model,
@@ -130,6 +130,26 @@ def test_readme_block_answers_as_it_says(
     assert "Gutenberg" in printer and "Greta Lindqvist" in founder
     kept, full = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", sizes))
     assert 0.3 < kept / full < 0.45  # the prompt's own pairs stay
+
+
+def test_readme_block_answers_from_memory(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_dataopt.text.demo_model.load_demo_model", lambda: loaded)
+    monkeypatch.chdir(REPO)
+    (block,) = [block for block in blocks(README) if "load_ccm" in block]
+    names: dict[str, Any] = {}
+    try:
+        exec(compile(block, README, "exec"), names)
+    finally:
+        names["model"].unload()
+    *sizes, answer = capsys.readouterr().out.splitlines()
+    said = re.findall(r"print\(memory\.generate.*  # (.*)", block)
+    assert [answer] == said
+    told = [[int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", line)] for line in sizes]
+    table = re.findall(r"^\| (?:tokens seen|full cache|memory, bytes).*", text_of(README), re.MULTILINE)
+    shown = [[int(cell.replace(",", "")) for cell in line.strip("| ").split(" | ")[1:]] for line in table]
+    assert [list(row) for row in zip(*told, strict=True)] == [shown[0], shown[2], shown[1]]
 
 
 def test_the_shipped_adapter_answers_from_memory(loaded: tuple[Any, Any]) -> None:
