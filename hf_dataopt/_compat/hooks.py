@@ -55,6 +55,19 @@ def peft_tables() -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]:
     )
 
 
+def checkpointing(module: torch.nn.Module) -> Any:
+    """What transformers recomputes a layer with, where it is to be recomputed; None elsewhere.
+
+    `gradient_checkpointing_enable` takes no function, and a recomputed layer runs outside the forward's hooks.
+    """
+    return module.__dict__.get("_gradient_checkpointing_func")
+
+
+def set_checkpointing(module: torch.nn.Module, function: Any) -> None:
+    """Have a layer recomputed with another function, see `checkpointing`."""
+    module._gradient_checkpointing_func = function
+
+
 def give_every_trainer(callback: type) -> None:
     """Put a callback class among those that every Trainer made from now on has.
 

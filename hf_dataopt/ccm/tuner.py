@@ -15,12 +15,14 @@ from torch import nn
 
 from .._compat import (
     adapts_tokens,
+    checkpointing,
     decoder_of,
     is_quantised,
     loaded,
     lora_classes,
     named_arguments,
     peft_tables,
+    set_checkpointing,
     text_config,
 )
 from ..routing.attach import attach, cache_in, detach, tokens_in
@@ -66,6 +68,11 @@ class CCMLinearVariant(LoraVariant):
 
 class CCMModel(LoraModel):
     """The tuner behind `get_peft_model(model, CCMConfig(...))`.
+
+    Overrides of methods that PEFT keeps to itself, since it has no other place to stand in: settings before injection
+    (`_prepare_adapter_config`), one layer of it (`_create_and_replace`), which weights are the adapter's when it is saved and
+    read (`_get_adapter_state_dict`, `_remap_adapter_state_dict_for_load`), and what must be refused where PEFT would do it
+    (`_check_merge_allowed`, `_enable_peft_forward_hooks`).
 
     Raises:
         ValueError: a layer type whose PEFT class ignores variants, or merging.
@@ -192,9 +199,9 @@ class CCMModel(LoraModel):
         for handle in self.model.__dict__.pop("_hf_dataopt_ccm", []):
             handle.remove()
         for module in self.model.modules():
-            recompute = module.__dict__.get("_gradient_checkpointing_func")
+            recompute = checkpointing(module)
             if isinstance(recompute, _Recompute):
-                module._gradient_checkpointing_func = recompute.plain
+                set_checkpointing(module, recompute.plain)
         detach(self.model, USER, drop_counted_positions)
         delattr(self.model.get_input_embeddings(), EMBEDDINGS)
         return super().unload()
@@ -354,10 +361,9 @@ class _Reader:
     def _wrap_checkpointing(decoder: Any) -> None:
         """Let a recomputed layer run in the call of *its* forward: the hooks have closed it by then."""
         for module in decoder.modules():
-            plain = module.__dict__.get("_gradient_checkpointing_func")
-            if plain is None or hasattr(plain, "_hf_dataopt_ccm"):
-                continue
-            module._gradient_checkpointing_func = _Recompute(plain)
+            plain = checkpointing(module)
+            if plain is not None and not hasattr(plain, "_hf_dataopt_ccm"):
+                set_checkpointing(module, _Recompute(plain))
 
 
 def _zero(decoder: Any, name: str) -> torch.Tensor:
