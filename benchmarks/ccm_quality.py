@@ -52,6 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "concat-plain-lora": {"memory": "concat", "conditional": False},
     "gisting": {"memory": "gist"},
     "merge-plain-lora": {"memory": "merge", "conditional": False},
+    "merge-half": {"memory": "merge", "merge_weight": 0.5},
 }
 FROZEN = ("none-not-tuned", "full-not-tuned")
 PER_ITEM = ("nll", "tokens", "right", "group", "other")
@@ -59,7 +60,8 @@ TRAINED = "trained.json"
 OTHER = ", other memory"
 POOL = 40  # batches drawn at a time
 AT_A_TIME = 25  # test items
-SETTINGS = ("steps", "lr", "share", "slots", "rank")  # of an adapter's run
+SETTINGS = ("steps", "lr", "share", "slots", "rank", "targets")  # of an adapter's run
+TARGETS = "q_proj,k_proj,v_proj,o_proj"
 METHODS = (*FROZEN, "none", "full", "pooling", *CONFIGS)
 # logits (n, vocabulary) of the outputs of some items, the outputs, and which item each of them is of
 Score = Callable[[list[Sample]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -71,6 +73,7 @@ def kept(task: str, method: str, seed: int, args: argparse.Namespace) -> Path:
     size = f"{args.base_steps}x{args.batch}"
     if method != "base":
         size = f"{args.steps}x{args.batch}-{args.lr:g}-{args.share:g}-slots{args.slots}-rank{args.rank}"
+        size += "" if args.targets == TARGETS else f"-{args.targets.replace('_proj', '').replace(',', '-')}"
     return folder / f"{task}-{method}-seed{seed}-{size}"
 
 
@@ -161,6 +164,7 @@ def compressor(task: str, method: str, model: Any, tokenizer: Any, args: argpars
         config = CCMConfig(
             r=args.rank,
             lora_alpha=2 * args.rank,
+            target_modules=args.targets.split(","),
             num_comp_tokens=slots,
             sink=True,
             comp_init_token_ids=line,
@@ -304,7 +308,7 @@ def evaluate(
         record |= measure(compressing(adapted), items)
         if method in ("concat", "merge"):
             record["online_gap"] = online_gap(adapted, items)
-        if method in ("concat", "merge", "concat-plain-lora"):
+        if method in ("concat", "merge", "merge-half", "concat-plain-lora"):
             record["other"] = measure(compressing(adapted), elsewhere(items))
         adapted.unload()
     record["cpu_s"] = time.process_time() - start
@@ -316,7 +320,7 @@ def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
     named: dict[str, list[dict[str, Any]]] = {}
 
     def setting(run: dict[str, Any]) -> tuple[Any, ...]:
-        return METHODS.index(run["method"]), *(run.get(name, 0) for name in SETTINGS)
+        return METHODS.index(run["method"]), *(run.get(name, 0) for name in SETTINGS[:-1]), run.get("targets", "")
 
     for one in sorted({setting(run) for run in done if run["task"] == task}):
         runs = [run for run in done if run["task"] == task and setting(run) == one]
@@ -324,6 +328,7 @@ def table(done: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
         if trained := [run["trained"]["steps"] for run in runs if "trained" in run]:
             lr, slots, rank = (runs[0][name] for name in ("lr", "slots", "rank"))
             name += f", {round(statistics.mean(trained))} steps, lr {lr:g}, {slots} slots, rank {rank}"
+            name += "" if runs[0]["targets"] == TARGETS else f", on {runs[0]['targets']}"
         named[name] = runs
         if all("other" in run for run in runs):
             named[name + OTHER] = [run["other"] for run in runs]
@@ -367,6 +372,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3, help="of the adapters")
     parser.add_argument("--slots", type=int, default=2, help="compression tokens of a context")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
+    parser.add_argument("--targets", default=TARGETS, help="names of the modules that the adapters act in")
     parser.add_argument("--share", type=float, default=1.0, help="of the full context's say; the rest: next token's")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the base, in training")
     parser.add_argument("--seeds", type=int, default=3 if gpu else 1)

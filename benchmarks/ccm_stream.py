@@ -259,7 +259,8 @@ def pack(args: argparse.Namespace, kept: Path, name: str) -> None:
             "metric": "nats per token", "value": found["ours"]["nats"], "baseline": ", ".join(others), "seeds": 1,
         })  # fmt: skip
     title = f"Memory of a stream of prose, for {PACKAGED}"
-    print(save_adapter(model.eval(), args.out, results=results, license="apache-2.0", name=title))
+    about = {"license": "apache-2.0", "name": title, "trained_on": f"{PACKAGED}, as it comes"}
+    print(save_adapter(model.eval(), args.out, results=results, **about))
 
 
 def choose(names: list[str]) -> None:

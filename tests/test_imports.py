@@ -55,6 +55,22 @@ def _imports(name: str) -> set[str]:
 IMPORTS = {name: _imports(name) for name in FILES}
 
 
+def _defined(name: str) -> set[str]:
+    """Names that a file gives: functions, classes, variables, fields of `self`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+    return found
+
+
+OWN = set().union(*map(_defined, FILES))
+
+
 def _room(name: str) -> str:
     """The room of a file; a file of the root stands for itself."""
     parts = name.split(".")
@@ -86,6 +102,19 @@ def test_no_method_imports_another(name: str) -> None:
 def test_rooms_below_the_methods_do_not_know_each_other(name: str) -> None:
     others = {other for other in IMPORTS[name] if _room(other) in BELOW and _room(other) != _room(name)}
     assert not others, f"{name} imports {sorted(others)}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if _room(name) in ("ccm", "kvzip", "routing")))
+def test_private_names_of_peft_and_transformers_live_in_compat(name: str) -> None:
+    """Each has its reason there; what a file reads under a leading underscore elsewhere is ours, or torch's lists of hooks."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    foreign = {one for one in read if one.startswith("_") and not one.startswith(("__", "_hf_dataopt"))} - OWN
+    calls = [
+        node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    overridden = {one.attr for one in calls if ast.unparse(one.value) == "super()"}
+    assert not foreign - overridden - {"_forward_hooks", "_forward_pre_hooks"}
 
 
 def test_no_circle_among_files() -> None:

@@ -5,7 +5,7 @@ Each with the reason why the public surface is not enough. A file holds one kind
 
 from __future__ import annotations
 
-from .attention import attention_of, mask_of, plain_causal, set_attention
+from .attention import attention_name, attention_of, mask_of, plain_causal, set_attention
 from .caches import (
     CACHE_NAMES,
     cache_keyword,
@@ -18,8 +18,17 @@ from .caches import (
     linear_states,
     window_of,
 )
-from .devices import input_device, is_spread, layer_device, loaded
-from .hooks import active_adapters, gguf_bar_as_others, give_every_trainer, lora_classes, peft_tables
+from .devices import input_device, is_quantised, is_spread, layer_device, loaded
+from .hooks import (
+    active_adapters,
+    adapts_tokens,
+    checkpointing,
+    gguf_bar_as_others,
+    give_every_trainer,
+    lora_classes,
+    peft_tables,
+    set_checkpointing,
+)
 from .kernels import cpu_flash, flash_varlen, flex_varlen, gpu_flash, has_cpu_flash, varlen_kernel
 from .models import (
     Turn,
@@ -40,9 +49,12 @@ __all__ = [
     "CACHE_NAMES",
     "Turn",
     "active_adapters",
+    "adapts_tokens",
+    "attention_name",
     "attention_of",
     "cache_keyword",
     "causal_model_of",
+    "checkpointing",
     "chunked_attention",
     "copied_layer",
     "cpu_flash",
@@ -56,6 +68,7 @@ __all__ = [
     "has_cpu_flash",
     "has_states",
     "input_device",
+    "is_quantised",
     "is_spread",
     "last_block",
     "last_logits",
@@ -74,6 +87,7 @@ __all__ = [
     "positions_of",
     "rotary_of",
     "set_attention",
+    "set_checkpointing",
     "takes_positions",
     "text_config",
     "varlen_kernel",

@@ -16,6 +16,11 @@ def set_attention(config: Any, name: str | None) -> None:
     config._attn_implementation_internal = name
 
 
+def attention_name(config: Any) -> Any:
+    """One config's attention implementation; None where a model chooses. There is no public way to read it."""
+    return config._attn_implementation
+
+
 def attention_of(name: str, module: Any) -> Any:
     """transformers' attention function of an implementation for one attention module.
 

@@ -53,3 +53,8 @@ def loaded(module: Any) -> Iterator[None]:
 def is_spread(model: Any) -> bool:
     """Whether accelerate brings weights of the model where they are needed: those on "meta" are somewhere else."""
     return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether transformers holds layers of the model in another form than plain weights (bitsandbytes, GPTQ, torchao, ...)."""
+    return bool(getattr(model, "is_quantized", False))

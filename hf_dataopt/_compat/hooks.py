@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,11 +10,24 @@ from typing import Any
 import torch
 
 
-def lora_classes() -> tuple[Any, Any, Any]:
-    """PEFT's LoRA linear layer, its base class, and the base of variants, which PEFT itself keeps in a submodule."""
-    from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
+def lora_classes() -> tuple[Any, Any]:
+    """The base classes of PEFT's LoRA layers and of their variants, which PEFT itself keeps in a submodule."""
+    from peft.tuners.lora.layer import LoraLayer, LoraVariant
 
-    return Linear, LoraLayer, LoraVariant
+    return LoraLayer, LoraVariant
+
+
+def adapts_tokens(layer: Any, adapter: str) -> bool:
+    """Whether a LoRA layer of PEFT is a linear one that leaves its update to a variant, which may then act on some tokens only.
+
+    PEFT has a class for each kind of quantised layer, with no base class for those that do (bitsandbytes, GPTQ, HQQ) beside
+    those that compute the update themselves (AWQ, AQLM, EETQ): the code of the forward tells them apart.
+    """
+    matrix = getattr(layer, "lora_A", {})
+    if adapter not in matrix or not isinstance(matrix[adapter], torch.nn.Linear):
+        return False
+    code = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
+    return code is not None and "lora_variant" in code.co_names
 
 
 def active_adapters(module: torch.nn.Module) -> tuple[str, ...]:
@@ -22,7 +36,7 @@ def active_adapters(module: torch.nn.Module) -> tuple[str, ...]:
     Asked of a layer: a decoder inside a PEFT model has no such property, and transformers' own `active_adapters()` wants
     newer peft releases than there are.
     """
-    _, layer_class, _ = lora_classes()
+    layer_class, _ = lora_classes()
     layer = next((one for one in module.modules() if isinstance(one, layer_class)), None)
     return () if layer is None else tuple(layer.active_adapters)
 
@@ -39,6 +53,19 @@ def peft_tables() -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, Any]]:
         mapping.PEFT_TYPE_TO_TUNER_MAPPING,
         mapping.PEFT_TYPE_TO_PREFIX_MAPPING,
     )
+
+
+def checkpointing(module: torch.nn.Module) -> Any:
+    """What transformers recomputes a layer with, where it is to be recomputed; None elsewhere.
+
+    `gradient_checkpointing_enable` takes no function, and a recomputed layer runs outside the forward's hooks.
+    """
+    return module.__dict__.get("_gradient_checkpointing_func")
+
+
+def set_checkpointing(module: torch.nn.Module, function: Any) -> None:
+    """Have a layer recomputed with another function, see `checkpointing`."""
+    module._gradient_checkpointing_func = function
 
 
 def give_every_trainer(callback: type) -> None:

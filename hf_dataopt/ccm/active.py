@@ -101,7 +101,7 @@ def check_base(wrote: Any, model: Any, source: Any) -> None:
         ValueError: sizes or weights differ.
     """
     wrote, found = wrote if isinstance(wrote, dict) else {}, base_identity(model)
-    name = wrote.get("name")
+    name = wrote.get("tuned") or wrote.get("name")
     if wrote.get("dtype") != found["dtype"] or not wrote.get("weights") or "weights" not in found:
         wrote, found = wrote | {"dtype": found["dtype"], "weights": None}, found | {"weights": None}
     what = f"the adapter in {source} (trained on {name!r:.100})" if name else f"the adapter in {source}"

@@ -21,6 +21,8 @@ from .slots import Layers, average, check_max_slots, cleared, nbytes_of, oldest_
 from .turns import answer_prompt, awaits_answer, encode_turn, is_one, left_padded, split
 
 if TYPE_CHECKING:
+    from transformers.generation.utils import GenerateOutput
+
     from ..publishing.hub import HubOptions
 
 _MOST_USERS = 2**16
@@ -343,7 +345,7 @@ class CompressedContextMemory(Pushed):
         cache.full, cache.asked = bool(full.all()), ids.shape[1]
         return CallInputs(input_ids=ids, attention_mask=full, position_ids=positions, cache=cache)
 
-    def generate(self, question: Any, **kwargs: Any) -> Any:
+    def generate(self, question: Any, **kwargs: Any) -> str | list[str] | torch.Tensor | GenerateOutput:
         """Answer from Mem(t) and the question (Eq. 7.3); the memory stays as it was.
 
         Args:
@@ -351,7 +353,8 @@ class CompressedContextMemory(Pushed):
             kwargs: of `model.generate`.
 
         Returns:
-            The answer as `str` (a list for several), or ids (B, q + new) without a tokenizer.
+            The answer as `str` (a list for several); without a tokenizer ids (B, q + new), and with
+            `return_dict_in_generate=True` what `model.generate` returns.
         """
         inputs = self.inputs(question)
         output = self.model.generate(**inputs, **kwargs)

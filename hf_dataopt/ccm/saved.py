@@ -47,6 +47,7 @@ def save_adapter(
     results: Sequence[Mapping[str, Any]] = (),
     license: str | None = None,
     name: str | None = None,
+    trained_on: str | None = None,
 ) -> Path:
     """Write a CCM adapter as PEFT does, with a card that shows how to load it.
 
@@ -61,6 +62,8 @@ def save_adapter(
         results: measured figures: `task`, `dataset`, `metric`, `value`, `baseline`, `seeds`; none is fine.
         license: default the base model's, at the push.
         name: title of the card.
+        trained_on: what the base model is and how it was tuned, in words ("Llama 3.2 1B, LoRA on my chats, merged"): for
+            record and card, and what a base with other weights is told.
 
     Returns:
         The folder: PEFT's files, `hf_dataopt.json` and a card.
@@ -71,9 +74,8 @@ def save_adapter(
     """
     ccm_config(model)
     optional(check_tokenizer, "tokenizer", tokenizer)
-    license, name = (
-        optional(check_text, title, text, empty=False) for title, text in (("license", license), ("name", name))
-    )
+    words = {"license": license, "name": name, "trained_on": trained_on}
+    words = {title: optional(check_text, title, text, empty=False) for title, text in words.items()}
     check_each("results", results, check_kind, Mapping, least=0)
     if example is not None and not (isinstance(example, tuple | list) and len(example) == 2):
         raise TypeError(f"example must be (contexts, question), got {brief(example)}")
@@ -101,10 +103,10 @@ def save_adapter(
             code,
             answer=answer,
             results=results,
-            license=license,
-            name=name,
+            license=words["license"],
+            name=words["name"],
             base=hub_name(base),
-            made_on=base_identity(model),
+            made_on=base_identity(model) | ({"tuned": words["trained_on"]} if words["trained_on"] else {}),
         )
     return Path(folder)
 

@@ -13,7 +13,18 @@ import torch
 from peft import LoraModel
 from torch import nn
 
-from .._compat import decoder_of, loaded, lora_classes, named_arguments, peft_tables, text_config
+from .._compat import (
+    adapts_tokens,
+    checkpointing,
+    decoder_of,
+    is_quantised,
+    loaded,
+    lora_classes,
+    named_arguments,
+    peft_tables,
+    set_checkpointing,
+    text_config,
+)
 from ..routing.attach import attach, cache_in, detach, tokens_in
 from ..routing.dispatch import CURRENT
 from .attention import Call, build_layout, current_call, rows_of, skip_positions
@@ -24,10 +35,9 @@ from .rotation import Rotation
 from .stream_layout import build_stream_layout, is_stream
 
 EMBEDDINGS = "lora_comp_embeddings"
-Linear: Any
 LoraLayer: Any
 LoraVariant: Any
-Linear, LoraLayer, LoraVariant = lora_classes()
+LoraLayer, LoraVariant = lora_classes()
 USER = "ccm"  # of `routing.attach`
 
 
@@ -59,6 +69,11 @@ class CCMLinearVariant(LoraVariant):
 class CCMModel(LoraModel):
     """The tuner behind `get_peft_model(model, CCMConfig(...))`.
 
+    Overrides of methods that PEFT keeps to itself, since it has no other place to stand in: settings before injection
+    (`_prepare_adapter_config`), one layer of it (`_create_and_replace`), which weights are the adapter's when it is saved and
+    read (`_get_adapter_state_dict`, `_remap_adapter_state_dict_for_load`), and what must be refused where PEFT would do it
+    (`_check_merge_allowed`, `_enable_peft_forward_hooks`).
+
     Raises:
         ValueError: a layer type whose PEFT class ignores variants, or merging.
 
@@ -88,9 +103,10 @@ class CCMModel(LoraModel):
     ) -> None:
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, *args, **kwargs)
         layer = getattr(parent, target_name)
-        if not isinstance(layer, Linear):
+        if not adapts_tokens(layer, adapter_name):
             raise ValueError(
-                f"cannot adapt {target_name} ({type(layer).__name__}) on some tokens only; use linear layers"
+                f"cannot adapt {target_name} ({type(layer).__name__}) on some tokens only; use linear layers, plain ones or "
+                "those of bitsandbytes, GPTQ, HQQ or torchao"
             )
         if lora_config.conditional:
             layer.lora_variant[adapter_name] = CCMLinearVariant()
@@ -98,7 +114,12 @@ class CCMModel(LoraModel):
     def inject_adapter(self, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT, with embeddings for the adapter's compression tokens; for first and added adapters."""
         check_alone(model, adapter_name, self.peft_config)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            if len(self.peft_config) == 1:  # layers before the refused one have been replaced
+                super().unload()
+            raise
         config: Any = self.peft_config[adapter_name]
         embedding = model.get_input_embeddings()
         if not hasattr(embedding, EMBEDDINGS):
@@ -178,9 +199,9 @@ class CCMModel(LoraModel):
         for handle in self.model.__dict__.pop("_hf_dataopt_ccm", []):
             handle.remove()
         for module in self.model.modules():
-            recompute = module.__dict__.get("_gradient_checkpointing_func")
+            recompute = checkpointing(module)
             if isinstance(recompute, _Recompute):
-                module._gradient_checkpointing_func = recompute.plain
+                set_checkpointing(module, recompute.plain)
         detach(self.model, USER, drop_counted_positions)
         delattr(self.model.get_input_embeddings(), EMBEDDINGS)
         return super().unload()
@@ -211,6 +232,9 @@ class _Reader:
         found = self.active(module)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if found is None or self._proven.get(found[0]) is found[1] or distributed or torch.compiler.is_compiling():
+            return
+        # on a CPU a forward in evaluation has bitsandbytes pack 4-bit weights in a way that passes no gradient ever after
+        if module.training and is_quantised(module):
             return
         ids, first = tokens_in(args, kwargs), (found[1].comp_token_ids or [0])[0]
         if ids is None or ids.is_floating_point() or not bool((ids >= first).any()):
@@ -337,10 +361,9 @@ class _Reader:
     def _wrap_checkpointing(decoder: Any) -> None:
         """Let a recomputed layer run in the call of *its* forward: the hooks have closed it by then."""
         for module in decoder.modules():
-            plain = module.__dict__.get("_gradient_checkpointing_func")
-            if plain is None or hasattr(plain, "_hf_dataopt_ccm"):
-                continue
-            module._gradient_checkpointing_func = _Recompute(plain)
+            plain = checkpointing(module)
+            if plain is not None and not hasattr(plain, "_hf_dataopt_ccm"):
+                set_checkpointing(module, _Recompute(plain))
 
 
 def _zero(decoder: Any, name: str) -> torch.Tensor:

@@ -24,7 +24,7 @@ def encode_turn(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLAIN
         chat: system message, arguments of the chat template, and whether special tokens written in a text count.
 
     Returns:
-        Token ids.
+        Token ids; none for empty text, and for messages that say nothing.
 
     Raises:
         TypeError: another kind of turn, or ids that are not whole numbers.
@@ -49,6 +49,8 @@ def encode_turn(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLAIN
         raise TypeError(f"a turn must be str, a message, a list of messages or ids, got {brief(turn)}")
     if tokenizer is None:
         raise ValueError("text needs a tokenizer; pass one, or pass ids")
+    if isinstance(turn, list) and not any(map(_says, turn)):
+        return []  # the template's own tokens around nothing would take a context's slots
     if isinstance(turn, list):
         text, special = _rendered(tokenizer, turn, first, chat)
         return _ids(tokenizer, text, special, chat)
@@ -72,7 +74,7 @@ def encode_answer(tokenizer: Any, turn: Any, first: bool, chat: ChatFormat = PLA
     Args and Raises: as `encode_turn`.
     """
     ids, turn = encode_turn(tokenizer, turn, first, chat), said(turn)
-    if not _is_messages(turn) or turn[0]["role"] != "assistant" or first:
+    if not ids or not _is_messages(turn) or turn[0]["role"] != "assistant" or first:
         return [], ids
     opening = _opening(tokenizer, chat)
     text, _ = _rendered(tokenizer, turn, False, chat)
@@ -116,6 +118,12 @@ def left_padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tens
 
 def _is_messages(turn: Any) -> bool:
     return isinstance(turn, list) and bool(turn) and isinstance(turn[0], dict)
+
+
+def _says(message: Message) -> bool:
+    """Whether there is content in a message, a call of a tool, its result, or anything else beside role and name."""
+    others = (value for name, value in message.items() if name not in ("role", "name", "content"))
+    return bool(message["content"].strip()) or any(others)
 
 
 def _ids(tokenizer: Any, text: str, special: bool, chat: ChatFormat) -> list[int]:

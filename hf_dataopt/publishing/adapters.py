@@ -100,7 +100,7 @@ def describe_adapter(
         settings: PEFT's, read from its `adapter_config.json`.
         code: values of the card's first code block.
         base: Hub name of the base model.
-        made_on: `identity` of the base model, which tells another tuning of it.
+        made_on: `identity` of the base model, which tells another tuning of it, and `tuned`, in words, where that was said.
         card: `name`, `answer`, `results`, `license`, where there are some.
 
     Returns:
@@ -121,7 +121,7 @@ def describe_adapter(
         )
         for row in results
     ]
-    title = card.get("name") or "CCM adapter"
+    title, tuned = card.get("name") or "CCM adapter", (made_on or {}).get("tuned")
     kept = {key: settings.get(key) for key in _SHOWN}
     return finish(
         folder,
@@ -140,7 +140,8 @@ def describe_adapter(
         code=code,
         origin=("model", base) if base else None,
         name=title,
-        base=base or "a model of its author's",
+        base=base or tuned or "a model of its author's",
+        tuned=tuned if base else None,
         comp_tokens=kept["num_comp_tokens"],
         memory=kept["memory"],
         stream=kept["stream"],

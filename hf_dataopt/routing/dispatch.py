@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .._compat import attention_of, mask_of, plain_causal, set_attention
+from .._compat import attention_name, attention_of, mask_of, plain_causal, set_attention
 
 _TAG = "_hf_dataopt_layer"
 
@@ -78,15 +78,16 @@ def routed(plain: str) -> RoutedName:
 
 def route(config: Any) -> None:
     """Send the attention of every model that reads `config` through the dispatcher; later calls change nothing."""
-    name = config._attn_implementation
+    name = attention_name(config)
     if not isinstance(name, RoutedName):
         set_attention(config, routed(name or "eager"))
 
 
 def unroute(config: Any) -> None:
     """Undo `route`: the user's choice again, as a plain string."""
-    if isinstance(config._attn_implementation, RoutedName):
-        set_attention(config, str(config._attn_implementation))
+    name = attention_name(config)
+    if isinstance(name, RoutedName):
+        set_attention(config, str(name))
 
 
 def tag(key: torch.Tensor, layer: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from .._compat import causal_model_of, input_device, text_config
+from .._compat import attention_name, causal_model_of, input_device, text_config
 from ..errors import UnsupportedModelError
 from ..versions import describe
 
@@ -69,7 +69,7 @@ class Verdicts:
                 the class: what is remembered is that a class passed, and the next model is probed again.
         """
         base = causal_model_of(model)
-        name, kind = str(base.config._attn_implementation), input_device(base).type
+        name, kind = str(attention_name(base.config)), input_device(base).type
         key = (type(base), base.config.to_json_string(use_diff=False), name, base.dtype, kind, settings)
         with self._lock:
             if key in self._kept:

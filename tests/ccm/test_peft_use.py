@@ -158,11 +158,12 @@ class Packed(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.scale = float(layer.weight.abs().max()) / 127
-        self.register_buffer("packed", (layer.weight.detach() / self.scale).round().to(torch.int8))
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.scale = float(layer.weight.detach().abs().max()) / 127
+        self.register_buffer("qweight", (layer.weight.detach() / self.scale).round().to(torch.int8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ (self.packed.to(x.dtype) * self.scale).T
+        return x @ (self.qweight.to(x.dtype) * self.scale).T
 
 
 def test_a_quantised_base_is_refused_where_its_layers_compute_the_update_themselves() -> None:
@@ -179,6 +180,58 @@ def test_a_quantised_base_is_honoured_where_others_layers_are_adapted() -> None:
     before = plain(base)
     model = get_peft_model(base, CCMConfig(r=4, lora_dropout=0.0)).eval()
     assert torch.equal(plain(model), before) and torch.isfinite(remembered(model)).all()
+
+
+def packed_by(kind: type[nn.Module], base: Any) -> Any:
+    """CCM on a base whose query projections are packed and adapted by PEFT's layers of that kind."""
+    for layer in base.model.layers:
+        layer.self_attn.q_proj = Packed(layer.self_attn.q_proj)
+    base.is_quantized = True
+    config = CCMConfig(r=4, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+    config._register_custom_module({Packed: kind})
+    return get_peft_model(base, config)
+
+
+def test_a_quantised_base_is_honoured_where_its_layers_leave_the_update_to_us() -> None:
+    from peft.tuners.lora.gptq import GPTQLoraLinear
+
+    model = packed_by(GPTQLoraLinear, tiny_model("llama"))
+    with model.disable_adapter():
+        expected = plain(model)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain(model.eval()), expected)
+    inside = remembered(model)
+    for layer in model.modules():
+        if isinstance(layer, GPTQLoraLinear):
+            layer.lora_B["default"].weight.data.zero_()
+    assert not torch.allclose(remembered(model), inside, atol=1e-4)  # the packed layers' own update was in it
+
+
+def test_a_quantised_base_is_refused_where_its_layers_leave_nothing_to_us() -> None:
+    from peft.tuners.lora.awq import AwqLoraLinear
+
+    base = tiny_model("llama")
+    with pytest.raises(ValueError, match=r"cannot adapt q_proj \(AwqLoraLinear\) on some tokens only"):
+        packed_by(AwqLoraLinear, base)
+    assert not any("lora_" in name for name, _ in base.named_modules())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes_layers_are_adapted_and_trained(bits: int, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(str(tmp_path))
+    settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(str(tmp_path), quantization_config=settings, device_map="cpu")
+    model = get_peft_model(base, CCMConfig(r=4, lora_dropout=0.0)).train()
+    model(**DataCollatorForCCM(None, model.peft_config["default"])([sample()])).loss.backward()
+    moved = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert moved and all(".lora_" in name for name in moved)
+    before = plain(model.eval())
+    assert torch.isfinite(remembered(model)).all() and torch.equal(plain(model), before)
 
 
 def test_half_precision_adapters_are_read_back_in_full(tmp_path: Path) -> None:

@@ -54,6 +54,19 @@ def test_another_tuning_of_the_base_is_refused(folder: Path, name: str) -> None:
         load_adapter(tuned, folder)
 
 
+def test_a_base_is_named_and_told_how_it_was_tuned(tmp_path: Path) -> None:
+    folder = save_adapter(adapted(), tmp_path / "adapter", trained_on="Tiny Llama, 40 steps on *my* chats")
+    assert json.loads((folder / "hf_dataopt.json").read_text())["base"]["tuned"] == "Tiny Llama, 40 steps on *my* chats"
+    assert "for `Tiny Llama, 40 steps on *my* chats`: it compresses" in (folder / "README.md").read_text()
+    tuned = base()
+    with torch.no_grad():
+        tuned.lm_head.weight.mul_(1.01)
+    with pytest.raises(ValueError, match=r"trained on 'Tiny Llama, 40 steps on \*my\* chats'.* made by other weights"):
+        load_adapter(tuned, folder)
+    with pytest.raises(ValueError, match="trained_on"):
+        save_adapter(adapted(), tmp_path / "other", trained_on="")
+
+
 def test_a_base_of_other_sizes_is_refused_in_any_dtype(folder: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with pytest.raises(ValueError, match="num_hidden_layers 3, here 2"):

@@ -194,6 +194,25 @@ def test_calls_of_tools_need_no_content() -> None:
         encode_turn(byte_tokenizer(chat=False), call, False)
 
 
+@pytest.mark.parametrize("content", ["", " \n", [{"type": "text", "text": ""}]])
+def test_messages_that_say_nothing_take_no_slots(content: Any) -> None:
+    memory = CompressedContextMemory(model_of(), chatting())
+    for turn in (
+        user(content),
+        [user(content), assistant(content)],
+        {"role": "user", "name": "ada", "content": content},
+    ):
+        with pytest.raises(ValueError, match="has no tokens; pass None"):
+            memory.append(turn)
+        with pytest.raises(ValueError, match="an output and contexts that have tokens"):
+            DataCollatorForCCM(chatting(), memory.config)([{"contexts": [turn], "input": "a", "output": "b"}])
+    with pytest.raises(ValueError, match="an output and contexts that have tokens"):
+        DataCollatorForCCM(chatting(), memory.config)([{"messages": [user("a"), assistant(content)]}])
+    assert memory.steps.tolist() == [0]
+    memory.append([user(content), assistant("b")])  # with something said beside it, it is a part of that
+    assert memory.steps.tolist() == [1]
+
+
 def test_a_stream_reads_text_as_text() -> None:
     stream = StreamingContextMemory(model_of(), chatting(), max_kv=40, compress_tokens=8, memory_size=4)
     spelled = encode_turn(chatting(), "a<eos>b", True)

@@ -113,4 +113,5 @@ def memory(base: Any) -> Any:
     stream = StreamingContextMemory(model, tokenizer, max_kv=160)
     print(stream.perplexity("a long text"), held.nbytes, held.inputs("Where?")["input_ids"].shape)
     held.push_to_hub("me/memory", adapter="me/chat-ccm", private=True)
-    return held.generate("Where does Anna live?", max_new_tokens=16)
+    answer = held.generate("Where does Anna live?", max_new_tokens=16)
+    return answer.strip() if isinstance(answer, str) else answer

@@ -37,5 +37,6 @@ def wrong(model: Any, tokenizer: Any, rows: Dataset, cache: KVzipCache) -> None:
     CoMixupConfig.tiny_imagenet(grid="4")  # misuse: a text for a number
     FeatureExtractor("me/vit", colunm="image")  # misuse: letters in another order
     load_ccm("me/chat-ccm", device=["cpu"])  # misuse: a list for a device
+    load_ccm("me/chat-ccm").memory.generate("Where?").strip()  # misuse: a memory without a tokenizer answers in ids
     StreamingContextMemory(model, tokenizer, max_kv="160")  # misuse: a text for a number
     RelationCleaner().fit(rows, on_error="ignore")  # misuse: no such word
