@@ -90,8 +90,8 @@ class RelationCleaner:
         on_error: Literal["raise", "skip"] = "raise",
         quiet: bool = False,
     ) -> RelationReport:
-        """Build the graph over all rows and score them. Near duplicates are found by features and, where the dataset has a column
-        "thumbnail" (of `FeatureExtractor` or `Thumbnails`), by pictures, encoded or scaled again as they may be.
+        """Build the graph over all rows and score them. Near duplicates are found by features and, where the dataset has a
+        column "thumbnail" (of `FeatureExtractor` or `Thumbnails`), by pictures, encoded or scaled again as they may be.
 
         Args:
             dataset: a `datasets.Dataset` with a feature column (rows of d numbers) and a probability column (rows of
