@@ -7,7 +7,8 @@ while questions are answered. Contexts are Debian package records. Finished cont
 stopped goes on where it was.
 
     make peers                                      # makes the environment, then 12 contexts x 8 questions
-    python benchmarks/kvzip_peers.py --contexts 2   # in an environment that is there already
+    python benchmarks/kvzip_peers.py --equal        # in an environment that is there already: KVzip alone, in chunks of 512
+    python benchmarks/kvzip_peers.py --contexts 2
     python benchmarks/kvzip_peers.py --smoke
 """
 
@@ -19,6 +20,7 @@ import os
 import statistics
 import subprocess
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "PyramidKV": ("PyramidKVPress", {}, (0.3,)),
     "StreamingLLM": ("StreamingLLMPress", {}, (0.3,)),
 }
+ALONE = "KVzip, chunk 512"  # of `--equal`
 # ours and theirs at equal settings, the first as they ship
 EQUAL = [
     ("KVzip, chunk 512", "KVzip, chunk 512"),
@@ -106,10 +109,31 @@ class Peer:
         return answer
 
 
+@dataclass(frozen=True)
+class Sides:
+    """What runs on each side of a context.
+
+    Args:
+        ours: settings by method.
+        theirs: press, options and ratios by method.
+        more: ours with as many pairs as they keep, and random eviction, besides.
+    """
+
+    ours: dict[str, KVzipConfig]
+    theirs: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]]
+    more: bool = True
+
+
 def ours(
-    model: Any, tokenizer: Any, prompt: Any, questions: list[Any], seed: int, their_share: dict[float, float]
+    model: Any,
+    tokenizer: Any,
+    prompt: Any,
+    questions: list[Any],
+    seed: int,
+    methods: dict[str, KVzipConfig],
+    shares: dict[float, float] | None,
 ) -> list[dict[str, Any]]:
-    """Our side of one context: every method evicts from the same prefill."""
+    """Our side of one context: every method evicts from the same prefill; with kvpress's shares of the pairs, also at these."""
     seconds, prefilled = cpu_seconds(lambda: prefill(model, prompt, progress=False))
     rows = []
 
@@ -131,23 +155,25 @@ def ours(
             }
         )
 
-    for name, config in OURS.items():
+    for name, config in methods.items():
         spent, scores = cpu_seconds(lambda config=config: score_context(prefilled, config, progress=False))  # type: ignore[misc]
         if not rows:
             answered("full", scores, 1.0, None, 1.0)
-            for ratio, share in their_share.items():
+            for ratio, share in (shares or {}).items():
                 if share <= 0:  # they hold less than our prompt, on a very short context
                     continue
                 answered(f"{name}, their pairs", scores, share, spent, ratio)
         for ratio in RATIOS:
             answered(name, scores, ratio, spent, ratio)
+    if shares is None:
+        return rows
     chance = score_context(prefilled, KVzipConfig(score=RandomEviction(seed)), progress=False)
     answered("random", chance, 0.3, None, 0.3)
     return rows
 
 
 def one_context(
-    model: Any, tokenizer: Any, peer: Peer, records: int, n_questions: int, seed: int, others: bool
+    model: Any, tokenizer: Any, peer: Peer, records: int, n_questions: int, seed: int, sides: Sides
 ) -> dict[str, Any]:
     """Both sides on one context; theirs first, so that ours can hold as many pairs as they do."""
     context, questions = debian_context(records, n_questions, seed)
@@ -160,7 +186,7 @@ def one_context(
     }
     full = peer.ask({**job, "press": None})
     rows = [{"side": "kvpress", "method": "full", "prefill": full["prefill"], **row} for row in full["rows"]]
-    for method, (press, options, ratios) in {**THEIRS, **(OTHERS if others else {})}.items():
+    for method, (press, options, ratios) in sides.theirs.items():
         todo = {**job, "press": press, "options": options, "ratios": ratios, "prefill": full["prefill"]}
         found = peer.ask(todo)["rows"]
         rows += [{"side": "kvpress", "method": method, "prefill": full["prefill"], **row} for row in found]
@@ -170,9 +196,9 @@ def one_context(
     share = {
         row["ratio"]: (row["pairs"] - heads * n_prefix) / (heads * n) + 1e-9
         for row in rows
-        if row["side"] == "kvpress" and row["method"] == "KVzip, chunk 512"
+        if row["side"] == "kvpress" and row["method"] == ALONE
     }
-    rows += ours(model, tokenizer, prompt, questions, seed, share)
+    rows += ours(model, tokenizer, prompt, questions, seed, sides.ours, share if sides.more else None)
     return {"seed": seed, "tokens": n, "full_bytes": rows[0]["bytes"], "full_pairs": rows[0]["pairs"], "rows": rows}
 
 
@@ -216,7 +242,7 @@ def compared(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for our_name, their_name in EQUAL:
         for ratio in RATIOS:
             a, b = found.get(("ours", our_name, ratio)), found.get(("kvpress", their_name, ratio))
-            if a is None or b is None:
+            if a is None or b is None or len(a) != len(b):
                 continue
             less = np.array([row["nll"] for row in a]) - np.array([row["nll"] for row in b])
             rows.append(
@@ -224,8 +250,9 @@ def compared(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "ours": our_name,
                     "kvpress": their_name,
                     "keep_ratio": ratio,
+                    "contexts": len(a),
                     "NLL, ours minus theirs": float(less.mean()),
-                    "95 %": str(interval(less.reshape(-1), len(contexts))),
+                    "95 %": str(interval(less.reshape(-1), len(a))),
                     "compression time, ours / theirs": statistics.median(
                         one["compress"] / two["compress"] for one, two in zip(a, b, strict=True)
                     ),
@@ -244,6 +271,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=len(SIZES), choices=range(1, len(SIZES) + 1), metavar="N")
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--others", type=int, default=2, help="contexts on which presses without a second pass run too")
+    parser.add_argument("--equal", action="store_true", help=f"only {ALONE} of both sides, with results of its own")
     parser.add_argument("--restart", action="store_true", help="forget the contexts of an earlier run")
     parser.add_argument("--smoke", action="store_true", help="one short context, nothing written")
     args = parser.parse_args()
@@ -261,19 +289,23 @@ def main() -> None:
     peer = Peer(python, folder)
     prefill(model, build_prompt(tokenizer, "A short text.", KVzipConfig()), progress=False)  # first-call buffers
     if args.smoke:
-        done = [one_context(model, tokenizer, peer, 3, 2, 0, True)]
+        done = [one_context(model, tokenizer, peer, 3, 2, 0, Sides(OURS, {**THEIRS, **OTHERS}))]
         show("smoke", summarise(done))
         show("at equal settings", compared(done))
         return
-    done_file = DATA / f"kvzip_peers_{name}_{args.questions}.jsonl"
+    kind = "kvzip_peers_equal" if args.equal else "kvzip_peers"
+    done_file = DATA / f"{kind}_{name}_{args.questions}.jsonl"
 
     def one(seed: int) -> dict[str, Any]:
-        return one_context(model, tokenizer, peer, SIZES[seed], args.questions, seed, seed < args.others)
+        sides = Sides(OURS, {**THEIRS, **(OTHERS if seed < args.others else {})})
+        if args.equal:
+            sides = Sides({ALONE: OURS[ALONE]}, {ALONE: THEIRS[ALONE]}, more=False)
+        return one_context(model, tokenizer, peer, SIZES[seed], args.questions, seed, sides)
 
     done = resumed(done_file, [(f"context {seed}", partial(one, seed)) for seed in range(args.contexts)], args.restart)
     equal = compared(done)
     write(
-        "kvzip_peers",
+        kind,
         summarise(done),
         model=args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)",
         peer_versions=peer.versions,

@@ -1,11 +1,13 @@
 """What compression costs and what the compressed cache saves, against a plain `DynamicCache` of the same model.
 
-Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens. Decoding: time
-per token with the compressed cache over the full one and over our own with nothing evicted, at 2k, 4k and 8k. Payback:
-after how many questions compressing has paid. Memory: peak of compression over the peak of prefilling, each in a process of
-its own. One thread, medians, the sides in turn. kvpress beside it: `kvzip_peers.py`.
+Compression: CPU-seconds of scoring and eviction over those of prefilling, at 1k, 2k and 4k context tokens; default: the same of
+the default setting alone, at 2k, 4k and 8k. Decoding: time per token with the compressed cache over the full one and over our
+own with nothing evicted, at 2k, 4k and 8k. Payback: after how many questions compressing has paid, at 2k. Memory: peak of
+compression over the peak of prefilling, each in a process of its own. One thread, medians, the sides in turn. kvpress beside
+it: `kvzip_peers.py`.
 
-    python benchmarks/kvzip_speed.py              # about 25 minutes on one core
+    python benchmarks/kvzip_speed.py              # about 30 minutes on one core
+    python benchmarks/kvzip_speed.py --part default
     python benchmarks/kvzip_speed.py --smoke
 """
 
@@ -31,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, payback
 from hf_dataopt._compat import cache_keyword
+from hf_dataopt.kvzip.decode_cpu import loops
 from hf_dataopt.kvzip.layers import KVzipLayer
 from hf_dataopt.kvzip.prefill import prefill
 from hf_dataopt.kvzip.prompt import KVzipPrompt, build_prompt
@@ -70,17 +73,21 @@ def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def compression(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: list[int], repeats: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: list[int],
+    repeats: int,
+    settings: dict[str, KVzipConfig] = SETTINGS,
 ) -> list[dict[str, Any]]:
     """Scoring and eviction over prefill; the settings take turns so that all see the same machine."""
     rows = []
     for n in lengths:
         prompt = context_of(tokenizer, n)
-        times: dict[str, list[float]] = {name: [] for name in ["prefill", *SETTINGS]}
+        times: dict[str, list[float]] = {name: [] for name in ["prefill", *settings]}
         for _ in range(repeats):
             seconds, prefilled = cpu_seconds(lambda prompt=prompt: prefill(model, prompt, progress=False))
             times["prefill"].append(seconds)
-            for name, config in SETTINGS.items():
+            for name, config in settings.items():
                 seconds, _ = cpu_seconds(
                     lambda prefilled=prefilled, config=config: KVzipCache.from_scores(
                         prefilled, score_context(prefilled, config, progress=False), config
@@ -88,7 +95,7 @@ def compression(
                 )
                 times[name].append(seconds)
         base = statistics.median(times["prefill"])
-        for name in SETTINGS:
+        for name in settings:
             seconds = statistics.median(times[name])
             ratio = statistics.median(a / b for a, b in zip(times[name], times["prefill"], strict=True))
             rows.append(
@@ -259,15 +266,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="Hub name or folder; default: the packaged SmolLM2-135M-Instruct")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--part", choices=["compression", "decoding", "payback", "memory", "all"], default="all")
+    parser.add_argument(
+        "--part", choices=["compression", "default", "decoding", "payback", "memory", "all"], default="all"
+    )
     parser.add_argument(
         "--gates", default=str(HERE.parent / "examples" / "gates"), help="folder or Hub name, for payback"
     )
+    parser.add_argument("--without-numba", action="store_true", help="as where it is not installed: decoding, payback")
     parser.add_argument("--smoke", action="store_true", help="small sizes, nothing written")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.without_numba:
+        sys.modules["numba"] = None  # type: ignore[assignment]
     if args.child:
         child(args.child, args.setting, args.model)
         return
@@ -278,13 +290,19 @@ def main() -> None:
         show("payback", paid_back(model, tokenizer, [128], None, 2))
         return
     about = {"model": args.model or "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised to float32)", "seed": 0}
+    about["decoded_tokens"] = "one compiled loop a layer" if loops() else "a fused kernel for each head of a layer"
+    way = "" if loops() else "_without_numba"
     if args.part in ("compression", "all"):
         write("kvzip_speed_compression", compression(model, tokenizer, [1024, 2048, 4096], args.repeats), **about)
+    if args.part in ("default", "all"):
+        default = {name: one for name, one in SETTINGS.items() if one == KVzipConfig()}
+        rows = compression(model, tokenizer, [2048, 4096, 8000], args.repeats, default)
+        write("kvzip_speed_default", rows, **about)
     if args.part in ("decoding", "all"):
-        write("kvzip_speed_decoding", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
+        write(f"kvzip_speed_decoding{way}", decoding(model, tokenizer, [2048, 4096, 8000], 24), **about)
     if args.part in ("payback", "all"):
         gates = KVzipGates.from_pretrained(args.gates)
-        write("kvzip_speed_payback", paid_back(model, tokenizer, [2048, 4096], gates, 12), **about)
+        write(f"kvzip_speed_payback{way}", paid_back(model, tokenizer, [2048], gates, 12), **about)
     if args.part in ("memory", "all"):
         write("kvzip_speed_memory", memory([2048], args.model), **about)
 

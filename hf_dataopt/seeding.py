@@ -59,3 +59,23 @@ def layers_draw_from(generator: torch.Generator, device: torch.device | None = N
             with torch.cuda.device(devices[0]):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def global_streams_kept() -> Iterator[None]:
+    """Python's, NumPy's and torch's global streams are after the block what they were before it.
+
+    For code of others that seeds them or draws from them: `Trainer` seeds all three, and new layers draw from torch's.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - read, never drawn from
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -15,7 +15,6 @@ from ..routing.dispatch import tag
 from ..settings import check_device
 from .attention import attend, merge, merged_output
 from .decode_cpu import attend_token as attend_token_on_cpu
-from .decode_cpu import takes_token as takes_token_on_cpu
 from .kernels import takes_token
 from .quantised import Storage
 from .ragged import Ragged, RaggedContext
@@ -87,8 +86,10 @@ class KVzipLayer(DynamicLayer):
         rules, kept = AttentionRules.of(scale, options), self.context.lengths[0] if expanded else 0
         asked, rows, length = query.dtype, query.shape[2], key.shape[2] - kept
         # before anything else: what comes next costs a token on a CPU as much as its kernels
-        if mask is None and not expanded and rules.usual and takes_token_on_cpu(query, key, value, self.context):
-            return attend_token_on_cpu(query, self.context, key, value, scale)
+        if mask is None and not expanded and rules.usual:
+            found = attend_token_on_cpu(query, self.context, key, value, scale)
+            if found is not None:
+                return found
         mask, causal = tail_mask(mask, rows, length, self.context.n_tokens, query.device)
         with no_autocast(query.device):
             query, key, value = same_dtype(query, key, value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from .quantised import BITS, QuantisedRows, Storage
@@ -78,6 +79,11 @@ class Ragged(ABC):
     @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is held, by name."""
+
+    @property
+    def loop_lengths(self) -> np.ndarray | None:
+        """Lengths, int64, where the compiled loop of a decoded token can read the pairs by address."""
+        return None
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +177,15 @@ class RaggedContext(Ragged):
     def _heads(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         parts = zip(self.keys.split(self.lengths), self.values.split(self.lengths), strict=True)
         return [(keys[None, None], values[None, None]) for keys, values in parts]
+
+    @cached_property
+    def loop_lengths(self) -> np.ndarray | None:
+        """As `Ragged.loop_lengths`: float32 of a CPU, side by side, and as many as the lengths say."""
+        plain = all(
+            one.is_cpu and one.dtype == torch.float32 and one.is_contiguous() for one in (self.keys, self.values)
+        )
+        rows = {len(self.keys), len(self.values), sum(self.lengths)}
+        return np.array(self.lengths, dtype=np.int64) if plain and len(rows) == 1 else None
 
     def to(self, device: torch.device) -> RaggedContext:
         """As `Ragged.to`."""

@@ -10,6 +10,8 @@ import threading
 
 import torch
 
+from .decode_cpu import append_token
+
 # tokens by which memory grows
 _BLOCK = 64
 _CLAIM = threading.Lock()
@@ -52,6 +54,7 @@ class Tail:
     def write(self, held: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write what was claimed, and return views of all tokens."""
         new = keys.shape[2]
-        self.keys.narrow(2, held, new).copy_(keys)
-        self.values.narrow(2, held, new).copy_(values)
+        if not append_token((self.keys, self.values), held, keys, values):
+            self.keys.narrow(2, held, new).copy_(keys)
+            self.values.narrow(2, held, new).copy_(values)
         return self.keys.narrow(2, 0, held + new), self.values.narrow(2, 0, held + new)

@@ -8,6 +8,7 @@ and rows, each exact given the rest, and by moves of any set of cells to one lab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ _EXACT_STATES = 16384  # largest frontier that is searched exactly, in all probl
 _ALONE_WORK = 2**25  # most states times cells, the same in one problem by itself: 256 MB
 _STRIP_STATES = 2048  # of one strip
 _MAX_ROUNDS = 12
-_RIVALS = (1, 2, 2)  # rounds of pruning: each label is compared with this many of the cheapest
+_RIVALS = (1, 2, 2, 2, 2)  # rounds of pruning: each label is compared with this many of the cheapest
 _SLACK = 1e-9  # rounding: labels this close to their bound are kept
 
 
@@ -112,8 +113,8 @@ class _Problem:
         """Keep the labels that may be in an optimum.
 
         Exchanging label l for the cheapest one, b, saves u_l - u_b and costs at most the sum over neighbours of
-        max_n pair(b, n) - pair(l, n): where that is less, l is in no optimum. First with n over all labels, then, twice,
-        over the labels left at the neighbour.
+        max_n pair(b, n) - pair(l, n): where that is less, l is in no optimum. First with n over all labels, then, in
+        rounds, over the labels left at the neighbour.
         """
         batch, height, width, _ = unary.shape
         gap = unary - unary.min(3, keepdims=True)
@@ -176,83 +177,93 @@ class _Problem:
     def _possible(self, left: npt.NDArray[np.bool_], rivals: int) -> npt.NDArray[np.bool_]:
         """(B, h, w, K): no rival among the cheapest `rivals` is better whatever the neighbours, of the labels left, are."""
         never = np.where(left, 0.0, -np.inf)
-        kept = left.copy()
-        for b in range(min(rivals, self.unary.shape[3])):
-            bound = np.full(self.unary.shape, _SLACK)
-            bound[:, :-1] += (self.down[..., b, None, :] - self.down + never[:, 1:, :, None]).max(4)
-            bound[:, :, :-1] += (self.right[..., b, None, :] - self.right + never[:, :, 1:, None]).max(4)
-            bound[:, 1:] += (self.down[..., b, None] - self.down + never[:, :-1, ..., None]).max(3)
-            bound[:, :, 1:] += (self.right[..., b, None] - self.right + never[:, :, :-1, :, None]).max(3)
-            saves = self.unary - self.unary[..., b, None]
-            kept &= (saves <= bound) | ~left[..., b, None]
-        return kept
+        rivals = min(rivals, left.shape[3])
+        bound = np.full((*left.shape[:3], rivals, left.shape[3]), _SLACK)
+        low, far = self.down.swapaxes(3, 4), self.right.swapaxes(3, 4)
+        bound[:, :-1] += _most_lost(self.down, never[:, 1:], rivals)
+        bound[:, 1:] += _most_lost(low, never[:, :-1], rivals)
+        bound[:, :, :-1] += _most_lost(self.right, never[:, :, 1:], rivals)
+        bound[:, :, 1:] += _most_lost(far, never[:, :, :-1], rivals)
+        saves = self.unary[..., None, :] - self.unary[..., :rivals, None]
+        return left & ~((saves > bound) & left[..., :rivals, None]).any(3)
 
 
-def _largest_frontier(sizes: Ints) -> int:
-    """Most joint states of a row-major frontier, the cell that leaves it included."""
-    flat = np.log(sizes.ravel())
-    width = sizes.shape[1]
-    sums = np.concatenate([[0.0], np.cumsum(flat)])
-    ends = np.minimum(np.arange(len(flat)) + width + 1, len(flat))
-    return int(np.ceil(np.exp((sums[ends] - sums[:-1]).max()) - 1e-6))
+def _most_lost(pair: Floats, never: Floats, rivals: int) -> Floats:
+    """(..., R, K): by how much the pair cost of each rival can be above that of each label, over the neighbour's labels."""
+    most = np.full((*pair.shape[:3], rivals, pair.shape[3]), -np.inf)
+    for n in range(pair.shape[4]):
+        lost = pair[..., :rivals, None, n] - pair[..., None, :, n]
+        lost += never[..., n, None, None]
+        np.maximum(most, lost, out=most)
+    return most
+
+
+def _largest_frontier(sizes: Ints) -> Ints:
+    """(..., h, w) to (...,): most joint states of a row-major frontier, the cell that leaves it included."""
+    flat = np.log(sizes).reshape(*sizes.shape[:-2], -1)
+    sums = np.concatenate([np.zeros_like(flat[..., :1]), np.cumsum(flat, -1)], -1)
+    ends = np.minimum(np.arange(flat.shape[-1]) + sizes.shape[-1] + 1, flat.shape[-1])
+    most = np.ceil(np.exp((sums[..., ends] - sums[..., :-1]).max(-1)) - 1e-6)
+    return np.minimum(most, 2.0**62).astype(np.intp)  # beyond that it is no integer, and too many all the same
 
 
 def _frontier_search(problem: _Problem) -> Ints:
-    """Exact minimum by dynamic programming: cells row by row; the state is the last label of every column."""
-    batch, height, width, _ = problem.unary.shape
+    """Exact minimum by dynamic programming: cells row by row; the state is the last label of every column.
+
+    States run over the newest cell slowest and over the oldest, which leaves next, fastest. A cell with one candidate has no
+    choice: its pair costs are its neighbours' own, and it is passed over.
+    """
+    batch = len(problem.unary)
     sizes = problem.sizes.tolist()
-    # the unary of a cell rides on the pair cost that brings it in
-    down = problem.down + problem.unary[:, 1:, :, None, :]
-    state = problem.unary[:, 0, 0, : sizes[0][0]]
-    for c in range(1, width):
-        left, k = sizes[0][c - 1], sizes[0][c]
-        cost = problem.right[:, 0, c - 1, :left, :k] + problem.unary[:, 0, c, None, :k]
-        state = (state.reshape(batch, -1, left, 1) + cost[:, None]).reshape(batch, -1)
-    before = []
-    for r in range(1, height):
-        done, ahead = 1, state.shape[1]
-        for c in range(width):
-            up, k = sizes[r - 1][c], sizes[r][c]
-            ahead //= up
-            before.append(state)
-            cost = down[:, r - 1, c, :up, :k]
-            view = state.reshape(batch, done, up, 1, ahead)
-            if up == 1:
-                state = view[:, :, 0] + cost[:, 0, None, :, None].reshape(batch, 1, k, 1)
-            else:
-                state = (view + cost[:, None, :, :, None]).min(2)
-            if c:
-                left = sizes[r][c - 1]
-                side = problem.right[:, r, c - 1, :left, :k]
-                state = state.reshape(batch, done // left, left, k, ahead) + side[:, None, :, :, None]
-            done *= k
-            state = state.reshape(batch, -1)
-    return _trace(state, before, down, sizes)
-
-
-def _trace(state: Floats, before: list[Floats], down: Floats, sizes: list[list[int]]) -> Ints:
-    """Labels of the best final state, from the last cell back to the first."""
-    batch, height, width = len(state), len(sizes), len(sizes[0])
-    which = np.arange(batch)
-    found = np.zeros((batch, height, width), np.intp)
-    flat = state.argmin(1)
-    for r in range(height - 1, 0, -1):
-        ahead = 1
-        for c in range(width - 1, -1, -1):
-            up, k = sizes[r - 1][c], sizes[r][c]
-            rest, after = np.divmod(flat, ahead)
-            done, label = np.divmod(rest, k)
-            found[:, r, c] = label
+    unary = _with_settled(problem)
+    state, steps = np.zeros((batch, 1)), []
+    for r, row in enumerate(sizes):
+        for c, k in enumerate(row):
+            up, left = sizes[r - 1][c] if r else 1, row[c - 1] if c else 1
+            if k == up == 1:
+                continue
+            steps.append((r, c, up, k, state))
+            if k == 1:
+                ends = state.reshape(batch, -1, up)
+                state = reduce(np.minimum, [ends[..., i] for i in range(up)])
+                continue
+            cost = unary[:, r, c, None, :k, None]  # (B, up, k, left)
+            if left > 1:
+                cost = cost + problem.right[:, r, c - 1, None, :left, :k].swapaxes(2, 3)
             if up > 1:
-                options = before.pop().reshape(batch, -1, up, ahead)[which, done, :, after]
-                above = (options + down[which, r - 1, c, :up, label]).argmin(1)
-                flat = (done * up + above) * ahead + after
-            else:
-                before.pop()
-                flat = done * ahead + after
-            ahead *= up
-    for c in range(width - 1, -1, -1):
-        flat, found[:, 0, c] = np.divmod(flat, sizes[0][c])
+                cost = cost + problem.down[:, r - 1, c, :up, :k, None]
+            before = state.reshape(batch, left, -1, up).transpose(0, 3, 1, 2)
+            costs = np.empty((batch, up, k, *before.shape[2:]))  # in this order, so that the inner loops are long
+            np.add(before[:, :, None], cost[..., None], out=costs)
+            state = (np.minimum.reduce(costs, axis=1) if up > 1 else costs).reshape(batch, -1)
+    return _trace(problem, state, steps)
+
+
+def _with_settled(problem: _Problem) -> Floats:
+    """(B, h, w, K): the unaries, and the pair costs at neighbours that have one candidate in all problems."""
+    settled, unary = (problem.sizes == 1)[..., None], problem.unary.copy()
+    unary[:, 1:] += problem.down[:, :, :, 0] * settled[:-1]
+    unary[:, :-1] += problem.down[..., 0] * settled[1:]
+    unary[:, :, 1:] += problem.right[:, :, :, 0] * settled[:, :-1]
+    unary[:, :, :-1] += problem.right[..., 0] * settled[:, 1:]
+    return unary
+
+
+def _trace(problem: _Problem, state: Floats, steps: list[tuple[int, int, int, int, Floats]]) -> Ints:
+    """Labels of the best final state, from the last cell back to the first.
+
+    `steps` are row, column, candidates above and here, and all states before.
+    """
+    found = np.zeros(problem.unary.shape[:3], np.intp)
+    for b, flat in enumerate(state.argmin(1).tolist()):  # problem by problem: plain numbers cost less than short arrays
+        for r, c, up, k, before in reversed(steps):
+            label, rest = divmod(flat, before.shape[1] // up)
+            found[b, r, c], flat = label, rest * up
+            if up > 1:
+                options = before[b, flat : flat + up]
+                if k > 1:
+                    options = options + problem.down[b, r - 1, c, :up, label]
+                flat += int(options.argmin())
     return found
 
 
@@ -263,15 +274,16 @@ def _search(problem: _Problem) -> Ints:
         return found
     if _largest_frontier(problem.sizes) <= _EXACT_STATES:
         return _frontier_search(problem)
-    sizes = np.array([[_largest_frontier(side) for side in (counts, counts.T)] for counts in problem.counts])
-    wide = sizes.min(1) > max(_EXACT_STATES, _ALONE_WORK // problem.counts[0].size)
-    for i in np.flatnonzero(~wide):
-        one = problem.some(np.array([i]))
-        turned = sizes[i, 1] < sizes[i, 0]
-        labels = _frontier_search(one.transposed() if turned else one)
-        found[i : i + 1] = labels.transpose(0, 2, 1) if turned else labels
-    if wide.any():
-        found[wide] = _wide_search(problem.some(np.flatnonzero(wide)))
+    wide = []
+    states = np.stack([_largest_frontier(side) for side in (problem.counts, problem.counts.swapaxes(1, 2))], 1)
+    for i, (by_rows, by_columns) in enumerate(states.tolist()):
+        if min(by_rows, by_columns) > max(_EXACT_STATES, _ALONE_WORK // found[i].size):
+            wide.append(i)
+            continue
+        one, turned = problem.some(np.array([i])), by_columns < by_rows
+        found[i] = _frontier_search(one.transposed())[0].T if turned else _frontier_search(one)[0]
+    if wide:
+        found[wide] = _wide_search(problem.some(np.array(wide)))
     return found
 
 

@@ -288,9 +288,12 @@ def trained_network(*, steps: int, seed: int = 0, device: str = "cpu") -> Any:
     import torch
     from transformers import PrinterCallback, ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
+    from ..seeding import global_streams_kept
+
     images, labels = digits()
     rows: Any = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels.tolist(), strict=True)]
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+    # Trainer takes no generator: it seeds the global streams, which are lent to it here and given back
+    with global_streams_kept(), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         model = ResNetForImageClassification(ResNetConfig(**_NETWORK))
         settings = TrainingArguments(

@@ -71,7 +71,7 @@ class TimmMixer:
 
 @contextmanager
 def _numpy_stream(generator: torch.Generator) -> Iterator[None]:
-    """timm draws from numpy's global stream: it is seeded inside, and outside as if nothing had happened."""
+    """timm draws from NumPy's global stream and takes no other: it is lent, seeded from ours, and given back as it was."""
     before = np.random.get_state()  # noqa: NPY002 - lent to timm
     np.random.seed(int(torch.randint(2**32, (), generator=generator)))  # noqa: NPY002
     try:

@@ -34,11 +34,12 @@ from .label_sets import read_label_sets
 from .labels import Labels, prob_columns, read_labels
 from .multi_label import MultiLabelReport, judge, probs_of
 from .nearest import Neighbours, apart
-from .outlier import Reference, is_outlier, outlier_scores, reference_rows
+from .outlier import Reference, is_outlier, outlier_scores, reference_rows, scores_of
 from .posterior import Posterior, label_posterior
 from .report import RelationReport
 from .rows import rows_of_column
 from .saved import KIND, UNFINISHED
+from .tiles import ReferenceSums
 from .unfit import summary_of, unfit_rows
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ class RelationCleaner:
 
         Source: Algorithm 4, section 5.3.3; Table 5.5 for several checkpoints (plain mean of the scores).
         Differs: `score="combined"` and `cut="estimated"` (`RelationConfig`), and copies, are not in the dissertation.
-        Cost: per checkpoint n^2 (d + C) operations for sums, nearest rows and copies (half of f f^T + p p^T), 2 n m (d + C)
-            for the outlier scores against m rows, `max_memory_gb` of working memory and 8 n (neighbours + 1) bytes; with
-            `partition_size=k` n k (d + C).
+        Cost: per checkpoint n^2 (d + C) operations for sums, nearest rows, copies and outlier scores (half of f f^T + p p^T),
+            2 n m (d + C) for Algorithm 4's set of m rows, `max_memory_gb` of working memory and 8 n (neighbours + 1) bytes;
+            with `partition_size=k` n k (d + C), and 2 n m (d + C) for outlier scores against m rows.
         """
         check_on_error(on_error)
         check_dataset("dataset", dataset, _NO_ROWS)
@@ -285,12 +286,14 @@ def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
     """Label noise of all rows and who is near whom, in partitions if asked, and outlier scores."""
     config = graph.config
     parts = partitions(len(graph), config)
+    whole = len(parts) == 1
+    outside = ReferenceSums(len(graph), reference, config.outlier_temperature) if whole else None
     solved = []
     for k, part in enumerate(parts):
-        sub = graph if len(parts) == 1 else graph.select(part)
-        solved.append(_cut(sub, _Work(work.folder, f"{work.name}-{k}", work.quiet or len(parts) > 1)))
+        sub = graph if whole else graph.select(part)
+        solved.append(_cut(sub, _Work(work.folder, f"{work.name}-{k}", work.quiet or not whole), outside))
     noises, nears = [one for one, _ in solved], [one for _, one in solved]
-    noise = noises[0] if len(parts) == 1 else _joined(parts, noises, len(graph))
+    noise = noises[0] if whole else _joined(parts, noises, len(graph))
     about = {
         "objective": float(sum(one.objective for one in noises)),
         "threshold": noise.threshold,
@@ -299,15 +302,18 @@ def _score(graph: RelationGraph, reference: Index, work: _Work) -> _Scores:
         "noisy": int(noise.noisy.sum()),
         "partitions": len(parts),
     }
-    kept = work.keep(graph, "outlier", reference)
-    outlier = outlier_scores(graph, reference, checkpoint=kept, quiet=work.quiet)
-    return _Scores(noise, nears[0] if len(parts) == 1 else apart(parts, nears, len(graph)), outlier, about)
+    if outside:
+        outlier = scores_of(outside.sums.total(graph.device), config)
+    else:
+        outlier = outlier_scores(graph, reference, checkpoint=work.keep(graph, "outlier", reference), quiet=work.quiet)
+    return _Scores(noise, nears[0] if whole else apart(parts, nears, len(graph)), outlier, about)
 
 
-def _cut(graph: RelationGraph, work: _Work) -> tuple[LabelNoise, Neighbours]:
+def _cut(graph: RelationGraph, work: _Work, outside: ReferenceSums | None) -> tuple[LabelNoise, Neighbours]:
     """One pass over all pairs, then Algorithm 4 on the labelled rows; w = -r."""
     nearest = graph.nearest_rows()
-    initial = -graph.relation_sums(work.keep(graph, "sums"), nearest=nearest, quiet=work.quiet)
+    kept = work.keep(graph, "sums")
+    initial = -graph.relation_sums(kept, nearest=nearest, outside=outside, quiet=work.quiet)
     calls = iter(range(10**9))
     named = np.arange(len(graph)) if graph.labels is None else np.flatnonzero(graph.labels >= 0)
 

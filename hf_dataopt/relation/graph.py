@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,7 +26,18 @@ from .config import RelationConfig
 from .kernel import power_, sign_
 from .nearest import NearestRows, copy_level
 from .rows import Rows
-from .tiles import LARGEST_TILE, SMALLEST_TILE, ExactSums, Index, Tile, Workspace, signed_sums, sums_of
+from .tiles import (
+    HELD,
+    LARGEST_TILE,
+    SMALLEST_TILE,
+    ExactSums,
+    Index,
+    ReferenceSums,
+    Tile,
+    Workspace,
+    signed_sums,
+    sums_of,
+)
 
 
 class RelationGraph:
@@ -76,7 +87,7 @@ class RelationGraph:
 
     @property
     def nbytes(self) -> int:
-        """Working memory of a pass: two slots of rows (read and converted), two tiles of products, and half-precision
+        """Working memory of a pass: a few slots of rows (read and converted), two tiles of products, and half-precision
         tiles where the products are not float32."""
         width = self.features.width + (self.probs.width if self.probs else 0)
         return self._bytes(self.tile_rows, width)
@@ -127,7 +138,7 @@ class RelationGraph:
 
     def _bytes(self, tile: int, width: int) -> int:
         copies = 1 if self.dtype == torch.float32 and self.device.type == "cpu" else 2
-        return 4 * copies * (2 * tile * width + 2 * tile * tile)
+        return 4 * copies * ((HELD + 1) * tile * width + 2 * tile * tile)
 
     def _pick_tile(self) -> int:
         width = self.features.width + (self.probs.width if self.probs else 0)
@@ -176,13 +187,19 @@ class RelationGraph:
         return other
 
     def relation_sums(
-        self, checkpoint: PassCheckpoint | None = None, *, nearest: NearestRows | None = None, quiet: bool = False
+        self,
+        checkpoint: PassCheckpoint | None = None,
+        *,
+        nearest: NearestRows | None = None,
+        outside: ReferenceSums | None = None,
+        quiet: bool = False,
     ) -> NDArray[np.float64]:
         """`sum_j r(i, j)` for every row: minus the initial score of Algorithm 4, first loop.
 
         Args:
             checkpoint: where finished stripes are kept; a killed run goes on from there.
             nearest: is shown the products of every pair of rows on the way (`nearest_rows` makes one).
+            outside: is shown the kernel of every pair of rows on the way.
             quiet: no progress bar.
 
         Returns:
@@ -194,7 +211,8 @@ class RelationGraph:
         stripes = self._stripes(self.order)
         mine = distributed.shard(len(stripes))
         done, sums = 0, ExactSums(len(self))
-        state = dict(zip(("sums", "rest"), sums.parts, strict=True)) | (nearest.state if nearest else {})
+        watchers = _Watchers(nearest, outside)
+        state = dict(zip(("sums", "rest"), sums.parts, strict=True)) | watchers.state
         found = checkpoint.load(len(mine), state) if checkpoint else None
         if found:
             done = found[0]
@@ -208,15 +226,15 @@ class RelationGraph:
             ):  # rows of one label first: what is near is soon known, and little is taken up after
                 for stripe in stripes:
                     work.attempt(partial(self._look_within, nearest, work, stripe), *state.values())
-            for finished, s in enumerate(mine[done:], start=done + 1):
-                work.attempt(partial(self._add_stripe, sums, work, stripes[s:], nearest), *state.values())
-                progress.update(len(stripes) - s)
+            for start in range(done, len(mine), HELD):
+                some = mine[start : start + HELD]
+                work.attempt(partial(self._add_stripes, sums, work, stripes, some, watchers), *state.values())
+                progress.update(sum(len(stripes) - s for s in some))
                 if checkpoint:
-                    checkpoint.save(finished, state, force=finished == len(mine))
+                    checkpoint.save(start + len(some), state, force=some[-1] == mine[-1])
         if nearest:
             nearest.forget_shared(self.order, self.tile_rows, mine)
-        coarse, fine = (distributed.sum_over_processes(part, self.device) for part in sums.parts)
-        return (coarse + fine).numpy()
+        return sums.total(self.device)
 
     def nearest_rows(self) -> NearestRows:
         """What `relation_sums` can fill: `config.neighbours` nearest labelled rows of each row, and groups of copies."""
@@ -228,32 +246,37 @@ class RelationGraph:
     def _look_within(nearest: NearestRows, work: Workspace, stripe: Index) -> None:
         """Show a stripe's own rows to each other."""
         blocks = work.blocks(stripe)
+        nearest.begin(stripe)
         for k, here in enumerate(blocks):
             left = work.left(here)
             for there in blocks[k:]:
                 same = there is here
                 right = left if same else work.right(there)
-                work.kernel(left, right, partial(nearest.look, here=here, there=there, same=same))
+                nearest.look(work.cosine(left, right), here, there, same=same)
+        nearest.settle()
 
-    def _add_stripe(
-        self, sums: ExactSums, work: Workspace, stripes: list[Index], nearest: NearestRows | None = None
+    def _add_stripes(
+        self, sums: ExactSums, work: Workspace, stripes: list[Index], some: Sequence[int], watchers: _Watchers
     ) -> None:
-        """The relation of the first stripe to itself and to those behind it, for both sides."""
-        for here in work.blocks(stripes[0]):
-            left = work.left(here)
-            for j, stripe in enumerate(stripes):
-                for there in work.blocks(stripe):
-                    same = j == 0 and there[0] == here[0]
-                    right = left if same else work.right(there)
-                    look = partial(nearest.look, here=here, there=there, same=False) if nearest and j else None
-                    kernel = work.kernel(left, right, look)
-                    if same and not self.config.diagonal:
-                        kernel.fill_diagonal_(0)
-                    kernel = power_(kernel, self.config.temperature)
-                    rows, columns = signed_sums(kernel, left, right, want_columns=j > 0)
-                    sums.add(here, rows)
-                    if columns is not None:
-                        sums.add(there, columns)
+        """The relation of some stripes to themselves and to those behind each, for both sides."""
+        watchers.begin()
+        for held in work.held((s, stripes[s]) for s in some):
+            for t in range(held[0][0], len(stripes)):
+                for there in work.blocks(stripes[t]):
+                    right = work.right(there)
+                    for s, here, left in held:
+                        if s > t:
+                            break
+                        kernel = work.kernel(left, right, watchers.of_cosine(here, there) if s < t else None)
+                        if not self.config.diagonal and here[0] == there[0]:
+                            kernel.fill_diagonal_(0)
+                        watchers.look(kernel, here, there, want_columns=s < t)
+                        kernel = power_(kernel, self.config.temperature)
+                        rows, columns = signed_sums(kernel, left, right, want_columns=s < t)
+                        sums.add(here, rows)
+                        if columns is not None:
+                            sums.add(there, columns)
+        watchers.end()
 
     def sums_against(
         self,
@@ -309,11 +332,12 @@ class RelationGraph:
         done = job.resume(len(mine))
         with bar(len(mine), "Relation to a subset", unit="stripe", disable=job.quiet) as progress:
             progress.update(done)
-            for finished, s in enumerate(mine[done:], start=done + 1):
-                work.attempt(partial(_visit_stripe, job, work, stripes[s], columns), job.sums)
-                progress.update(1)
+            for start in range(done, len(mine), HELD):
+                some = mine[start : start + HELD]
+                work.attempt(partial(_visit_stripes, job, work, [stripes[s] for s in some], columns), job.sums)
+                progress.update(len(some))
                 if job.checkpoint:
-                    job.checkpoint.save(finished, {"sums": job.sums}, force=finished == len(mine))
+                    job.checkpoint.save(start + len(some), {"sums": job.sums}, force=some[-1] == mine[-1])
 
 
 @dataclass
@@ -336,17 +360,50 @@ class _Pass:
         return found[0]
 
 
-def _visit_stripe(job: _Pass, work: Workspace, stripe: Index, columns: list[Index]) -> None:
-    for here in work.blocks(stripe):
-        left = work.left(here)
+@dataclass
+class _Watchers:
+    """Who is shown the tiles of the symmetric pass, beside the sums."""
+
+    nearest: NearestRows | None
+    outside: ReferenceSums | None
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        odd = dict(zip(("outside", "outside_rest"), self.outside.sums.parts, strict=True)) if self.outside else {}
+        return {**odd, **(self.nearest.state if self.nearest else {})}
+
+    def begin(self) -> None:
+        """Tiles follow, perhaps for the second time."""
+        if self.nearest:
+            self.nearest.begin()
+
+    def end(self) -> None:
+        """All of them were shown."""
+        if self.nearest:
+            self.nearest.settle()
+
+    def of_cosine(self, here: Index, there: Index) -> Callable[[Tensor], None] | None:
+        """Who looks at `f f'^T` of two different stripes."""
+        return partial(self.nearest.look, here=here, there=there, same=False) if self.nearest else None
+
+    def look(self, kernel: Tensor, here: Index, there: Index, *, want_columns: bool) -> None:
+        """Show `s c` before the power."""
+        if self.outside:
+            self.outside.look(kernel, here, there, want_columns=want_columns)
+
+
+def _visit_stripes(job: _Pass, work: Workspace, stripes: list[Index], columns: list[Index]) -> None:
+    for held in work.held(enumerate(stripes)):
         for part in columns:
             for there in work.blocks(part):
                 right = work.right(there)
-                kernel = work.kernel(left, right)
-                if job.drop_diagonal:
-                    a, b = np.nonzero(here[:, None] == there[None, :])
-                    kernel[torch.from_numpy(a), torch.from_numpy(b)] = 0
-                job.add(kernel, left, right, here, there)
+                for _, here, left in held:
+                    kernel = work.kernel(left, right)
+                    if job.drop_diagonal:
+                        _, a, b = np.intersect1d(here, there, assume_unique=True, return_indices=True)
+                        kernel[torch.from_numpy(a), torch.from_numpy(b)] = 0
+                    job.add(kernel, left, right, here, there)
 
 
 def _refuse(wrong: NDArray[np.bool_], start: int, what: str) -> None:

@@ -22,9 +22,10 @@ from .graph import RelationGraph
 from .graphs import partitions
 from .label_sets import LabelSets, read_label_sets
 from .nearest import Neighbours, apart
-from .outlier import is_outlier, outlier_scores, reference_rows
+from .outlier import is_outlier, outlier_scores, reference_rows, scores_of
 from .relabel import relabelled
 from .rows import Rows, rows_of_column
+from .tiles import ReferenceSums
 
 Index = NDArray[np.int64]
 _READ = 8192  # rows of probabilities that are checked at a time
@@ -235,7 +236,7 @@ def judge(
     """
     someone = (sets.given >= 0).any(axis=1)
     graph = RelationGraph(features, None, np.where(someone, 0, -1), config)
-    near = _nearest(graph, quiet)
+    near, outlier = _nearest(graph, quiet)
     scores = np.zeros(sets.given.shape, np.float32)
     for label in range(sets.given.shape[1]):
         given = sets.given[:, label].astype(np.int64)
@@ -246,7 +247,6 @@ def judge(
     said = flat[decisions >= 0]
     share = most_expected_f1(said) / max(1, len(said)) if config.cut == "estimated" else float(config.cut)
     flagged = flag(flat, decisions, "share", share)
-    outlier = outlier_scores(graph, reference_rows(len(graph), config), quiet=quiet)
     odd, level = is_outlier(outlier, config.outlier_share)
     return MultiLabelReport(
         config=config,
@@ -281,12 +281,16 @@ def probs_of(dataset: Any, column: str) -> NDArray[np.float32]:
     return found
 
 
-def _nearest(graph: RelationGraph, quiet: bool) -> Neighbours:
-    """Nearest rows and copies, in partitions if asked."""
-    parts, found = partitions(len(graph), graph.config), []
+def _nearest(graph: RelationGraph, quiet: bool) -> tuple[Neighbours, NDArray[np.float64]]:
+    """Nearest rows and copies, in partitions if asked, and outlier scores: of one pass without."""
+    config, count = graph.config, len(graph)
+    parts, reference, found = partitions(count, config), reference_rows(count, config), []
+    outside = ReferenceSums(count, reference, config.outlier_temperature) if len(parts) == 1 else None
     for part in parts:
-        sub = graph if len(parts) == 1 else graph.select(part)
+        sub = graph if outside else graph.select(part)
         nearest = sub.nearest_rows()
-        sub.relation_sums(nearest=nearest, quiet=quiet or len(parts) > 1)
+        sub.relation_sums(nearest=nearest, outside=outside, quiet=quiet or not outside)
         found.append(nearest.result(sub.device))
-    return found[0] if len(parts) == 1 else apart(parts, found, len(graph))
+    if outside:
+        return found[0], scores_of(outside.sums.total(graph.device), config)
+    return apart(parts, found, count), outlier_scores(graph, reference, quiet=quiet)

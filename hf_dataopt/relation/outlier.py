@@ -80,6 +80,11 @@ def outlier_scores(
         quiet=quiet,
         alone=alone,
     )
+    return scores_of(sums, config)
+
+
+def scores_of(sums: NDArray[np.float64], config: RelationConfig) -> NDArray[np.float64]:
+    """Outlier scores of rows whose kernel over S sums to `sums`."""
     with np.errstate(divide="ignore"):
         return np.asarray(1.0 / (sums + config.outlier_epsilon), dtype=np.float64)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +94,7 @@ def label_posterior(
     found = _START
     for _ in range(2):
 
-        def terms(rows: Index, lift: Vector, wrong: Vector = wrong, other: Index = other) -> _Terms:
+        def terms(rows: Index, wrong: Vector = wrong, other: Index = other) -> _Terms:
             given = [_votes(one, rows, labels, wrong, other, prior) for one in voters]
             said = [_read(one, rows, columns) for one in probs]
             mixed = np.mean(given, axis=0)
@@ -104,14 +103,15 @@ def label_posterior(
                 weight = np.where(model.argmax(axis=1) == labels[rows], once[rows], 1)[:, None]
                 mixed = (mixed + weight * model) / (1 + weight)
             mixed = np.clip(mixed / mixed.sum(axis=1, keepdims=True), _LEAST, 1 - _LEAST)
-            return _Terms(mixed / mixed.sum(axis=1, keepdims=True), labels[rows], lift, once[rows])
+            return _Terms(mixed / mixed.sum(axis=1, keepdims=True), labels[rows], once[rows])
 
-        found = _fit(terms(drawn, lift), found)
+        found = _fit(terms(drawn), found, lift)
+        pieces = _Pieces(terms, named, classes)
         if len(small):
-            lift, doubt = _lifts(partial(_pieces, terms, named), found, lift, small)
+            lift, doubt = _lifts(pieces, found, lift, small)
         wrong, other = np.zeros(len(labels)), np.where(labels < 0, -1, labels)
-        for rows, piece in _pieces(terms, named, lift):
-            wrong[rows], other[rows] = _posterior(piece, found, doubt)
+        for rows, piece in pieces:
+            wrong[rows], other[rows] = _posterior(piece, found, lift, doubt)
     beta, gamma = np.exp(found[0]), _sigmoid(found[1]) * 1.5
     return Posterior(wrong, other, float(beta), float(gamma), float(found[2]), float(found[3]), lift)
 
@@ -167,25 +167,33 @@ def _read(probs: Rows, rows: Index, columns: Index) -> Shares:
     return np.asarray(found / found.sum(axis=1, keepdims=True))
 
 
-def _pieces(terms: Callable[[Index, Vector], _Terms], rows: Index, lift: Vector) -> Iterator[tuple[Index, _Terms]]:
-    """The terms of some rows, a block at a time."""
-    step = max(1, _BLOCK // len(lift))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step], terms(rows[start : start + step], lift)
+class _Pieces:
+    """The terms of some rows, a block at a time; made once where one block holds them all."""
+
+    def __init__(self, terms: Callable[[Index], _Terms], rows: Index, classes: int) -> None:
+        step = max(1, _BLOCK // classes)
+        self.terms, self.blocks = terms, [rows[start : start + step] for start in range(0, len(rows), step)]
+        self._only: _Terms | None = None
+
+    def __iter__(self) -> Iterator[tuple[Index, _Terms]]:
+        for rows in self.blocks:
+            found = self._only or self.terms(rows)
+            if len(self.blocks) == 1:
+                self._only = found
+            yield rows, found
 
 
 class _Terms:
     """What likelihood and posterior share, for labelled rows of P."""
 
-    def __init__(self, shares: Shares, labels: Index, lift: Vector, weights: Vector) -> None:
-        self.log, self.rows, self.labels = np.log(shares), np.arange(len(labels)), labels
-        self.lift, self.weights = lift, weights
+    def __init__(self, shares: Shares, labels: Index, weights: Vector) -> None:
+        self.log, self.rows, self.labels, self.weights = np.log(shares), np.arange(len(labels)), labels, weights
         top = shares.max(axis=1)
         self.sure = np.log(top) - np.log1p(-top)
 
-    def at(self, four: Vector) -> tuple[Shares, Shares, Vector, Vector]:
+    def at(self, four: Vector, lift: Vector) -> tuple[Shares, Shares, Vector, Vector]:
         """Shares of the true class, unnormalised shares of a wrong label, their sum, and e."""
-        true = np.exp(four[0]) * self.log + self.lift
+        true = np.exp(four[0]) * self.log + lift
         true = np.exp(true - true.max(axis=1, keepdims=True))
         true /= true.sum(axis=1, keepdims=True)
         given = np.exp(1.5 * _sigmoid(four[1]) * self.log)
@@ -195,9 +203,9 @@ class _Terms:
         """The column of the given label."""
         return np.asarray(table[self.rows, self.labels])
 
-    def likely(self, four: Vector, doubt: Vector | None = None) -> tuple[Shares, Shares]:
+    def likely(self, four: Vector, lift: Vector, doubt: Vector | None = None) -> tuple[Shares, Shares]:
         """Shares of the true class after and before the label is seen; `doubt` raises the label's own before."""
-        true, given, total, rate = self.at(four)
+        true, given, total, rate = self.at(four, lift)
         if doubt is not None:
             true[self.rows, self.labels] *= np.exp(doubt[self.labels])
             true /= true.sum(axis=1, keepdims=True)
@@ -206,7 +214,7 @@ class _Terms:
         return found / found.sum(axis=1, keepdims=True), true
 
 
-def _fit(terms: _Terms, start: Vector) -> Vector:
+def _fit(terms: _Terms, start: Vector, lift: Vector) -> Vector:
     """log beta, logit (gamma / 1.5), offset and slope of the largest likelihood, drawn weakly to where they start."""
     from scipy.optimize import minimize
 
@@ -214,7 +222,7 @@ def _fit(terms: _Terms, start: Vector) -> Vector:
 
     def cost(four: Vector) -> tuple[float, Vector]:
         """Mean negative log likelihood of the given labels, and its gradient."""
-        true, given, total, rate = terms.at(four)
+        true, given, total, rate = terms.at(four, lift)
         beta, gamma = np.exp(four[0]), 1.5 * _sigmoid(four[1])
         rest = total[:, None] - given
         part = true / rest
@@ -240,13 +248,11 @@ def _fit(terms: _Terms, start: Vector) -> Vector:
     return np.asarray(minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 60}).x)
 
 
-def _lifts(
-    pieces: Callable[[Vector], Iterator[tuple[Index, _Terms]]], four: Vector, lift: Vector, small: Index
-) -> tuple[Vector, Vector]:
+def _lifts(pieces: _Pieces, four: Vector, lift: Vector, small: Index) -> tuple[Vector, Vector]:
     """The lifts of the largest likelihood given the four numbers, and `DOUBT` standard deviations of each.
 
     Args:
-        pieces: all labelled rows with a lift, a block at a time.
+        pieces: all labelled rows, a block at a time.
         four: as `_fit` found them.
         lift: (classes,) to start from.
         small: classes that have one.
@@ -257,8 +263,8 @@ def _lifts(
     lift, doubt = lift.copy(), np.zeros(len(lift))
     for step in range(_STEPS + 1):
         slope, curve = -lift[small] / _SPREAD**2, np.full((2, len(small)), _SPREAD**-2.0)
-        for _, terms in pieces(lift):
-            after, before = (shares[:, small] for shares in terms.likely(four))
+        for _, terms in pieces:
+            after, before = (shares[:, small] for shares in terms.likely(four, lift))
             slope += terms.weights @ (after - before)
             curve += np.stack([terms.weights @ (before * (1 - before)), terms.weights @ (after - before) ** 2])
         if step < _STEPS:
@@ -267,9 +273,9 @@ def _lifts(
     return lift, doubt
 
 
-def _posterior(terms: _Terms, four: Vector, doubt: Vector) -> tuple[Vector, Index]:
+def _posterior(terms: _Terms, four: Vector, lift: Vector, doubt: Vector) -> tuple[Vector, Index]:
     """Probability that each label is wrong, and the likeliest other one."""
-    after, _ = terms.likely(four, doubt)
+    after, _ = terms.likely(four, lift, doubt)
     after[terms.rows, terms.labels] = 0
     return after.sum(axis=1), after.argmax(axis=1)
 

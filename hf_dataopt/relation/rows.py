@@ -47,9 +47,10 @@ class Rows:
             _gather(self.chunks[0], rows, out)
             return
         which = np.searchsorted(self.starts, rows, side="right") - 1
-        for k in np.unique(which):
-            here = np.flatnonzero(which == k)
-            out[here] = self.chunks[k][rows[here] - self.starts[k]]
+        order = np.argsort(which, kind="stable")
+        found, first = np.unique(which[order], return_index=True)
+        for k, here in zip(found, np.split(order, first[1:]), strict=True):
+            out[here] = self.chunks[k].take(rows[here] - self.starts[k], axis=0)
 
 
 def _gather(chunk: NDArray[Any], rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import distributed
 from ..distributed import Room, Undo
 from .config import RelationConfig
-from .kernel import base_kernel, normalise, sign_
+from .kernel import base_kernel, normalise, power_, sign_
 from .rows import Rows
 
 Index = NDArray[np.int64]
 LARGEST_TILE = {"cpu": 512, "cuda": 8192, "mps": 2048}  # rows; larger leaves the cache of a core
 SMALLEST_TILE = 32
+HELD = 4  # row sides of tiles that are read once and meet one column side after the other
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Workspace:
 
     def __init__(self, rows: Source, columns: Source) -> None:
         self.rows, self.columns = rows, columns
-        self._slots: tuple[_Slot, _Slot] | None = None
+        self._slots: dict[int, _Slot] = {}
         self._buffers: tuple[Tensor, Tensor, Tensor] | None = None
 
     def blocks(self, rows: Index) -> list[Index]:
@@ -95,16 +97,34 @@ class Workspace:
         size = self.columns.block_rows
         return [rows] if len(rows) <= size else [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def left(self, rows: Index) -> Tile:
-        """Row side of a tile, valid until the next call."""
-        return self._ready()[0].fill(rows)
+    def held(self, stripes: Iterable[tuple[int, Index]]) -> Iterator[list[tuple[int, Index, Tile]]]:
+        """Numbers, rows and row sides of the tiles of some stripes, `HELD` at a time, valid until the next are asked for."""
+        blocks = [(number, block) for number, stripe in stripes for block in self.blocks(stripe)]
+        for start in range(0, len(blocks), HELD):
+            some = enumerate(blocks[start : start + HELD])
+            yield [(number, block, self.left(block, place)) for place, (number, block) in some]
+
+    def left(self, rows: Index, place: int = 0) -> Tile:
+        """Row side of a tile, valid until the next call with that place."""
+        return self._slot(place, self.rows).fill(rows)
 
     def right(self, rows: Index) -> Tile:
         """Column side of a tile, valid until the next call."""
-        return self._ready()[1].fill(rows)
+        return self._slot(HELD, self.columns).fill(rows)
+
+    def cosine(self, left: Tile, right: Tile) -> Tensor:
+        """`f f'^T` of a tile in the dtype of the products, in a reused buffer."""
+        return torch.mm(left.features, right.features.T, out=self._room(left, right)[0])
 
     def kernel(self, left: Tile, right: Tile, look: Callable[[Tensor], None] | None = None) -> Tensor:
         """`s c` of a tile in float32, after the cut-off, in a reused buffer; `look` is shown `f f'^T` first."""
+        out, scratch, wide = self._room(left, right)
+        config = self.columns.config
+        kernel = base_kernel(left.features, right.features, left.probs, right.probs, config, (out, scratch), look)
+        return kernel if kernel.dtype == torch.float32 else wide.copy_(kernel)
+
+    def _room(self, left: Tile, right: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """Two buffers of a tile in the dtype of the products, and one in float32; the first again where that is the dtype."""
         if self._buffers is None:
             dtype, device = self.columns.dtype, self.columns.device
             length = self._side(self.rows) * self._side(self.columns)
@@ -113,9 +133,7 @@ class Workspace:
             self._buffers = (out, scratch, wide)
         shape = (len(left.features), len(right.features))
         out, scratch, wide = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self._buffers)
-        config, buffers = self.columns.config, (out, scratch)
-        kernel = base_kernel(left.features, right.features, left.probs, right.probs, config, buffers, look)
-        return kernel if kernel.dtype == torch.float32 else wide.copy_(kernel)
+        return out, scratch, wide
 
     def attempt(self, work: Callable[[], None], *state: Tensor) -> None:
         """Do a stripe; where memory ends, put `state` back as it was and do the stripe again in smaller tiles.
@@ -133,7 +151,7 @@ class Workspace:
             kept = [one.clone() for one in state]
 
             def undo() -> None:
-                self._slots = self._buffers = None
+                self._slots, self._buffers = {}, None
                 for one, before in zip(state, kept, strict=True):
                     one.copy_(before)
 
@@ -149,13 +167,10 @@ class Workspace:
     def _side(self, source: Source) -> int:
         return min(self.columns.block_rows, source.tile_rows)
 
-    def _ready(self) -> tuple[_Slot, _Slot]:
-        if self._slots is None:
-            self._slots = (
-                _Slot(self.rows, self._side(self.rows)),
-                _Slot(self.columns, self._side(self.columns)),
-            )
-        return self._slots
+    def _slot(self, place: int, source: Source) -> _Slot:
+        if place not in self._slots:
+            self._slots[place] = _Slot(source, self._side(source))
+        return self._slots[place]
 
 
 class ExactSums:
@@ -179,8 +194,39 @@ class ExactSums:
         """Add one number to each of some sums, no row twice."""
         wide = values.astype(np.float64)
         coarse = np.rint(wide * 2.0**20) * 2.0**-20
+        wide -= coarse
         self.parts[0].numpy()[rows] += coarse
-        self.parts[1].numpy()[rows] += np.rint((wide - coarse) * 2.0**58) * 2.0**-58
+        self.parts[1].numpy()[rows] += np.rint(wide * 2.0**58) * 2.0**-58
+
+    def total(self, device: torch.device) -> NDArray[np.float64]:
+        """(count,) the sums, over all processes; `device` of this process's other work."""
+        coarse, fine = (distributed.sum_over_processes(part, device) for part in self.parts)
+        return (coarse + fine).numpy()
+
+
+class ReferenceSums:
+    """Sums of the bare kernel over a set S of rows, for every row, from the tiles of one symmetric pass (section 5.3.3).
+
+    Args:
+        count: n.
+        reference: row numbers of S.
+        temperature: of the kernel.
+    """
+
+    def __init__(self, count: int, reference: Index, temperature: float) -> None:
+        self.temperature, self.sums = temperature, ExactSums(count)
+        self.mask = np.zeros(count, np.float32)
+        self.mask[reference] = 1
+
+    def look(self, kernel: Tensor, here: Index, there: Index, *, want_columns: bool) -> None:
+        """Take the share of one tile: (a, b) of `here` against `there` before the power; read only."""
+        left, right = self.mask[here], self.mask[there]
+        if self.temperature != 1:
+            kernel = power_(kernel.clone(), self.temperature)
+        if right.any():
+            self.sums.add(here, (kernel @ torch.from_numpy(right).to(kernel.device)).cpu().numpy())
+        if want_columns and left.any():
+            self.sums.add(there, (kernel.T @ torch.from_numpy(left).to(kernel.device)).cpu().numpy())
 
 
 def signed_sums(

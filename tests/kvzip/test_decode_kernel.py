@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_dataopt import KVzipCache
 from hf_dataopt.kvzip import kernels, layers
@@ -59,7 +60,7 @@ def test_a_model_decodes_the_same(interpreted: Any, family: str, monkeypatch: py
     found = []
     calls: list[int] = []
     plain = interpreted.attend_token
-    monkeypatch.setattr(layers, "takes_token_on_cpu", lambda *_: False)
+    monkeypatch.setattr(layers, "attend_token_on_cpu", lambda *_: None)
     monkeypatch.setattr(interpreted, "attend_token", lambda *a, **k: (calls.append(1), plain(*a, **k))[1])
     for here in (False, True):
         monkeypatch.setattr(kernels, "has_triton", lambda device, here=here: here)
@@ -71,6 +72,62 @@ def test_a_model_decodes_the_same(interpreted: Any, family: str, monkeypatch: py
         assert len(calls) == (3 * ours if here else 0)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """Names of torch's operations, in order, while it is on and `paused` is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.paused:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_token_takes_two_kernels_a_layer(interpreted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 KV heads x 4 layers: 8 launches; beside them memory is taken and looked at, nothing else is computed."""
+    model = tiny_model("llama", num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=8, head_dim=8)
+    cache = KVzipCache.from_context(model, byte_tokenizer(), CONTEXT, keep_ratio=0.3, progress=False)
+    monkeypatch.setattr(layers, "attend_token_on_cpu", lambda *_: None)
+    monkeypatch.setattr(kernels, "has_triton", lambda device: True)
+    seen, launched = Operations(), []
+
+    class Counted:
+        """A kernel that is counted where it is launched; its interpreter's own work is not."""
+
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, getattr(interpreted, name)
+
+        def __getitem__(self, grid: Any) -> Any:
+            def launch(*args: Any, **options: Any) -> None:
+                launched.append(self.name)
+                seen.paused = True
+                self.kernel[grid](*args, **options)
+                seen.paused = False
+
+            return launch
+
+    for name in ("_attend_pieces", "_join_pieces"):
+        monkeypatch.setattr(interpreted, name, Counted(name))
+    plain = layers.KVzipLayer.attend
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        with seen:
+            return plain(*args, **options)
+
+    with torch.no_grad():
+        for ids in (torch.arange(20, 25)[None], torch.tensor([[30]])):  # pieces are cut with the first token
+            model(ids, **held(cache))
+        launched.clear()
+        monkeypatch.setattr(layers.KVzipLayer, "attend", watched)
+        model(torch.tensor([[31]]), **held(cache))
+    assert launched == ["_attend_pieces", "_join_pieces"] * 4
+    memory = {"empty", "new_empty", "view", "_unsafe_view", "alias", "detach", "_to_copy", "clone", "_reshape_alias"}
+    assert seen.names and set(seen.names) <= memory, sorted(set(seen.names) - memory)
 
 
 def test_what_the_kernels_cannot_do_goes_the_general_way(monkeypatch: pytest.MonkeyPatch) -> None:

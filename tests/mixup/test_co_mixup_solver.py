@@ -82,7 +82,7 @@ def possible(
 @pytest.mark.parametrize("shape", [(3, 3, 3, 5), (2, 1, 4, 4), (2, 4, 1, 4), (2, 4, 3, 6), (2, 1, 1, 3), (3, 2, 2, 4)])
 @pytest.mark.parametrize("strength", [0.03, 0.1, 0.3])
 def test_pruning_keeps_what_the_bounds_keep(shape: tuple[int, int, int, int], strength: float) -> None:
-    """Degree times the largest pair cost for all cells at once, then the cheapest as rival, then twice the two cheapest."""
+    """Degree times the largest pair cost for all cells at once, the cheapest as rival, then the two cheapest, four times."""
     rng = np.random.default_rng(shape[1] * 7 + shape[2])
     unary, pair = rng.random(shape), strength * rng.random((shape[0], shape[3], shape[3]))
     pair = pair + pair.swapaxes(1, 2)
@@ -99,7 +99,7 @@ def test_pruning_keeps_what_the_bounds_keep(shape: tuple[int, int, int, int], st
     )
     for b in range(shape[0]):
         left = {(r, c): order[b, r, c, :count].tolist() for r, c in cells}
-        for rivals in (1, 2, 2):
+        for rivals in (1, 2, 2, 2, 2):
             left = possible(unary[b], pair[b], left, rivals)
         for r, c in cells:
             assert problem.labels[b, r, c, : problem.counts[b, r, c]].tolist() == left[r, c]
@@ -187,12 +187,16 @@ def test_largest_frontier_and_strip_width(monkeypatch: pytest.MonkeyPatch) -> No
             return max(int(np.prod(flat[i : i + width + 1])) for i in range(len(flat)))
 
         assert solver._largest_frontier(sizes) == largest(flat, width)
+        turned = sizes[:, ::-1]
+        both = [largest(flat, width), largest(turned.ravel().tolist(), width)]
+        assert solver._largest_frontier(np.stack([sizes, turned])).tolist() == both
         fits = [
             w
             for w in range(2, width)
             if all(largest(sizes[:, i : i + w].ravel().tolist(), w) <= 512 for i in range(width - w + 1))
         ]
         assert solver._strip_width(sizes) == max(fits, default=1)
+    assert solver._largest_frontier(np.full((16, 16), 40)) == 2**62
 
 
 @pytest.mark.parametrize(("width", "shift"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 3), (3, 2), (4, 0), (5, 1)])

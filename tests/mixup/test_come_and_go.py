@@ -200,13 +200,16 @@ def test_accelerate_loop_and_its_checkpoints(tmp_path: Path) -> None:
 
 
 class LightningStyle:
-    """What a LightningModule calls, in its order; Lightning itself is not needed for it."""
+    """The guide's lines (tried with Lightning 2.6) and what else Lightning calls of a module, in its order."""
 
     def __init__(self, model: torch.nn.Module, collator: DataCollatorForPuzzleMix) -> None:
-        self.model, self.collator = model, collator
+        self.model, self.collator, self.current_epoch = model, collator, 0
 
     def on_fit_start(self) -> None:
         self.collator.install(self.model)
+
+    def on_train_epoch_start(self) -> None:
+        self.collator.set_epoch(self.current_epoch)
 
     def training_step(self, data: dict[str, torch.Tensor], index: int) -> torch.Tensor:
         return self.model(**data).loss
@@ -225,8 +228,9 @@ def test_lightning_style_loop() -> None:
     module = LightningStyle(model, collator)
     loader = DataLoader(rows("digits", 16), batch_size=8, collate_fn=collator, num_workers=1)
     module.on_fit_start()
-    for epoch in range(2):
-        collator.set_epoch(epoch)
+    masks = []
+    for module.current_epoch in (0, 1, 0):
+        module.on_train_epoch_start()
         model.train()
         for index, data in enumerate(loader):
             loss = module.training_step(data, index)
@@ -235,6 +239,7 @@ def test_lightning_style_loop() -> None:
             with collator.paused():
                 logits = model(pixel_values=result.images).logits
             torch.testing.assert_close(loss, soft_cross_entropy(logits, result.targets).mean())
+            masks.append(result.masks)
         model.eval()
         plain = module.validation_step(batch("digits", 8), 0)
         torch.testing.assert_close(
@@ -244,7 +249,9 @@ def test_lightning_style_loop() -> None:
             ),
         )
     module.on_fit_end()
-    assert collator.seen == 32 and not model._forward_hooks
+    assert collator.seen == 48 and not model._forward_hooks
+    # the same batch and weights: mixed anew in another epoch, and as before in the same
+    assert not torch.equal(masks[0], masks[2]) and torch.equal(masks[0], masks[4])
 
 
 def test_a_loop_that_forgets_to_install_is_told(caplog: pytest.LogCaptureFixture) -> None:

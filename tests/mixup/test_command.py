@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from hf_dataopt.cli import main
+from hf_dataopt.mixup.command import trained_network
 
 
 def json_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -29,10 +32,23 @@ def test_digits_with_a_network_trained_on_the_spot(tmp_path: Path, capsys: pytes
     assert 0.3 < result["mixed_saliency"] < 2 and result["inputs_per_output"] > 1
 
 
+def test_the_network_follows_from_its_seed_and_leaves_the_global_streams_alone() -> None:
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    torch.manual_seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    one = trained_network(steps=1, seed=5)
+    assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    assert torch.equal(before[2], torch.get_rng_state())
+    torch.rand(9)
+    for mine, again in zip(one.parameters(), trained_network(steps=1, seed=5).parameters(), strict=True):
+        assert torch.equal(mine, again)
+
+
 @pytest.mark.parametrize("method", ["puzzle", "co"])
 def test_own_dataset_and_model(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    random = np.random.default_rng(0)
-    images = [random.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(6)]
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(6)]
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.Value("int64")})
     dataset = datasets.Dataset.from_dict({"photo": images, "kind": [0, 1, 2, 0, 1, 2]}, features=features)
     dataset.save_to_disk(tmp_path / "data")

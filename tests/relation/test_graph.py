@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_dataopt.relation import graph as graph_module
+from hf_dataopt.relation import nearest as nearest_module
+from hf_dataopt.relation import tiles
 from hf_dataopt.relation.config import RelationConfig
 from hf_dataopt.relation.graph import RelationGraph
 from hf_dataopt.relation.label_noise import _of_cycle, find_label_noise, single_node_label_noise, top_share
+from hf_dataopt.relation.nearest import Neighbours
 from hf_dataopt.relation.outlier import outlier_scores
 from hf_dataopt.relation.rows import Rows, rows_of
-from hf_dataopt.relation.tiles import ExactSums
+from hf_dataopt.relation.tiles import ExactSums, ReferenceSums, Workspace
 
 from ..reference.relation import algorithm_4, cut_objective, weights
 from .data import Case, make
@@ -86,6 +89,46 @@ def test_outlier_scores_equal_the_loops(name: str) -> None:
     reference = np.arange(0, 300, 3)
     found = outlier_scores(build(CASE, config, labels=False), reference, quiet=True)
     np.testing.assert_allclose(found, 1 / (-w[:, reference].sum(axis=1) + 1e-6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1, 3])
+@pytest.mark.parametrize("name", ["default", "rbf", "diagonal", "small tiles"])
+def test_outlier_sums_of_the_symmetric_pass_equal_the_loops(name: str, temperature: float) -> None:
+    labels = np.where(np.arange(300) % 5 == 2, -1, CASE.labels)
+    case, config = replace(CASE, labels=labels), RelationConfig(**OPTIONS[name])
+    reference, graph = np.arange(1, 300, 7), build(case, config)
+    outside = ReferenceSums(300, reference, temperature)
+    sums = graph.relation_sums(outside=outside, quiet=True)
+    w = oracle(case, config, labels=False, temperature=temperature)
+    np.testing.assert_allclose(outside.sums.total(torch.device("cpu")), -w[:, reference].sum(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(sums, graph.relation_sums(quiet=True))
+
+
+@pytest.mark.parametrize("fails", [3, 12, 15])
+def test_stripes_that_are_done_again_count_once(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ends in the middle of a stripe: what was added or looked at until then is forgotten."""
+    monkeypatch.setitem(tiles.LARGEST_TILE, "cpu", 64)
+    monkeypatch.setattr(nearest_module, "_WAITING", 10**6)
+
+    def run() -> tuple[np.ndarray, np.ndarray, Neighbours]:
+        graph = build(CASE, RelationConfig())
+        nearest, outside = graph.nearest_rows(), ReferenceSums(300, np.arange(100), 1)
+        sums = graph.relation_sums(nearest=nearest, outside=outside, quiet=True)
+        return sums, outside.sums.total(torch.device("cpu")), nearest.result(torch.device("cpu"))
+
+    expected, kernel, calls = run(), Workspace.kernel, itertools.count(1)
+
+    def once(*given: Any) -> torch.Tensor:
+        if next(calls) == fails:
+            raise torch.OutOfMemoryError
+        return kernel(*given)
+
+    monkeypatch.setattr(Workspace, "kernel", once)
+    sums, outside, near = run()
+    assert next(calls) > fails
+    np.testing.assert_allclose(sums, expected[0], atol=1e-4)
+    np.testing.assert_allclose(outside, expected[1], rtol=1e-5)
+    np.testing.assert_array_equal(near.rows, expected[2].rows)
 
 
 @settings(max_examples=25, deadline=None)

@@ -22,9 +22,8 @@ def shares(rows: int = 60, classes: int = 4, seed: int = 0) -> tuple[np.ndarray,
     return rng.dirichlet(np.full(classes, 0.5), rows).clip(1e-6, 1 - 1e-6), rng.integers(0, classes, rows)
 
 
-def terms(table: np.ndarray, labels: np.ndarray, lift: Any = 0.0, weights: Any = 1.0) -> module._Terms:
-    classes = np.zeros(table.shape[1]) + lift
-    return module._Terms(table, labels, classes, np.zeros(len(labels)) + weights)
+def terms(table: np.ndarray, labels: np.ndarray, weights: Any = 1.0) -> module._Terms:
+    return module._Terms(table, labels, np.zeros(len(labels)) + weights)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -32,7 +31,7 @@ def test_the_posterior_is_that_of_the_definition(classes: int) -> None:
     table, labels = shares(classes=classes)
     four, lift, doubt = np.array([0.4, -0.3, -1.0, 0.2]), np.linspace(0, 0.7, classes), np.linspace(0.5, 0, classes)
     beta, gamma = np.exp(0.4), 1.5 / (1 + np.exp(0.3))
-    wrong, other = module._posterior(terms(table, labels, lift), four, doubt)
+    wrong, other = module._posterior(terms(table, labels), four, lift, doubt)
     for p, y, found, best in zip(table, labels, wrong, other, strict=True):
         rate = 1 / (1 + np.exp(-(-1.0 + 0.2 * np.log(p.max() / (1 - p.max())))))
         true = p**beta * np.exp(lift)
@@ -66,7 +65,7 @@ def _minimised(monkeypatch: pytest.MonkeyPatch, *given: Any) -> tuple[np.ndarray
 def test_the_fit_follows_the_gradient_and_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     table, labels = shares()
     weights, lift = np.random.default_rng(1).uniform(0.2, 1, len(labels)), np.array([0, 0.5, 0, 1.0])
-    found, cost = _minimised(monkeypatch, terms(table, labels, lift, weights), module._START)
+    found, cost = _minimised(monkeypatch, terms(table, labels, weights), module._START, lift)
     for four in (module._START, np.array([0.2, -0.5, -1.0, 0.4]), found):
         differences = optimize.approx_fprime(four, lambda x: cost(x)[0], 1e-6)
         np.testing.assert_allclose(cost(four)[1], differences, atol=2e-6)
@@ -77,8 +76,8 @@ def test_two_halves_of_a_row_count_as_the_row(monkeypatch: pytest.MonkeyPatch) -
     table, labels = shares()
     again, weights = np.append(np.arange(60), [3, 3]), np.ones(62)
     weights[[3, 60, 61]] = 1 / 3
-    _, once = _minimised(monkeypatch, terms(table, labels), module._START)
-    _, thrice = _minimised(monkeypatch, terms(table[again], labels[again], 0.0, weights), module._START)
+    _, once = _minimised(monkeypatch, terms(table, labels), module._START, np.zeros(4))
+    _, thrice = _minimised(monkeypatch, terms(table[again], labels[again], weights), module._START, np.zeros(4))
     four = np.array([0.2, -0.5, -1.0, 0.4])
     np.testing.assert_allclose(thrice(four)[1], once(four)[1], rtol=1e-9)
     assert thrice(four)[0] == pytest.approx(once(four)[0])
@@ -94,13 +93,12 @@ def test_lifts_are_where_the_likelihood_is_flat(monkeypatch: pytest.MonkeyPatch)
     kept = np.flatnonzero((labels != 1) | (np.arange(4000) % 8 == 0))
     table, labels, weights = table[kept], labels[kept], rng.uniform(0.5, 1, len(kept))
     four, small = np.array([0.0, 0.0, -4.0, 0.0]), np.array([0, 1])
-    pieces = [slice(0, 1000), slice(1000, None)]
-
-    def given(lift: np.ndarray) -> Any:
-        return ((None, terms(table[one], labels[one], lift, weights[one])) for one in pieces)
+    monkeypatch.setattr(module, "_BLOCK", 3000)
+    given = module._Pieces(lambda rows: terms(table[rows], labels[rows], weights[rows]), np.arange(len(kept)), classes)
+    assert len(given.blocks) > 1
 
     def log_like(lift: np.ndarray) -> float:
-        true, wrong, total, rate = terms(table, labels, lift).at(four)
+        true, wrong, total, rate = terms(table, labels).at(four, lift)
         own = np.arange(len(labels)), labels
         part = true / (total[:, None] - wrong)
         part[own] = 0
@@ -116,16 +114,15 @@ def test_lifts_are_where_the_likelihood_is_flat(monkeypatch: pytest.MonkeyPatch)
         [optimize.approx_fprime(lift, lambda x, k=k: _one(table, labels, x, four, k), 1e-6)[:2] for k in range(300)]
     )
     known = module._SPREAD**-2.0 + (weights[:300, None] * scores**2).sum(axis=0)
-    part = module._lifts(
-        lambda lift: iter([(None, terms(table[:300], labels[:300], lift, weights[:300]))]), four, lift, small
-    )
+    some = module._Pieces(lambda rows: terms(table[rows], labels[rows], weights[rows]), np.arange(300), classes)
+    part = module._lifts(some, four, lift, small)
     np.testing.assert_allclose(module.DOUBT / np.sqrt(known), part[1][:2], rtol=0.02)
     assert doubt[1] > doubt[0]
 
 
 def _one(table: np.ndarray, labels: np.ndarray, lift: np.ndarray, four: np.ndarray, row: int) -> float:
     """Log likelihood of one label."""
-    true, wrong, total, rate = terms(table[row : row + 1], labels[row : row + 1], lift).at(four)
+    true, wrong, total, rate = terms(table[row : row + 1], labels[row : row + 1]).at(four, lift)
     y = labels[row]
     among = sum(true[0, c] * wrong[0, y] / (total[0] - wrong[0, c]) for c in range(len(lift)) if c != y)
     return float(np.log((1 - rate[0]) * true[0, y] + rate[0] * among))
@@ -175,13 +172,17 @@ def test_blocks_and_samples_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch
 
 def test_a_block_holds_no_more_numbers_than_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", 12)
-    for rows, classes, expected in ((8, 4, [[0, 1, 2], [3, 4, 5], [6, 7]]), (2, 13, [[0], [1]])):
+    for rows, classes, expected in ((8, 4, [[0, 1, 2], [3, 4, 5], [6, 7]]), (2, 13, [[0], [1]]), (3, 4, [[0, 1, 2]])):
         asked: list[list[int]] = []
-        for _ in module._pieces(
-            lambda part, lift, asked=asked: asked.append(part.tolist()), np.arange(rows), np.zeros(classes)
-        ):
-            pass
-        assert asked == expected
+
+        def ask(part: np.ndarray, asked: list[list[int]] = asked) -> Any:
+            asked.append(part.tolist())
+            return part.tolist()
+
+        pieces = module._Pieces(ask, np.arange(rows), classes)
+        for _ in range(2):
+            assert [terms for _, terms in pieces] == expected
+        assert asked == expected * (2 if len(expected) > 1 else 1)  # a block that is all is made once
 
 
 def test_two_checkpoints_are_heard_alike() -> None:
