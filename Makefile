@@ -58,6 +58,11 @@ gpu: $(BIN)/.benchmark-installed
 	$(BIN)/python benchmarks/condensation_gpu.py
 	$(BIN)/python benchmarks/mixup_gpu.py
 	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
+	$(BIN)/python benchmarks/ccm_quality.py $(MEMORY)
+
+# three seeds of each kind of memory on both tasks, 300 items, paired: an hour
+MEMORY = --steps 3000 --seconds 120 --base-steps 400 --base-seconds 18 --batch 64 \
+	--methods none,full,pooling,concat,merge,merge-half,gisting-online
 
 # KVzip's gates of the packaged model, into examples/gates: about 12 minutes on one core
 gates: $(BIN)/.test-installed
