@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Index = NDArray[np.int64]
 _NO_ROWS = (
-    "use Dataset.from_dict(...); an IterableDataset has no row numbers: fit a sample of it, then stream through "
-    "report.score_outliers(iterable)"
+    "use Dataset.from_dict(...); clean_stream takes an IterableDataset, a partition at a time, and report.score_outliers one "
+    "that was not fitted"
 )
 
 
