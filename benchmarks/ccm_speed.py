@@ -372,7 +372,12 @@ def on_device(args: argparse.Namespace) -> None:
     rows: Rows = []
     for row in training(models, 1 if args.smoke else args.repeats, args.device):
         rows.append(row)
-        write(f"ccm_speed_gpu{'_smoke' if args.smoke else ''}", rows, quiet=True, dtype="bfloat16")
+        write(
+            f"ccm_speed_gpu{'_smoke' if args.smoke else ''}",
+            rows,
+            quiet=True,
+            dtype="float32" if args.smoke else "bfloat16",
+        )
         print(row, flush=True)
 
 

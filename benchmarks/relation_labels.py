@@ -8,27 +8,42 @@ The mixture's constants were chosen on the even rows; `report` figures are those
 of the rows that `filter()` drops; `F1 at the true rate` of the same ranking, cut where the truth has its count. Rare: 8 % flips
 in classes of 1,000 to 20 rows; what is done for small classes was chosen on rows 20,000-29,999. Copies: 20 wrong rows of which
 0, 5 or 30 exact copies are added; the probe is fitted without them, or with them: out of 4 folds that they are dealt to as any
-row, or by `out_of_sample_probs`, which keeps them together. Near duplicates: exact and JPEG copies of CIFAR-10 rows, without
-the pairs that are found before any is planted.
+row, or by `out_of_sample_probs`, which keeps them together. Near duplicates: 300 copies of 5,000
+CIFAR-10 rows, the same, encoded again or in another size, by features alone and by features and thumbnails; of Fashion-MNIST
+rows by thumbnails alone. Pairs that are found before any is planted are not counted, nor copies of one of such with the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from _report import write
-from data import DataMissingError, cifar10, cifar10n, cifar_features, image_features, tweet_features, tweets
+from data import (
+    DataMissingError,
+    cifar10,
+    cifar10n,
+    cifar_features,
+    fashion_mnist,
+    image_features,
+    tweet_features,
+    tweets,
+)
 from relation_quality import dataset_of, fit, folded, top2_flips
 
 from hf_dataopt.metrics import average_precision
 from hf_dataopt.relation import baselines
 from hf_dataopt.relation.cleaner import RelationCleaner
+from hf_dataopt.relation.cut import groups_of
+from hf_dataopt.relation.picture_copies import joined, picture_copies
 from hf_dataopt.relation.probe import out_of_sample_probs
+from hf_dataopt.relation.rows import rows_of
+from hf_dataopt.thumbnails import COLUMN, thumbnail
 
 Array = np.ndarray
 UNARY = ("loss", "margin", "jsd", "cwe", "tracin")
@@ -203,37 +218,82 @@ def jpeg(images: Array, quality: int) -> Array:
     return np.stack(found)
 
 
+def resized(images: Array, side: int) -> Array:
+    """The same pictures in another size."""
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC)) for one in images])
+
+
+REENCODED: dict[str, Callable[[Array], Array]] = {
+    "exact": lambda images: images,
+    **{f"JPEG {quality}": partial(jpeg, quality=quality) for quality in (95, 90, 75, 50)},
+    "28 x 28": partial(resized, side=28),
+    "48 x 48": partial(resized, side=48),
+}
+PLANTED = 300
+
+
+def thumbnails(images: Array) -> Array:
+    """As `Thumbnails` has them."""
+    return np.stack([thumbnail(image) for image in images])
+
+
+def pairs_of(groups: list[Array]) -> set[tuple[int, int]]:
+    """All pairs within groups."""
+    return {(int(a), int(b)) for rows in groups for a in rows for b in rows if a < b}
+
+
+def tally(name: str, who: str, found: set[tuple[int, int]], there: set[tuple[int, int]], n: int) -> dict[str, Any]:
+    """Precision and recall on planted pairs; pairs of the set itself, by their own rows or copies of them, do not count."""
+    planted = {(k, n + k) for k in range(PLANTED)}
+    old = {pair for pair in found if tuple(sorted(row if row < n else row - n for row in pair)) in there}
+    found, right = found - old, len(found & planted)
+    row = {"copies": name, "who": who, "pairs before": len(there), "planted": PLANTED, "pairs": len(found)}
+    return row | {"precision": round(right / max(1, len(found)), 4), "recall": round(right / PLANTED, 4)}
+
+
 def duplicate_rows() -> list[dict[str, Any]]:
     """Planted copies: pairs found, and pairs of unplanted rows that are called copies."""
     from cleanlab import Datalab
 
-    features, labels = cifar_features()[:5000], np.asarray(cifar10n()["clean_label"][:5000], np.int64)
-    probs = fit(features, labels, 0.003).predict_proba(features).astype(np.float32)
-    rows, first = [], 300
-    made = {"none": features[:0], "exact": features[:first]}
-    for quality in (95, 90, 75):
-        made[f"JPEG {quality}"] = image_features(
-            f"cifar_jpeg{quality}", lambda q=quality: jpeg(cifar10(0, first)[0], q), first
+    n, rows = 5000, []
+    images, features = cifar10(0, n)[0], cifar_features()[:n]
+    labels = np.asarray(cifar10n()["clean_label"][:n], np.int64)
+    probs, small = fit(features, labels, 0.003).predict_proba(features).astype(np.float32), thumbnails(images)
+    there: dict[str, set[tuple[int, int]]] = {}
+    for name, again in {"none": lambda some: some[:0], **REENCODED}.items():
+        copies = again(images[:PLANTED])
+        file = f"cifar_{name.replace('JPEG ', 'jpeg').replace(' x ', 'x')}"
+        made = (
+            features[: len(copies)] if name in ("none", "exact") else image_features(file, lambda c=copies: c, PLANTED)
         )
-    there: dict[str, set[tuple[int, int]]] = {"ours": set(), "datalab": set()}
-    for name, copies in made.items():
-        both = np.concatenate([features, copies])
-        again = np.concatenate([np.arange(5000), np.arange(len(copies))])
-        report = RelationCleaner(outlier_reference=100).fit(dataset_of(both, probs[again], labels[again]), quiet=True)
-        lab = Datalab({"label": labels[again]}, label_name="label", verbosity=0)
+        both, place = np.concatenate([features, made]), np.concatenate([np.arange(n), np.arange(len(copies))])
+        data = dataset_of(both, probs[place], labels[place])
+        shown = data.add_column(COLUMN, [*small, *thumbnails(copies)] if len(copies) else list(small))
+        found = {"features": pairs_of(RelationCleaner(outlier_reference=100).fit(data, quiet=True).near_duplicates())}
+        found["ours"] = pairs_of(RelationCleaner(outlier_reference=100).fit(shown, quiet=True).near_duplicates())
+        lab = Datalab({"label": labels[place]}, label_name="label", verbosity=0)
         lab.find_issues(features=both, issue_types={"near_duplicate": {}})
         sets = lab.get_issues("near_duplicate")["near_duplicate_sets"]
-        ours = {(int(a), int(b)) for rows_ in report.near_duplicates() for a in rows_ for b in rows_ if a < b}
-        theirs = {(min(a, int(b)), max(a, int(b))) for a, found in enumerate(sets) for b in found}
+        found["datalab"] = {(min(a, int(b)), max(a, int(b))) for a, near in enumerate(sets) for b in near}
         if name == "none":  # CIFAR-10 has copies of its own
-            there = {"ours": ours, "datalab": theirs}
+            there = found
             continue
-        planted = {(k, 5000 + k) for k in range(first)}
-        for who, found in (("ours", ours), ("datalab", theirs)):
-            found, right = found - there[who], len(found & planted)
-            row = {"copies": name, "who": who, "pairs before": len(there[who]), "planted": first, "pairs": len(found)}
-            rows.append(row | {"precision": round(right / max(1, len(found)), 4), "recall": round(right / first, 4)})
+        for who, pairs in found.items():
+            rows.append(tally(f"{name}, CIFAR-10", who, pairs, there[who], n))
             print(rows[-1], flush=True)
+    images = fashion_mnist(10_000)[n:]
+    for name, again in {"none": lambda some: some[:0], **REENCODED}.items():
+        every = thumbnails(images) if name == "none" else np.concatenate([small, thumbnails(again(images[:PLANTED]))])
+        left, right = picture_copies(rows_of(every, COLUMN))
+        group = joined(np.arange(len(every)), left, right)
+        pairs = pairs_of(groups_of(group))
+        if name == "none":
+            small, there = every, {"pictures": pairs}
+            continue
+        rows.append(tally(f"{name}, Fashion-MNIST", "pictures", pairs, there["pictures"], n))
+        print(rows[-1], flush=True)
     return rows
 
 

@@ -39,6 +39,8 @@ _PUBLIC = {
     "RelationConfig": "hf_dataopt.relation.config",
     "RelationReport": "hf_dataopt.relation.report",
     "StreamingContextMemory": "hf_dataopt.ccm.streaming",
+    "Thumbnails": "hf_dataopt.thumbnails",
+    "clean_stream": "hf_dataopt.relation.stream",
     "consensus_labels": "hf_dataopt.relation.annotators",
     "co_mixup": "hf_dataopt.mixup.co_mixup",
     "load_ccm": "hf_dataopt.ccm.saved",
@@ -98,6 +100,8 @@ if TYPE_CHECKING:
     from .relation.config import RelationConfig as RelationConfig
     from .relation.probe import out_of_sample_probs as out_of_sample_probs
     from .relation.report import RelationReport as RelationReport
+    from .relation.stream import clean_stream as clean_stream
+    from .thumbnails import Thumbnails as Thumbnails
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from ._compat import positions_of
 from .decoding import OnError
 from .distributed import Room, rows_of
 from .settings import brief, check_callable, check_choice, check_int, check_kind, check_text, optional
+from .thumbnails import COLUMN, WIDTH, thumbnail
 
 logger = logging.getLogger(__name__)
 _AUTO = {
@@ -28,9 +29,11 @@ _AUTO = {
 
 
 class FeatureExtractor:
-    """Adds "features" (the input of the classifier head) and "probs" (softmax) to a batch.
+    """Adds "features" (the input of the classifier head), "probs" (softmax) and, of pictures, "thumbnail" to a batch.
 
-    The embedding is what the model's last linear layer of `num_labels` outputs receives, read by a forward hook.
+    The embedding is what the model's last linear layer of `num_labels` outputs receives, read by a forward hook. A model whose
+    config says `multi_label_classification` has one sigmoid a label for "probs". By "thumbnail", the 8 x 8 averages of a
+    picture, `RelationCleaner` finds copies that were encoded again.
 
     Args:
         model: A classifier, or a hub name or folder (loaded once per process, on first use).
@@ -103,7 +106,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def __call__(self, batch: Mapping[str, Any], *where: Any, rank: int | None = None) -> dict[str, np.ndarray]:
-        """Features (n, d) and probs (n, C), float32, of one batch.
+        """Features (n, d) and probs (n, C), float32, of one batch; of pictures thumbnails (n, 192), uint8, as well.
 
         Args:
             batch: holds the column.
@@ -123,18 +126,21 @@ class FeatureExtractor:
         head = _head(model)
         features = np.full((len(values), head.in_features), np.nan, np.float32)
         probs = np.full((len(values), head.out_features), np.nan, np.float32)
+        pictures = self.modality == "image" and (self.processor or self._stored_processor) is not None
+        small = np.zeros((len(values), WIDTH), np.uint8) if pictures else None
         caught: list[tuple[torch.Tensor, torch.Tensor]] = []
         handle = head.register_forward_hook(lambda _, inputs, output: caught.append((inputs[0], output)))
         modes = [(module, module.training) for module in model.modules()]
         try:
             model.eval()
-            for places, inputs in self._inputs(values, model, rows):
+            for places, inputs in self._inputs(values, model, rows, small):
                 self._forward(model, caught, np.asarray(places), inputs, (features, probs))
         finally:
             handle.remove()
             for module, mode in modes:
                 module.training = mode
-        return {f"features{self.suffix}": features, f"probs{self.suffix}": probs}
+        found = {f"features{self.suffix}": features, f"probs{self.suffix}": probs}
+        return found if small is None else {**found, COLUMN: small}
 
     def _forward(
         self,
@@ -146,12 +152,14 @@ class FeatureExtractor:
     ) -> None:
         """Features and probs of some rows into their places of `out`; in halves where the device runs out of memory."""
         dtype, total = getattr(torch, self.dtype), len(places)
+        several = getattr(model.config, "problem_type", None) == "multi_label_classification"
 
         def work(start: int, stop: int) -> None:
             try:
                 logits = model(**rows_of(inputs, start, stop, total, model.device, dtype)).logits
                 out[0][places[start:stop]] = _pooled(*caught[-1], logits).float().cpu().numpy()
-                out[1][places[start:stop]] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+                probs = logits.float().sigmoid() if several else logits.float().softmax(dim=-1)
+                out[1][places[start:stop]] = probs.cpu().numpy()
             finally:
                 caught.clear()
 
@@ -175,13 +183,16 @@ class FeatureExtractor:
         return self._loaded
 
     def _inputs(
-        self, values: Any, model: Any, rows: Sequence[int] | None = None
+        self, values: Any, model: Any, rows: Sequence[int] | None = None, small: np.ndarray | None = None
     ) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Positions in the batch and the model's inputs for them, in as few groups as can be."""
+        """Positions in the batch and the model's inputs for them, in as few groups as can be; thumbnails go into `small`."""
         processor: Any = self.processor or self._stored_processor
         read, options = self._reader(processor, model)
         name = "row" if rows is not None else "row of the batch"
         found, places, skipped = decoding.read_rows(values, read, rows=rows, on_error=self.on_error, what=name)
+        if small is not None:
+            for place, picture in zip(places, found, strict=True):
+                small[place] = thumbnail(picture)
         self.skipped |= skipped
         self._count("skipped", len(skipped), "rows cannot be read and get NaN (%s)", next(iter(skipped.items()), None))
         groups = []

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -35,6 +35,7 @@ from .labels import Labels, prob_columns, read_labels
 from .multi_label import MultiLabelReport, judge, probs_of
 from .nearest import Neighbours, apart
 from .outlier import Reference, is_outlier, outlier_scores, reference_rows, scores_of
+from .picture_copies import joined, picture_pairs
 from .posterior import Posterior, label_posterior
 from .report import RelationReport
 from .rows import rows_of_column
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Index = NDArray[np.int64]
 _NO_ROWS = (
-    "use Dataset.from_dict(...); an IterableDataset has no row numbers: fit a sample of it, then stream through "
-    "report.score_outliers(iterable)"
+    "use Dataset.from_dict(...); clean_stream takes an IterableDataset, a partition at a time, and report.score_outliers one "
+    "that was not fitted"
 )
 
 
@@ -89,7 +90,8 @@ class RelationCleaner:
         on_error: Literal["raise", "skip"] = "raise",
         quiet: bool = False,
     ) -> RelationReport:
-        """Build the graph over all rows and score them.
+        """Build the graph over all rows and score them. Near duplicates are found by features and, where the dataset has a
+        column "thumbnail" (of `FeatureExtractor` or `Thumbnails`), by pictures, encoded or scaled again as they may be.
 
         Args:
             dataset: a `datasets.Dataset` with a feature column (rows of d numbers) and a probability column (rows of
@@ -139,7 +141,8 @@ class RelationCleaner:
                 graphs = graphs_of(dataset, views, labels.codes, self.config)
             except ValueError as error:
                 raise _with_row(error, dataset, label_column, views, self.config) from error
-            report = self._fit(graphs, labels, label_column, views, work, quiet)
+            pictures = picture_pairs(dataset, self.config.seed)
+            report = self._fit(graphs, labels, label_column, views, pictures, _Work(work, "", quiet))
             if skipped:
                 report.about["skipped"] = summary_of(skipped)
             if folder is not None and distributed.is_main_process():
@@ -198,7 +201,8 @@ class RelationCleaner:
             raise ValueError("the dataset is empty; there is nothing to relate")
         probs = None if probs_column is None else probs_of(dataset, probs_column)
         sets = read_label_sets(dataset, label_column, None if probs is None else probs.shape[1], names)
-        return judge(rows_of_column(dataset, features_column), probs, sets, self.config, label_column, quiet=quiet)
+        features, pictures = rows_of_column(dataset, features_column), picture_pairs(dataset, self.config.seed)
+        return judge(features, probs, sets, self.config, label_column, pictures, quiet=quiet)
 
     def _fit(
         self,
@@ -206,16 +210,18 @@ class RelationCleaner:
         labels: Labels,
         label_column: str,
         views: list[tuple[str, str]],
-        work: Path | None,
-        quiet: bool,
+        pictures: tuple[Index, Index],
+        work: _Work,
     ) -> RelationReport:
         """The story of the chapter on graphs that were read and checked."""
         config = self.config
-        if not quiet:
+        if not work.quiet:
             for line in _estimate(graphs, config):
                 say(line)
         reference = reference_rows(len(graphs[0]), config)
-        found = [_score(graph, reference, _Work(work, str(k), quiet)) for k, graph in enumerate(graphs)]
+        found = [_score(graph, reference, replace(work, name=str(k))) for k, graph in enumerate(graphs)]
+        for one in found:
+            one.near = replace(one.near, group=joined(one.near.group, *pictures))
         about: dict[str, Any] = {"checkpoints": [one.about for one in found], "processes": distributed.world_size()}
         relation = np.mean([one.noise.scores for one in found], axis=0)
         posterior, about["columns"] = _posterior(graphs, labels, found)

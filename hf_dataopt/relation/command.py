@@ -187,6 +187,7 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
     else:
         for column in _ready(args).values():
             dataset = _read_lists(dataset, column, skip=args.on_error == "skip")
+        dataset = _with_thumbnails(dataset, args.on_error)
     if args.folds is None:
         return dataset
     from .probe import out_of_sample_probs
@@ -194,6 +195,19 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
     options: dict[str, Any] = {**_ready(args), "folds": args.folds, "seed": args.seed, "on_error": args.on_error}
     taken = [name for name in [options["probs_column"]] if name in dataset.column_names]
     return out_of_sample_probs(dataset.remove_columns(taken), args.label_column or "label", quiet=args.quiet, **options)
+
+
+def _with_thumbnails(dataset: Any, on_error: Any) -> Any:
+    """The dataset with the thumbnails of its pictures, where one column holds some: copies are told by them too."""
+    from datasets import Image
+
+    from ..thumbnails import COLUMN, Thumbnails
+
+    columns = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if len(columns) != 1 or COLUMN in dataset.column_names:
+        return dataset
+    small = Thumbnails(columns[0], on_error=on_error)
+    return dataset.map(small, batched=True, with_indices=True, desc="Thumbnails")
 
 
 def _read_lists(dataset: Any, column: str, *, skip: bool) -> Any:

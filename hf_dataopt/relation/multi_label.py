@@ -8,7 +8,7 @@ the label's probability and the answers of the nearest rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .graphs import partitions
 from .label_sets import LabelSets, read_label_sets
 from .nearest import Neighbours, apart
 from .outlier import is_outlier, outlier_scores, reference_rows, scores_of
+from .picture_copies import joined
 from .relabel import relabelled
 from .rows import Rows, rows_of_column
 from .tiles import ReferenceSums
@@ -219,6 +220,7 @@ def judge(
     sets: LabelSets,
     config: RelationConfig,
     label_column: str,
+    pictures: tuple[Index, Index],
     *,
     quiet: bool = False,
 ) -> MultiLabelReport:
@@ -230,6 +232,7 @@ def judge(
         sets: the given decisions.
         label_column: where they come from.
         config: `cut` may be "estimated" or a share of all decisions; of `score` only "combined" is there.
+        pictures: pairs of rows whose pictures are copies.
         quiet: no progress bars.
 
     Cost: that of `RelationCleaner.fit` without probabilities, and 4 n neighbours numbers read a label.
@@ -237,6 +240,7 @@ def judge(
     someone = (sets.given >= 0).any(axis=1)
     graph = RelationGraph(features, None, np.where(someone, 0, -1), config)
     near, outlier = _nearest(graph, quiet)
+    near = replace(near, group=joined(near.group, *pictures))
     scores = np.zeros(sets.given.shape, np.float32)
     for label in range(sets.given.shape[1]):
         given = sets.given[:, label].astype(np.int64)

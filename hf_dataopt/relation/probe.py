@@ -21,6 +21,7 @@ from ..settings import check_array, check_dataset, check_flag, check_int, check_
 from .config import RelationConfig
 from .graph import RelationGraph
 from .labels import read_labels
+from .picture_copies import joined, picture_pairs
 from .rows import Rows, check_new_column, rows_of_column
 from .unfit import unfit_rows
 
@@ -104,7 +105,7 @@ def out_of_sample_probs(
     if groups is not None and given is None:
         nearest = graph.nearest_rows()
         graph.relation_sums(nearest=nearest, quiet=quiet)
-        group = nearest.result(graph.device).group
+        group = joined(nearest.result(graph.device).group, *picture_pairs(dataset, seed))
     found = fold_probs(features, labels.codes, len(labels.values), group, folds, strength, seed=seed, quiet=quiet)
     probs = np.full((count, found.shape[1]), np.nan, np.float32)
     probs[kept] = found

@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
-from hf_dataopt import RelationCleaner, RelationConfig, RelationReport, consensus_labels, out_of_sample_probs
+from hf_dataopt import (
+    RelationCleaner,
+    RelationConfig,
+    RelationReport,
+    clean_stream,
+    consensus_labels,
+    out_of_sample_probs,
+)
 from hf_dataopt.errors import FolderInUseError, MissingExtraError
 from hf_dataopt.relation import baselines
 from hf_dataopt.relation.graph import RelationGraph
@@ -519,6 +526,30 @@ def cases() -> dict[str, Case]:
                 seed=_int(0, 0),
                 on_error=Argument(lambda: "raise", choice("raise", "skip")),
                 quiet=Argument(lambda: True, FLAG),
+            ),
+        ),
+        "clean_stream": Case(
+            clean_stream,
+            _of(
+                stream=Argument(
+                    lambda: data().to_iterable_dataset(),
+                    Kind(
+                        lambda v: None if isinstance(v, IterableDataset) else False,
+                        [data, lambda: data().to_dict(), lambda: data().to_iterable_dataset().take(0)],
+                    ),
+                ),
+                label_column=Argument(lambda: "label", WORDS),
+                features_column=Argument(lambda: "features", WORDS),
+                probs_column=Argument(lambda: "probs", WORDS),
+                drop=Argument(
+                    lambda: ["label errors"],
+                    Kind(
+                        lambda v: None if isinstance(v, list | tuple) and not v else False,
+                        [lambda: "outliers", lambda: ["errors"], lambda: [1], lambda: {"outliers"}],
+                    ),
+                ),
+                on_error=Argument(lambda: "raise", choice("raise", "skip")),
+                config=Argument(lambda: None, NONE | instance(RelationConfig)),
             ),
         ),
         "consensus_labels": Case(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_dataopt import FeatureExtractor, decoding, metrics
+from hf_dataopt import FeatureExtractor, Thumbnails, decoding, metrics
 from hf_dataopt.errors import BadRowError
 from hf_dataopt.saliency import SaliencyExtractor, input_gradient, input_saliency, saliency_map
 from hf_dataopt.seeding import generator
@@ -139,6 +139,10 @@ def cases() -> dict[str, Case]:
         _of(batch=_batch(), rank=Argument(lambda: 0, NONE | count(0))),
         (BadRowError,),
     )
+    found["Thumbnails"] = Case(
+        Thumbnails, _of(column=text, on_error=Argument(lambda: "raise", choice("raise", "skip")))
+    )
+    found["Thumbnails.__call__"] = Case(Thumbnails("pixel_values"), _of(batch=_batch()), (BadRowError,))
     picture = Argument(
         lambda: Image.new("RGB", (4, 4)), Kind(lambda value: None, [lambda cell=cell: cell for cell in CELLS])
     )

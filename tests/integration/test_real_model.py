@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from hf_dataopt import KVzipCache, KVzipConfig, KVzipGates, load_ccm
 from hf_dataopt.ccm.command import DEMO_QUESTIONS, DEMO_TURNS, answers
@@ -150,6 +151,28 @@ def test_readme_block_answers_from_memory(
     table = re.findall(r"^\| (?:tokens seen|full cache|memory, bytes).*", text_of(README), re.MULTILINE)
     shown = [[int(cell.replace(",", "")) for cell in line.strip("| ").split(" | ")[1:]] for line in table]
     assert [list(row) for row in zip(*told, strict=True)] == [shown[0], shown[2], shown[1]]
+
+
+def test_the_shipped_merging_adapter_keeps_its_size_and_what_it_was_told(loaded: tuple[Any, Any]) -> None:
+    folder = REPO / "examples" / "adapters" / "facts-merge"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2 * 2**20
+    model, tokenizer, memory = load_ccm(folder, *loaded)
+    other = memory.fork()
+    try:
+        for turn in DEMO_TURNS[:3]:
+            memory.append({"role": "user", "content": turn})
+        for turn in ("My name is Bruno.", "I live in Oslo.", "My cat is called Simba."):
+            other.append({"role": "user", "content": turn})
+        assert memory.layers[0][0].shape[2] == other.layers[0][0].shape[2] == 8
+        said = ("Your name is Clara.", "You live in Lisbon.", "Your cat is called Pepper.")
+        for question, answer in zip(DEMO_QUESTIONS, said, strict=False):
+            ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+            asked = memory.inputs({"role": "user", "content": question})["input_ids"][0].tolist()
+            logits = (one.logits([*asked, *ids])[0, len(asked) - 1 : -1] for one in (memory, other))
+            mine, theirs = (float(functional.cross_entropy(found, torch.tensor(ids))) for found in logits)
+            assert mine < theirs - 1
+    finally:
+        model.unload()
 
 
 def test_the_shipped_adapter_answers_from_memory(loaded: tuple[Any, Any]) -> None:

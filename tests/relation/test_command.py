@@ -55,6 +55,23 @@ def test_clean_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+def test_pictures_that_were_encoded_again_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their features lie as far apart as any."""
+    data, pictures = _with_pictures().remove_columns("image"), []
+    for k in range(120):
+        rough = np.random.default_rng(k % 100).integers(0, 255, (6, 6, 3), np.uint8)
+        PIL.Image.fromarray(rough).resize((40, 40)).save(tmp_path / f"{k}.jpg", quality=95 if k < 100 else 80)
+        pictures.append(str(tmp_path / f"{k}.jpg"))
+    data = Dataset.from_dict({**data.to_dict(), "photo": pictures}, Features({**data.features, "photo": Image()}))
+    data.save_to_disk(tmp_path / "d")
+    options = ["--noise-rate", "0", "--drop-near-duplicates", "--output-dir", str(tmp_path / "out"), "--json"]
+    assert main(["clean", str(tmp_path / "d"), *options]) == 0
+    group = RelationReport.load(tmp_path / "out" / "report").group
+    assert (group[100:] == group[:20]).all()  # one pair is close by features too
+    assert json.loads(capsys.readouterr().out)["kept"] == len(np.unique(group)) < 101
+    assert read_parquet(tmp_path / "out").column_names == data.column_names
+
+
 def test_clean_reads_a_table_and_a_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = byte_tokenizer()
     config = tf.BertConfig(
