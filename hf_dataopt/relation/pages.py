@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
 PAGE = 100  # dropped rows on one page
-LEAST = 0.005  # relations below it would be shown as 0.00, and are left out
+LEAST = 0.0051  # relations below it may be shown as 0.00, and are left out
 
 
 @dataclass(frozen=True)
