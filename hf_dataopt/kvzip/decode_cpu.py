@@ -76,16 +76,15 @@ def takes_loop(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cont
     """Whether the compiled loop reads this call: one token in float32, everything where it looks for it in memory."""
     if context.loop_lengths is None or torch.compiler.is_compiling() or wants_gradients(query, key, value):
         return False
-    (batch, heads, rows, width), (_, kv_heads, n, _) = query.shape, key.shape
-    if batch != 1 or rows != 1 or n == 0 or kv_heads != len(context.lengths) or heads % kv_heads:
+    (batch, heads, rows, width), (key_batch, kv_heads, n, key_width) = query.shape, key.shape
+    if (batch, key_batch, rows) != (1, 1, 1) or n == 0 or kv_heads != len(context.lengths) or heads % kv_heads:
+        return False
+    if key_width != width or context.widths != (width, width) or value.shape != key.shape:
         return False
     strides = key.stride()
-    if key.shape != value.shape or strides != value.stride() or strides[2:] != (width, 1) or strides[1] % width:
+    if strides != value.stride() or strides[2:] != (width, 1) or strides[1] % width:
         return False
-    same = context.widths == (width, key.shape[3]) == (key.shape[3], width)
-    return (
-        same and len(key) == 1 and all(map(_is_plain, (query, key, value))) and _by_head(query) and loops() is not None
-    )
+    return all(map(_is_plain, (query, key, value))) and _by_head(query) and loops() is not None
 
 
 def _attend_in_loop(
@@ -96,7 +95,7 @@ def _attend_in_loop(
     heads, width, room = query.shape[1], query.shape[3], key.stride(1) // query.shape[3]
     before = (query.data_ptr(), keys.data_ptr(), values.data_ptr(), context.loop_lengths)
     behind = (key.data_ptr(), value.data_ptr(), room, key.shape[2])
-    loops().attend(*before, *behind, heads, width, scale, output.data_ptr())
+    loops().attend(*before, *behind, heads, width, float(scale), output.data_ptr())
     return output
 
 
