@@ -45,6 +45,17 @@ report = RelationReport.load({repo})
 print(len(report), "rows,", report.is_label_error.sum(), "label errors")
 """,
     ),
+    "multi_label_report": Kind(
+        "report of a neural relation graph, several labels a row",
+        "report",
+        "",
+        ("report.json", "report.safetensors"),
+        """from hf_dataopt.relation.multi_label import MultiLabelReport
+
+report = MultiLabelReport.load({repo})
+print(report.summary())
+""",
+    ),
     "condensed_dataset": Kind(
         "condensed data set (IDC)",
         "condensed set",

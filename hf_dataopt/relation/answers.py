@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .nearest import Neighbours
-from .posterior import BETA
+from .posterior import BETA, sigmoid
 
 Index = NDArray[np.int64]
 Vector = NDArray[np.float64]
@@ -78,8 +78,8 @@ def _voices(given: Index, near: Neighbours) -> tuple[NDArray[np.float32], Vector
 
 def _curve(logits: Vector, five: Vector) -> tuple[Vector, Vector, Vector, Vector]:
     """P(given yes), t, e0 and e1."""
-    true = _sigmoid(np.exp(five[0]) * logits + five[1])
-    false_yes, false_no = (_sigmoid(offset + five[4] * np.abs(logits)) for offset in five[2:4])
+    true = sigmoid(np.exp(five[0]) * logits + five[1])
+    false_yes, false_no = (sigmoid(offset + five[4] * np.abs(logits)) for offset in five[2:4])
     return false_yes * (1 - true) + (1 - false_no) * true, true, false_yes, false_no
 
 
@@ -103,7 +103,3 @@ def _fit(logits: Vector, given: Index, weights: Vector, start: Vector) -> Vector
         )
 
     return np.asarray(minimize(cost, start, jac=True, method="L-BFGS-B", options={"maxiter": 60}).x)
-
-
-def _sigmoid(value: Vector) -> Vector:
-    return np.asarray(1 / (1 + np.exp(-np.clip(value, -60, 60))))

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ..shell.options import (
     push_options,
 )
 from ..shell.usage import check_count, only, refusing
+from .set_command import check_sets, fit_sets, holds_sets, outcome_of_sets
 
 if TYPE_CHECKING:
     from .config import RelationConfig
@@ -51,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--folds",
         type=int,
         help="make the probabilities: by a probe on the features, for each of so many parts from the others",
+    )
+    parser.add_argument(
+        "--label-names",
+        nargs="+",
+        metavar="NAME",
+        help="of labels that are texts, several a row: in the order of the probabilities (default: the model's)",
     )
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what unreadable rows do")
     parser.add_argument("--temperature", type=float, default=4.0, help="t of Eq. 5.4")
@@ -97,6 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..publishing.writer import check_target
     from .cleaner import RelationCleaner
     from .labels import read_labels
+    from .summary import facts, flagging_rule
 
     with refusing():
         config = _checked(args)
@@ -104,14 +113,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if distributed.is_main_process():
             check_target(out, "cleaned_dataset")
         source = read_dataset(args.dataset, args.split, args.config, revision=args.revision, token=args.token)
+        several = holds_sets(source, args.label_column or "label")
+        if several:
+            check_sets(source, args)
+        else:
+            only(args, None, "is about several labels a row", "label_names")
         needed: dict[str, str | None] = {"column": args.column or "image"} if args.model else {**_ready(args)}
-        if args.folds is not None:
+        if args.folds is not None or (several and args.probs_column is None):
             needed["probs_column"] = None
         check_columns(source, label_column=args.label_column or "label", **needed)
-        read_labels(source, args.label_column or "label")
+        if not several:
+            read_labels(source, args.label_column or "label")
+    dataset = _with_features(source, args)
+    if several:
+        return _run_sets(dataset, source, config, args, out)
     place = out.resolve()
     unfinished = place.with_name(f"{place.name}.unfinished")  # beside it: the folder itself is replaced as a whole
-    dataset = _with_features(source, args)
     report = RelationCleaner(config).fit(
         dataset,
         args.label_column or "label",
@@ -127,8 +144,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # every process of accelerate or torchrun comes here; one writes
     if not distributed.is_main_process():
         return result
-    result["paths"] = _write(args, report, report.fitted(dataset), cleaned, out)
+    told = Told(len(report), facts(report), flagging_rule(report), report.config.to_json_string(), result)
+    result["paths"] = _write(args, report, report.fitted(dataset), cleaned, out, told)
     shutil.rmtree(unfinished, ignore_errors=True)
+    return result
+
+
+def _run_sets(dataset: Any, source: Any, config: RelationConfig, args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """The same for several labels a row: rows with a flagged decision go."""
+    from .. import distributed
+
+    report = fit_sets(dataset, config, args)
+    cleaned = report.filter(source, outliers=args.drop_outliers, near_duplicates=args.drop_near_duplicates)
+    result = outcome_of_sets(report, len(cleaned))
+    if distributed.is_main_process():
+        told = Told(len(report), report.facts(), report.flagging_rule(), report.config.to_json_string(), result)
+        result["paths"] = _write(args, report, dataset, cleaned, out, told)
     return result
 
 
@@ -185,7 +216,7 @@ def _with_features(dataset: Any, args: argparse.Namespace) -> Any:
         size = args.batch_size or 64
         dataset = dataset.map(extractor, batched=True, with_indices=True, batch_size=size, desc="Features")
     else:
-        for column in _ready(args).values():
+        for column in [one for one in _ready(args).values() if one in dataset.column_names]:
             dataset = _read_lists(dataset, column, skip=args.on_error == "skip")
         dataset = _with_thumbnails(dataset, args.on_error)
     if args.folds is None:
@@ -234,24 +265,41 @@ def _read_lists(dataset: Any, column: str, *, skip: bool) -> Any:
     return dataset.map(read, batched=True, with_indices=True, features=kinds, desc=f"Numbers of {column}")
 
 
-def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class Told:
+    """What a card says of a report."""
+
+    rows: int
+    facts: list[tuple[str, str]]
+    rule: str
+    settings: str
+    outcome: dict[str, Any]
+
+
+def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, out: Path, told: Told) -> dict[str, str]:
     """Page and picture, then the artifact with its card; returns where they are."""
     from ..errors import MissingExtraError
     from ..publishing.artifacts import push_folder
     from ..publishing.writer import replacing
     from .pages import draw_worst, write_page
+    from .report import RelationReport
+    from .set_pages import write_sets_page
 
     paths = {"report": "report.html", "scores": "report", "dataset": "data"}
     with replacing(out, "cleaned_dataset") as draft:
         report.save(draft / "report")
         gone = report.dropped(outliers=args.drop_outliers, near_duplicates=args.drop_near_duplicates)
-        write_page(report, dataset, draft / "report.html", count=args.rows, dropped=gone, quiet=args.quiet)
+        options: dict[str, Any] = {"count": args.rows, "dropped": gone, "quiet": args.quiet}
+        one_label = isinstance(report, RelationReport)
+        (write_page if one_label else write_sets_page)(report, dataset, draft / "report.html", **options)
         try:
+            if not one_label:
+                raise ValueError("no one class a row to compare")
             draw_worst(report, dataset).savefig(draft / "worst.png", dpi=120)
             paths["picture"] = "worst.png"
         except (MissingExtraError, ValueError):  # no matplotlib, or no images in the set
             pass
-        save_cleaned(cleaned, report, draft, args)
+        save_cleaned(cleaned, told, draft, args)
     paths = {name: str(out / path) for name, path in paths.items()}
     if args.push_to_hub:
         paths["repository"] = address(push_folder(out, args.push_to_hub, **push_options(args)))
@@ -283,19 +331,18 @@ def outcome(report: Any, kept: int) -> dict[str, Any]:
     }
 
 
-def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespace) -> Path:
+def save_cleaned(cleaned: Any, told: Told, folder: Path, args: argparse.Namespace) -> Path:
     """Cleaned rows as parquet, beside a card that says what was dropped, with which settings."""
     from ..publishing.cards import size_category
     from ..publishing.dataset_files import write_parquet
     from ..publishing.writer import finish
-    from .summary import facts, flagging_rule
 
     local = args.dataset == STDIN or Path(args.dataset).exists()
     split = re.split(r"[^\w.]", args.split or "train")[0]  # "train[:1000]" is published as "train"
     return finish(
         folder,
         "cleaned_dataset",
-        about={"rows": len(cleaned), "dropped": len(report) - len(cleaned), "summary": outcome(report, len(cleaned))},
+        about={"rows": len(cleaned), "dropped": told.rows - len(cleaned), "summary": told.outcome},
         metadata={
             "tags": ["label-noise", "neural-relation-graph"],
             "license": args.license,
@@ -309,11 +356,11 @@ def save_cleaned(cleaned: Any, report: Any, folder: Path, args: argparse.Namespa
         name=args.push_to_hub or Path(args.output_dir).resolve().name,
         source="standard input" if args.dataset == STDIN else Path(args.dataset).name if local else args.dataset,
         split=args.split or "train",
-        facts=facts(report),
-        rule=flagging_rule(report),
-        dropped=f"{len(report) - len(cleaned):,}",
-        rows=f"{len(report):,}",
-        settings=report.config.to_json_string(),
+        facts=told.facts,
+        rule=told.rule,
+        dropped=f"{told.rows - len(cleaned):,}",
+        rows=f"{told.rows:,}",
+        settings=told.settings,
         model=args.model and (Path(args.model).name if Path(args.model).exists() else args.model),
     )
 

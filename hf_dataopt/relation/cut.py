@@ -84,3 +84,24 @@ def one_of_each(rows: Index, group: Index, scores: Vector, labels: Index) -> Ind
     best = rows[np.lexsort((rows, scores[rows], labels[rows] < 0))]
     _, first = np.unique(group[best], return_index=True)
     return np.sort(best[first])
+
+
+def rows_dropped(wrong: Mask, odd: Mask, copies: tuple[Index, Vector, Index] | None) -> dict[int, str]:
+    """Which rows go, and why.
+
+    Args:
+        wrong, odd: (n,) label errors and outliers.
+        copies: (n,) groups, scores and labels: of every group one of the rows that are left stays, as `one_of_each` picks it.
+
+    Returns:
+        "label error", "outlier" or "near duplicate of row N" by row number, ascending.
+    """
+    gone = dict.fromkeys(np.flatnonzero(odd).tolist(), "outlier")
+    gone |= dict.fromkeys(np.flatnonzero(wrong).tolist(), "label error")
+    if copies is not None:
+        group, left = copies[0], np.setdiff1d(np.arange(len(wrong)), list(gone))
+        kept = one_of_each(left, *copies)
+        stays = dict(zip(group[kept].tolist(), kept.tolist(), strict=True))
+        rest = np.setdiff1d(left, kept).tolist()
+        gone |= {row: f"near duplicate of row {stays[int(group[row])]}" for row in rest}
+    return dict(sorted(gone.items()))

@@ -28,6 +28,15 @@ class LabelSets:
     names: list[str]
     hot: bool
 
+    def holds(self, row: int, value: Any) -> bool:
+        """Whether a cell of the column says what row `row` was fitted with."""
+        if value is None or not self.hot:
+            given = np.full(len(self.values), -1 if value is None else 0)
+            given[[k for k, one in enumerate(self.values) if value is not None and one in value]] = 1
+        else:
+            given = np.array([-1 if one is None else int(one) for one in value])
+        return bool(np.array_equal(given, self.given[row]))
+
     def written(self, row: int, given: Table) -> list[Any]:
         """Other decisions of a row as its column holds them; labels that stay keep their order."""
         if self.hot:

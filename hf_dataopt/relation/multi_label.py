@@ -7,17 +7,19 @@ the label's probability and the answers of the nearest rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..settings import brief, check_dataset, check_flag, check_int
+from ..settings import check_dataset, check_flag, check_int, check_path
 from .answers import wrong_answers
 from .config import RelationConfig
-from .cut import flag, groups_of, most_expected_f1, one_of_each
+from .cut import flag, groups_of, most_expected_f1, rows_dropped
 from .graph import RelationGraph
 from .graphs import partitions
 from .label_sets import LabelSets, read_label_sets
@@ -25,7 +27,9 @@ from .nearest import Neighbours, apart
 from .outlier import is_outlier, outlier_scores, reference_rows, scores_of
 from .picture_copies import joined
 from .relabel import relabelled
+from .row_scores import refuse_others, row_numbers
 from .rows import Rows, rows_of_column
+from .saved_sets import SCORES_OF_SETS, load_sets, save_sets
 from .tiles import ReferenceSums
 
 Index = NDArray[np.int64]
@@ -100,22 +104,22 @@ class MultiLabelReport:
         """Columns of a batch: for `dataset.map(report.annotate, batched=True, with_indices=True)`.
 
         Args:
-            batch: a batch of the fitted dataset, in the fitted order; not read.
+            batch: a batch of the fitted dataset, or of a copy with other columns.
             indices: its row numbers.
 
         Returns:
             label_noise_score (L float32 a row), is_label_error (L bool a row), outlier_score, is_outlier.
 
         Raises:
-            ValueError: rows that are not in the report.
+            ValueError: rows that are not in the report, or labels that differ from the fitted ones.
         """
-        rows = np.asarray(indices)
-        if (
-            rows.dtype.kind not in "iu"
-            or rows.ndim != 1
-            or (rows.size and not 0 <= rows.min() <= rows.max() < len(self))
-        ):
-            raise ValueError(f"indices must be row numbers, 0 to {len(self) - 1}, got {brief(indices)}")
+        rows = row_numbers("indices", indices, len(self))
+        given = batch.get(self.label_column) if isinstance(batch, Mapping) else None
+        if given is not None:
+            refuse_others(
+                [int(row) for row, one in zip(rows, given, strict=True) if not self.sets.holds(int(row), one)],
+                "other labels than were fitted",
+            )
         names = ("label_noise_score", "is_label_error", "outlier_score", "is_outlier")
         return {name: list(getattr(self, name)[rows]) for name in names}
 
@@ -155,15 +159,29 @@ class MultiLabelReport:
         Raises:
             ValueError: another dataset than was fitted.
         """
-        label_errors, outliers = check_flag("label_errors", label_errors), check_flag("outliers", outliers)
-        near_duplicates = check_flag("near_duplicates", near_duplicates)
         self._check_same(dataset)
-        gone = (self.is_label_error.any(axis=1) & label_errors) | (self.is_outlier & outliers)
-        left = np.flatnonzero(~gone)
-        if near_duplicates:
-            worst = self.label_noise_score.max(axis=1).astype(np.float64)
-            left = one_of_each(left, self.group, worst, self.sets.given.max(axis=1).astype(np.int64))
-        return dataset.select(left)
+        gone = self.dropped(label_errors=label_errors, outliers=outliers, near_duplicates=near_duplicates)
+        return dataset.select(np.setdiff1d(np.arange(len(self)), list(gone)))
+
+    def dropped(
+        self, *, label_errors: bool = True, outliers: bool = False, near_duplicates: bool = False
+    ) -> dict[int, str]:
+        """Which rows `filter` drops, and why.
+
+        Args:
+            label_errors, outliers, near_duplicates: as for `filter`.
+
+        Returns:
+            "label error", "outlier" or "near duplicate of row N" by row number, ascending.
+        """
+        worst = self.label_noise_score.max(axis=1).astype(np.float64)
+        known = self.sets.given.max(axis=1).astype(np.int64)
+        flagged: NDArray[np.bool_] = np.asarray(self.is_label_error.any(axis=1))
+        return rows_dropped(
+            flagged & check_flag("label_errors", label_errors),
+            self.is_outlier & check_flag("outliers", outliers),
+            (self.group, worst, known) if check_flag("near_duplicates", near_duplicates) else None,
+        )
 
     def near_duplicates(self, across: Sequence[Any] | None = None) -> list[Index]:
         """Groups of rows that are copies of each other, or nearly.
@@ -181,11 +199,15 @@ class MultiLabelReport:
 
     def summary(self) -> str:
         """What was found, in a few lines: estimated and flagged errors, the labels with the most, outliers, copies."""
+        return "\n".join(f"{name}: {text}" for name, text in self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Names and texts of what was found and how, for `summary`, page and card."""
         given, flagged, rates = self.sets.given, self.is_label_error, self.noise_rate
         known = max(1, int((given >= 0).sum()))
         worst = np.argsort(-np.nan_to_num(rates), kind="stable")[:3]
         copies = groups_of(self.group)
-        facts = [
+        return [
             ("rows", f"{len(self):,}"),
             ("labels", f"{given.shape[1]:,}, {(given > 0).sum() / max(1, len(self)):.2f} a row"),
             ("estimated share of wrong decisions", f"{self.label_noise_score.sum(dtype=np.float64) / known:.2%}"),
@@ -197,8 +219,59 @@ class MultiLabelReport:
             ),
             ("outliers", f"{int(self.is_outlier.sum()):,} ({self.is_outlier.mean():.1%})"),
             ("near duplicates", f"{sum(map(len, copies)):,} rows in {len(copies):,} groups"),
+            ("flagged", self.flagging_rule()),
         ]
-        return "\n".join(f"{name}: {text}" for name, text in facts)
+
+    def flagging_rule(self) -> str:
+        """What a decision was flagged by, in one phrase."""
+        share = self.is_label_error.sum() / max(1, int((self.sets.given >= 0).sum()))
+        how = "how many was estimated" if self.config.cut == "estimated" else "a share that was given"
+        return f"the {share:.2%} of the decisions that are likeliest wrong; {how}"
+
+    @property
+    def rows(self) -> Index:
+        """(n,) numbers of the rows in the fitted dataset."""
+        return np.arange(len(self))
+
+    def label_text(self, row: int) -> str:
+        """What a row is labelled."""
+        row = check_int("row", row, 0, len(self) - 1)
+        names = [self.sets.names[label] for label in np.flatnonzero(self.sets.given[row] > 0)]
+        return ", ".join(names) or ("no label" if (self.sets.given[row] >= 0).any() else "unlabelled")
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.json` and `report.safetensors` and their record.
+
+        Args:
+            folder: made if missing; an earlier report in it is replaced as a whole.
+
+        Raises:
+            ValueError: the folder holds files that are no report's.
+        """
+        about = {
+            "config": json.loads(self.config.to_json_string()),
+            "label_column": self.label_column,
+            "label_values": self.sets.values,
+            "label_names": self.sets.names,
+            "hot": self.sets.hot,
+            "outlier_level": self.outlier_level,
+        }
+        arrays = {"given": self.sets.given, **{name: getattr(self, name) for name in SCORES_OF_SETS if name != "given"}}
+        save_sets(check_path("folder", folder), about, arrays)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> MultiLabelReport:
+        """A report from `save`.
+
+        Args:
+            folder: where it was saved.
+
+        Raises:
+            ValueError: no such report in the folder, a corrupt file or a newer format.
+        """
+        found = load_sets(check_path("folder", folder))
+        sets = LabelSets(*(found.pop(name) for name in ("given", "label_values", "label_names", "hot")))
+        return cls(sets=sets, **found)
 
     def _check_same(self, dataset: Any) -> None:
         check_dataset("dataset", dataset)
@@ -206,12 +279,7 @@ class MultiLabelReport:
             raise ValueError(f"the dataset has {len(dataset)} rows, the report {len(self)}; give the fitted dataset")
         names = None if self.sets.hot else [str(name) for name in self.sets.names]
         now = read_label_sets(dataset, self.label_column, len(self.sets.values), names).given
-        other = np.flatnonzero((now != self.sets.given).any(axis=1))
-        if len(other):
-            raise ValueError(
-                f"row {int(other[0])} (and {len(other) - 1} more) has other labels than were fitted: the dataset was shuffled, "
-                "filtered or changed since; give the fitted dataset"
-            )
+        refuse_others(np.flatnonzero((now != self.sets.given).any(axis=1)).tolist(), "other labels than were fitted")
 
 
 def judge(

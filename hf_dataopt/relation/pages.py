@@ -22,10 +22,12 @@ from .summary import SCORES, facts
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from .multi_label import MultiLabelReport
+
 TEMPLATE = Path(__file__).with_name("pages.html.jinja")
 MAPS = 3
 PAGE = 100  # dropped rows on one page
-LEAST = 0.005  # relations below it would be shown as 0.00, and are left out
+LEAST = 0.0051  # relations below it may be shown as 0.00, and are left out
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def write_page(
 
     Cost: one row of the graph, n (d + C) operations, for each row shown with evidence; a small picture a dropped row.
     """
-    shown = _Shown(report, dataset, column)
+    shown = Shown(report, dataset, column)
     entries = []
     for row in report.worst(count):
         evidence = above_zero(report.evidence(int(row), 4))
@@ -86,17 +88,18 @@ def write_page(
     path, gone = Path(path), report.dropped() if dropped is None else dropped
     names = [f"{path.stem}-dropped-{k + 1}.html" for k in range(-(-len(gone) // PAGE))]
     same = {
+        "heading": "Dropped rows",
         "title": f"Label report: {report.label_column}",
         "score_name": SCORES[report.config.score][0],
         "links": names,
     }
     first = {"facts": facts(report), "entries": entries, "maps": _maps(report), "outliers": shown.items(odd, None)}
-    _render(path, **same, **first, dropped=[], total=len(gone), here=path.name, first=path.name)
+    render(path, **same, **first, dropped=[], total=len(gone), here=path.name, first=path.name)
     rows = list(gone.items())
     for k, name in enumerate(track(names, "Dropped rows", unit="page", disable=quiet)):
         cells = [_dropped(report, shown, row, why) for row, why in rows[k * PAGE : (k + 1) * PAGE]]
         page = {"facts": [], "entries": [], "maps": [], "outliers": [], "dropped": cells}
-        _render(path.with_name(name), **same, **page, total=len(gone), here=name, first=path.name)
+        render(path.with_name(name), **same, **page, total=len(gone), here=name, first=path.name)
     return path
 
 
@@ -114,7 +117,7 @@ def above_zero(evidence: Evidence) -> Evidence:
     )
 
 
-def _dropped(report: RelationReport, shown: _Shown, row: int, why: str) -> dict[str, Any]:
+def _dropped(report: RelationReport, shown: Shown, row: int, why: str) -> dict[str, Any]:
     """One cell of the dropped rows; rows go by their numbers in the dataset that was given to `fit`."""
     kind, _, other = why.partition(" of row ")
     suggested = report.name_of(report.other_label[row]) if kind == "label error" else None
@@ -135,7 +138,8 @@ def _template() -> Template:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _render(path: Path, **given: Any) -> None:
+def render(path: Path, **given: Any) -> None:
+    """Fill in the template and write it."""
     path.write_text(_template().render(given), encoding="utf-8")
 
 
@@ -162,7 +166,7 @@ def draw_worst(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plots", "drawing the worst rows") from error
-    shown = _Shown(report, dataset, column)
+    shown = Shown(report, dataset, column)
     if not shown.is_image:
         raise ValueError("the dataset has no image column to draw; the HTML page shows texts")
     rows = report.worst(count)
@@ -183,10 +187,10 @@ def draw_worst(
     return figure
 
 
-class _Shown:
+class Shown:
     """What is shown of a row: a thumbnail, a piece of text, or its number only."""
 
-    def __init__(self, report: RelationReport, dataset: Any, column: str | None) -> None:
+    def __init__(self, report: RelationReport | MultiLabelReport, dataset: Any, column: str | None) -> None:
         from datasets import Image, Value
 
         if len(dataset) != len(report):
@@ -222,7 +226,7 @@ class _Shown:
         elif value is not None:
             text = str(value)
             text = text if len(text) <= 220 else text[:217] + "..."
-        return Item(int(self.numbers[row]), self.report.name_of(self.report.labels[row]), image, text, relation)
+        return Item(int(self.numbers[row]), self.report.label_text(row), image, text, relation)
 
     def items(self, rows: Any, relations: Any) -> list[Item]:
         values = [None] * len(rows) if relations is None else [float(value) for value in relations]

@@ -112,7 +112,7 @@ def label_posterior(
         wrong, other = np.zeros(len(labels)), np.where(labels < 0, -1, labels)
         for rows, piece in pieces:
             wrong[rows], other[rows] = _posterior(piece, found, lift, doubt)
-    beta, gamma = np.exp(found[0]), _sigmoid(found[1]) * 1.5
+    beta, gamma = np.exp(found[0]), sigmoid(found[1]) * 1.5
     return Posterior(wrong, other, float(beta), float(gamma), float(found[2]), float(found[3]), lift)
 
 
@@ -196,8 +196,8 @@ class _Terms:
         true = np.exp(four[0]) * self.log + lift
         true = np.exp(true - true.max(axis=1, keepdims=True))
         true /= true.sum(axis=1, keepdims=True)
-        given = np.exp(1.5 * _sigmoid(four[1]) * self.log)
-        return true, given, given.sum(axis=1), _sigmoid(four[2] + four[3] * self.sure)
+        given = np.exp(1.5 * sigmoid(four[1]) * self.log)
+        return true, given, given.sum(axis=1), sigmoid(four[2] + four[3] * self.sure)
 
     def own(self, table: Shares) -> Vector:
         """The column of the given label."""
@@ -223,7 +223,7 @@ def _fit(terms: _Terms, start: Vector, lift: Vector) -> Vector:
     def cost(four: Vector) -> tuple[float, Vector]:
         """Mean negative log likelihood of the given labels, and its gradient."""
         true, given, total, rate = terms.at(four, lift)
-        beta, gamma = np.exp(four[0]), 1.5 * _sigmoid(four[1])
+        beta, gamma = np.exp(four[0]), 1.5 * sigmoid(four[1])
         rest = total[:, None] - given
         part = true / rest
         part[terms.rows, terms.labels] = 0
@@ -280,5 +280,6 @@ def _posterior(terms: _Terms, four: Vector, lift: Vector, doubt: Vector) -> tupl
     return after.sum(axis=1), after.argmax(axis=1)
 
 
-def _sigmoid(value: float | Vector) -> Vector:
-    return np.asarray(1 / (1 + np.exp(-value)))
+def sigmoid(value: float | Vector) -> Vector:
+    """1 / (1 + exp(-value))."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(value, -60, 60))))

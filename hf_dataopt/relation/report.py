@@ -20,18 +20,17 @@ from ..settings import (
     check_kind,
     check_number,
     check_path,
-    numbers,
     optional,
     plain,
 )
-from .cut import flag, groups_of, one_of_each
+from .cut import flag, groups_of, rows_dropped
 from .evidence import Evidence, evidence_of
 from .graph import RelationGraph
 from .graphs import graphs_of
 from .labels import values_of
 from .outlier import is_outlier
 from .relabel import relabelled
-from .row_scores import UNLABELLED, RowScores
+from .row_scores import UNLABELLED, RowScores, row_numbers
 from .saved import ARRAYS, load_report, save_report
 from .summary import confusion_of, facts, review_order
 
@@ -89,7 +88,7 @@ class RelationReport(RowScores):
         Cost: a look-up. Hashes by scores and settings in `datasets`; works with `num_proc`.
         """
         check_kind("batch", batch, Mapping, "use dataset.map(..., batched=True, with_indices=True)")
-        rows = self._check_numbers("indices", indices)
+        rows = row_numbers("indices", indices, len(self))
         given = batch.get(self.label_column)
         if given is not None:
             fitted = values_of(self.labels[rows], self.label_values)
@@ -145,17 +144,16 @@ class RelationReport(RowScores):
         Returns:
             "label error", "outlier" or "near duplicate of row N" by row number, ascending.
         """
-        label_errors, outliers = check_flag("label_errors", label_errors), check_flag("outliers", outliers)
-        near_duplicates = check_flag("near_duplicates", near_duplicates)
-        gone = dict.fromkeys(np.flatnonzero(self.is_outlier & outliers).tolist(), "outlier")
-        gone |= dict.fromkeys(np.flatnonzero(self.is_label_error & label_errors).tolist(), "label error")
-        if near_duplicates:
-            left = np.setdiff1d(np.arange(len(self)), list(gone))
-            kept = one_of_each(left, self.group, self.label_noise_score, self.labels)
-            stays = dict(zip(self.group[kept].tolist(), kept.tolist(), strict=True))
-            copies = np.setdiff1d(left, kept).tolist()
-            gone |= {row: f"near duplicate of row {stays[int(self.group[row])]}" for row in copies}
-        return dict(sorted(gone.items()))
+        copies = (
+            (self.group, self.label_noise_score, self.labels)
+            if check_flag("near_duplicates", near_duplicates)
+            else None
+        )
+        return rows_dropped(
+            self.is_label_error & check_flag("label_errors", label_errors),
+            self.is_outlier & check_flag("outliers", outliers),
+            copies,
+        )
 
     def relabel(self, dataset: Any, *, rows: Sequence[int] | None = None, given_column: str = "given_label") -> Any:
         """The dataset with the likeliest other label on flagged rows; what they were labelled before stays beside it.
@@ -174,7 +172,7 @@ class RelationReport(RowScores):
         """
         part = self.fitted(dataset)
         self._check_same(part)
-        chosen = np.flatnonzero(self.is_label_error) if rows is None else self._check_numbers("rows", rows)
+        chosen = np.flatnonzero(self.is_label_error) if rows is None else row_numbers("rows", rows, len(self))
         chosen = chosen[self.labels[chosen] >= 0]
         at = chosen if len(part) == len(dataset) else self.rows[chosen]
         return relabelled(
@@ -403,17 +401,6 @@ class RelationReport(RowScores):
             report._check_same(dataset)
             report.attach(graphs_of(dataset, report.columns, report.labels, report.config))
         return report
-
-    def _check_numbers(self, name: str, given: Any) -> NDArray[np.int64]:
-        """Row numbers, any number of them."""
-        empty = isinstance(given, list | tuple | range) and not given
-        rows = np.empty(0, np.int64) if empty else numbers(name, given, kinds="iu")
-        if rows.ndim != 1:
-            raise ValueError(f"{name} must be row numbers, (n,), got shape {rows.shape}")
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            row = rows.max() if rows.max() >= len(self) else rows.min()
-            raise ValueError(f"row {row} is not among the {len(self)} fitted rows; {name} must be numbers of those")
-        return rows.astype(np.int64)
 
     def _need_graphs(self) -> list[RelationGraph]:
         if self._graphs is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..settings import brief, check_array, check_dataset, check_int, check_kind, check_text, plain
+from ..settings import brief, check_array, check_dataset, check_int, check_kind, check_text, numbers, plain
 from .config import RelationConfig
 from .graph import RelationGraph
 from .labels import values_of
@@ -98,6 +99,10 @@ class RowScores:
             return dataset
         return dataset.select(self.rows)
 
+    def label_text(self, row: int) -> str:
+        """What a row is labelled."""
+        return self.name_of(self.labels[self._check_row(row)])
+
     def name_of(self, code: int) -> str:
         """What a label code is called; -1 is "unlabelled"."""
         code = check_int("code", code, -1, len(self.label_names) - 1)
@@ -119,8 +124,39 @@ class RowScores:
             for row, (one, other) in enumerate(zip(given, fitted, strict=True))
             if one != other and not (other in UNLABELLED and one in UNLABELLED)
         ]
-        if len(differs):
-            raise ValueError(
-                f"row {differs[0]} (and {len(differs) - 1} more) has another label than was fitted: the dataset was shuffled, "
-                "filtered or changed since; give the fitted dataset"
-            )
+        refuse_others(differs, "another label than was fitted")
+
+
+def row_numbers(name: str, given: Any, count: int) -> NDArray[np.int64]:
+    """Numbers of fitted rows, any number of them.
+
+    Args:
+        name: of the argument.
+        given: what was given.
+        count: fitted rows.
+    """
+    empty = isinstance(given, list | tuple | range) and not given
+    rows = np.empty(0, np.int64) if empty else numbers(name, given, kinds="iu")
+    if rows.ndim != 1:
+        raise ValueError(f"{name} must be row numbers, (n,), got shape {rows.shape}")
+    if rows.size and (rows.min() < 0 or rows.max() >= count):
+        row = rows.max() if rows.max() >= count else rows.min()
+        raise ValueError(f"row {row} is not among the {count} fitted rows; {name} must be numbers of those")
+    return rows.astype(np.int64)
+
+
+def refuse_others(rows: Sequence[int], what: str) -> None:
+    """A dataset whose rows are not the fitted ones.
+
+    Args:
+        rows: those that differ.
+        what: they have.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if len(rows):
+        raise ValueError(
+            f"row {rows[0]} (and {len(rows) - 1} more) has {what}: the dataset was shuffled, filtered or changed since; give "
+            "the fitted dataset"
+        )

@@ -27,7 +27,7 @@ FORMAT = 1
 KIND = "relation_report"
 UNFINISHED = "unfinished"  # stripes of a run that was killed, in the folder of the report
 _JSON, _TENSORS = "report.json", "report.safetensors"
-_INFINITE = "infinite"
+INFINITE = "infinite"
 # name -> kind of its numbers
 ARRAYS = {
     "labels": "i",
@@ -69,7 +69,7 @@ def save_report(
     for k, one in enumerate(reference):
         found |= {f"reference.{k}.{name}": value for name, value in one.arrays().items()}
     level = about["outlier_level"]  # JSON knows no infinity
-    settings = {**about, "outlier_level": _INFINITE if level == np.inf else level}
+    settings = {**about, "outlier_level": INFINITE if level == np.inf else level}
     text = json.dumps({"format": FORMAT, "format_minor": MINOR, **settings}, indent=1)
     with replacing(folder, KIND, besides=(UNFINISHED,)) as draft:
         save_file(found, draft / _TENSORS)
@@ -111,7 +111,7 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
     if len(values) != len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{len(values)} labels with {len(names)} names")
     level, summary = about["outlier_level"], about["summary"]
-    level = np.inf if level == _INFINITE else level
+    level = np.inf if level == INFINITE else level
     if isinstance(level, bool) or not isinstance(level, int | float) or not level > -np.inf:
         raise ValueError(f"outlier_level is {level!r:.40}")
     if not isinstance(about["label_column"], str) or not isinstance(summary, dict):
@@ -137,7 +137,7 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
         raise ValueError(f"unexpected arrays among {sorted(arrays)!r:.200}")
     text = known_settings(about["config"], (one.name for one in fields(RelationConfig)), newer)
     return {
-        "config": _placed(RelationConfig.from_json_string(text)),
+        "config": placed(RelationConfig.from_json_string(text)),
         "label_column": about["label_column"],
         "columns": columns,
         "label_values": values,
@@ -150,7 +150,7 @@ def _checked(about: Mapping[str, Any], arrays: dict[str, NDArray[Any]], folder: 
     }
 
 
-def _placed(config: RelationConfig) -> RelationConfig:
+def placed(config: RelationConfig) -> RelationConfig:
     """Settings for new rows on this machine: without the device of another one."""
     import torch
 

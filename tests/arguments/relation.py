@@ -341,6 +341,14 @@ def cases() -> dict[str, Case]:
             _of(dataset=TAGGED)
             | _of(**{name: Argument(lambda: True, FLAG) for name in ("label_errors", "outliers", "near_duplicates")}),
         ),
+        "MultiLabelReport.dropped": Case(
+            lambda **a: _tagged_report().dropped(**a),
+            _of(**{name: Argument(lambda: True, FLAG) for name in ("label_errors", "outliers", "near_duplicates")}),
+        ),
+        "MultiLabelReport.label_text": Case(lambda **a: _tagged_report().label_text(**a), _of(row=_int(3, 0, 59))),
+        "MultiLabelReport.save": Case(lambda **a: _tagged_report().save(**a), folder),
+        "MultiLabelReport.load": Case(_load_tagged, _of(folder=Argument(lambda: "saved", PATH))),
+        "RelationReport.label_text": Case(lambda **a: report().label_text(**a), _of(row=_int(3, 0, 59))),
         "RelationReport": Case(RelationReport, fields),
         "RelationReport.fitted": Case(lambda **a: report().fitted(**a), _of(dataset=Argument(data, Kind(_dataset)))),
         "RelationReport.annotate": Case(
@@ -606,6 +614,11 @@ def cases() -> dict[str, Case]:
         "baselines.knn": Case(baselines.knn, _of(features=matrix(), train_features=matrix(1), k=_int(2, 0, 5))),
     }
     return found
+
+
+def _load_tagged(folder: Any) -> Any:
+    saved("tagged report", _tagged_report().save)
+    return MultiLabelReport.load(folder)
 
 
 def _load(folder: Any, dataset: Any) -> Any:

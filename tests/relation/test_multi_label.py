@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from datasets import ClassLabel, Dataset, List, Value
 from hf_dataopt import RelationCleaner
 from hf_dataopt.relation.label_sets import read_label_sets
 from hf_dataopt.relation.multi_label import MultiLabelReport
+from hf_dataopt.relation.report import RelationReport
 
 NAMES = ["red", "round", "soft", "old"]
 
@@ -172,3 +175,62 @@ def test_what_cannot_be_fitted_is_refused_with_a_way_out() -> None:
         report.filter(fine.shuffle(seed=1))
     plain = fine.cast_column("labels", List(Value("float32"), length=4))
     assert len(report.filter(plain)) == len(report.filter(fine))
+
+
+@pytest.mark.parametrize("form", ["hot", "texts"])
+def test_a_report_is_saved_and_loaded_as_it_was(form: str, tmp_path: Path) -> None:
+    data, report, _ = fitted(form, label_names=NAMES)
+    report.save(tmp_path / "r")
+    again = MultiLabelReport.load(tmp_path / "r")
+    for name in ("label_noise_score", "is_label_error", "outlier_score", "is_outlier", "group"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(report, name))
+    assert again.summary() == report.summary() and again.config == report.config
+    assert again.relabel(data)["labels"][:] == report.relabel(data)["labels"][:]
+    again.save(tmp_path / "r")  # in place
+    assert MultiLabelReport.load(tmp_path / "r").outlier_level == report.outlier_level
+    replace(report, outlier_level=np.inf).save(tmp_path / "odd")
+    assert MultiLabelReport.load(tmp_path / "odd").outlier_level == np.inf
+    with pytest.raises(ValueError, match="multi_label_report|relation_report|relation graph"):
+        RelationReport.load(tmp_path / "r")
+    text = (tmp_path / "r" / "report.json").read_text()
+    for old, new in (('"red"', "3"), ('"hot": ', '"cold": '), ('"outlier_level": ', '"outlier_level": "x", "y": ')):
+        (tmp_path / "r" / "report.json").write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match="no readable report"):
+            MultiLabelReport.load(tmp_path / "r")
+
+
+def test_damaged_scores_are_refused_when_they_are_saved(tmp_path: Path) -> None:
+    report = fitted()[1]
+    bad = {
+        "label_noise_score": np.full_like(report.label_noise_score, np.nan),
+        "group": report.group + len(report),
+        "is_label_error": report.is_label_error[:5],
+        "outlier_score": report.outlier_score.astype(np.float32),
+    }
+    for name, values in bad.items():
+        with pytest.raises(ValueError, match=name):
+            replace(report, **{name: values}).save(tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("form", ["hot", "ids", "texts"])
+def test_annotations_know_the_fitted_rows(form: str) -> None:
+    data, report, _ = fitted(form, **({"label_names": NAMES} if form == "texts" else {}))
+    annotated = data.map(report.annotate, batched=True, with_indices=True, batch_size=64)
+    assert annotated["is_label_error"][:] == report.is_label_error.tolist()
+    other = data.select([1, 0, *range(2, len(data))])
+    with pytest.raises(ValueError, match="row 0 .*other labels than were fitted"):
+        other.map(report.annotate, batched=True, with_indices=True)
+    with pytest.raises(ValueError, match="row 400 is not among"):
+        report.annotate({}, [400])
+
+
+def test_why_rows_go_and_what_they_are_called() -> None:
+    data, report, _ = fitted(label_names=NAMES)
+    gone = report.dropped(outliers=True)
+    assert set(gone.values()) == {"label error", "outlier"}
+    assert len(report.filter(data, outliers=True)) == len(data) - len(gone)
+    row = int(np.flatnonzero(report.sets.given.sum(axis=1) == 2)[0])
+    assert report.label_text(row) == ", ".join(np.array(NAMES)[report.sets.given[row] > 0].tolist())
+    none = int(np.flatnonzero(report.sets.given.sum(axis=1) == 0)[0])
+    assert report.label_text(none) == "no label"
