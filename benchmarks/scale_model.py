@@ -38,13 +38,16 @@ def exponent(table: list[dict[str, Any]]) -> float:
 
 
 def model(rows: float, args: argparse.Namespace, table: list[dict[str, Any]]) -> dict[str, Any]:
-    """One size on paper; the rate is that of the largest size measured, the growth beyond it by the measured exponent."""
+    """One size on paper; the rate is that of the largest size measured, the growth beyond it by the measured exponent.
+
+    An exponent below 1 is what fixed costs make of small sizes: no size is reckoned cheaper a row than the largest measured.
+    """
     last = table[-1]
     measured = (
         last["n"] * (last["partition_size"] + 2 * 1000) * (last["d"] + last["classes"])
     )  # 1,000 reference rows there
     work = sum(operations(rows, args.features, args.classes, args.partition).values())
-    beyond = max(1.0, rows / last["n"]) ** (exponent(table) - 1)
+    beyond = max(1.0, rows / last["n"]) ** max(exponent(table) - 1, 0.0)
     hours = last["CPU-s"] * work / measured * beyond / 3600
     return {
         "rows": f"{rows:,.0f}",
