@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -292,13 +293,10 @@ def _write(args: argparse.Namespace, report: Any, dataset: Any, cleaned: Any, ou
         options: dict[str, Any] = {"count": args.rows, "dropped": gone, "quiet": args.quiet}
         one_label = isinstance(report, RelationReport)
         (write_page if one_label else write_sets_page)(report, dataset, draft / "report.html", **options)
-        try:
-            if not one_label:
-                raise ValueError("no one class a row to compare")
-            draw_worst(report, dataset).savefig(draft / "worst.png", dpi=120)
-            paths["picture"] = "worst.png"
-        except (MissingExtraError, ValueError):  # no matplotlib, or no images in the set
-            pass
+        with suppress(MissingExtraError, ValueError):  # no matplotlib, or no images in the set
+            if one_label:
+                draw_worst(report, dataset).savefig(draft / "worst.png", dpi=120)
+                paths["picture"] = "worst.png"
         save_cleaned(cleaned, told, draft, args)
     paths = {name: str(out / path) for name, path in paths.items()}
     if args.push_to_hub:
