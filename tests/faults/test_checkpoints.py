@@ -89,8 +89,8 @@ def condensation(folder: Path | None, *, other: bool = False) -> bytes:
 
 
 JOBS: dict[str, tuple[Callable[..., bytes], int]] = {  # the job, and after which write it is killed
-    "relation": (relation, 17),
-    "relation dissertation": (dissertation, 17),
+    "relation": (relation, 5),  # in the middle of its third pass
+    "relation dissertation": (dissertation, 5),
     "condensation": (condensation, 2),
 }
 
