@@ -76,7 +76,8 @@ def test_a_token_takes_one_compiled_loop_a_layer(loop_calls: list[int]) -> None:
             plain.setattr(decode_cpu, "loops", lambda: None)
             expected = [model(token(letter), **held(other)).logits for letter in "abcd"][-1]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert not [name for name in counts if "attention" in name or name in ("aten::bmm", "aten::softmax", "aten::lerp")]
+    assert not [name for name in counts if "attention" in name or name in ("aten::softmax", "aten::lerp")]
+    assert counts.get("aten::bmm", 0) <= 1  # the angles of all layers, in older transformers
 
 
 @pytest.mark.parametrize(("lengths", "group", "width"), [([1], 1, 8), ([63, 64, 65], 3, 64), ([130, 2, 300, 5], 4, 20)])
